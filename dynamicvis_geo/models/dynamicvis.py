@@ -1,0 +1,456 @@
+"""The DynamicVis backbone (arXiv 2503.16426), for inference.
+
+Four stages; each embeds overlapping patches, then lets its mixers choose the tokens that
+Mamba sees. Names of parameters are those of the official checkpoints, which load without
+renaming other than their ``backbone.`` prefix.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models.mamba import MambaBlock
+from dynamicvis_geo.models.mamba2 import HeadGroups
+
+OutType = Literal['featmap', 'avg_featmap']
+#: Where the global tokens stand in the sequence that Mamba sees.
+GLOBAL_TOKEN_POSITIONS = ('head', 'none', 'headtail', 'mid')
+_WIDTHS = {'b': (96, 192, 384, 768), 'l': (128, 256, 512, 1024)}
+_DEPTHS = {'b': (2, 4, 16, 4), 'l': (2, 4, 32, 4)}
+_ARCHS = {'b': 'b', 'base': 'b', 'l': 'l', 'large': 'l'}
+_INTERPOLATE_MODES = ('bicubic', 'bilinear', 'nearest')
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches as tokens: a convolution, row-major flattening, LayerNorm."""
+
+    def __init__(
+        self, in_channels: int, width: int, patch_size: int, stride: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(
+            in_channels, width, patch_size, stride, padding=patch_size // 2
+        )
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed ``[B, C, H, W]`` into ``[B, h * w, width]`` and ``(h, w)``."""
+        x = self.projection(x)
+        height, width = x.shape[-2:]
+        return self.norm(x.flatten(2).transpose(1, 2)), (height, width)
+
+
+class Gate(nn.Linear):
+    """One routing logit a token, never in reduced precision: order decides features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Score ``[B, N, width]`` as ``[B, N, 1]``, float32 also under autocast."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(dtype), self.weight.to(dtype))
+
+
+class SparseMixer(nn.Module):
+    """Choose the tokens of the highest weight and let Mamba mix those.
+
+    Args:
+        width: channels of the tokens.
+        reduction: one token in *reduction* is chosen. At 0 or less there is no gate and
+            Mamba sees all tokens in raster order.
+        global_tokens: number of averages of the sequence that are shown to Mamba beside
+            the chosen tokens.
+        global_token_position: where these stand, one of
+            :data:`GLOBAL_TOKEN_POSITIONS`.
+        is_softmax_on_x: whether tokens that were not chosen are scaled by
+            ``1 + weight``.
+        norm_topk_prob: whether the weights of the chosen tokens are made to sum to 1.
+        block: the Mamba block.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        reduction: int,
+        global_tokens: int,
+        global_token_position: str,
+        is_softmax_on_x: bool,
+        norm_topk_prob: bool,
+        block: MambaBlock,
+    ) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.global_tokens = 0 if global_token_position == 'none' else global_tokens
+        self.global_token_position = global_token_position
+        self.is_softmax_on_x = is_softmax_on_x
+        self.norm_topk_prob = norm_topk_prob
+        if reduction > 0:
+            self.spatial_gate = Gate(width)
+        self.spatial_mamba_mixer = block
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Mix ``[B, N, width]``."""
+        if self.reduction <= 0:
+            return self._mix(x, x, generator)
+        weights = F.softmax(self.spatial_gate(x)[..., 0], dim=-1)
+        keep = x.shape[1] // self.reduction
+        # A stable sort breaks exact ties by position on every machine; topk does not.
+        ids = weights.sort(dim=-1, descending=True, stable=True).indices[:, :keep]
+        chosen_weights = weights.gather(1, ids)[..., None].to(x.dtype)
+        if self.norm_topk_prob:
+            chosen_weights = chosen_weights / chosen_weights.sum(1, keepdim=True)
+        index = ids[..., None].expand(-1, -1, x.shape[-1])
+        chosen = x.gather(1, index)
+        mixed = self._mix(x, chosen, generator) if keep else chosen
+        output = x * (1 + weights[..., None].to(x.dtype)) if self.is_softmax_on_x else x
+        return output.scatter(1, index, chosen + chosen_weights * mixed)
+
+    def _mix(
+        self, x: Tensor, chosen: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Show Mamba the chosen tokens among the global ones, and take those back."""
+        count = self.global_tokens
+        if not count:
+            mixed: Tensor = self.spatial_mamba_mixer(chosen, generator)
+            return mixed
+        pooled = _average_runs(x, count)
+        kept = chosen.shape[1]
+        if self.global_token_position == 'mid':
+            before, after = chosen.split([kept // 2, kept - kept // 2], dim=1)
+            sequence = self.spatial_mamba_mixer(
+                torch.cat([before, pooled, after], dim=1), generator
+            )
+            # The official code cuts here, which is not where it inserted: half of the
+            # global tokens stay in place of chosen ones.
+            cut = (kept + count) // 2
+            return torch.cat([sequence[:, :cut], sequence[:, cut + count :]], dim=1)
+        ends = [pooled] if self.global_token_position == 'headtail' else []
+        sequence = self.spatial_mamba_mixer(
+            torch.cat([pooled, chosen, *ends], dim=1), generator
+        )
+        return sequence[:, count : count + kept]
+
+
+class DynamicVis(nn.Module):
+    """The DynamicVis backbone.
+
+    A model for inference: every result equals the official model's in eval mode, also
+    after ``train()``.
+
+    Args:
+        arch: 'b' ('base') or 'l' ('large').
+        img_size: pixels of a side, or (height, width). Fixes the length of the position
+            embedding and the number of global tokens.
+        in_channels: bands of the image.
+        patch_sizes: kernel of each stage's patch embedding.
+        strides: stride of each stage's patch embedding.
+        spatial_token_keep_ratios: each stage keeps one token in this many; 0 or less
+            means no selection at all. The official variants "without token selection"
+            have ``[1, 1, 1, 1]``: all tokens, sorted by weight.
+        path_type: one of :data:`~dynamicvis_geo.models.mamba.PATH_TYPES`. The
+            ``shuffle`` types draw permutations: from *shuffle_seed*, anew at each call,
+            so that a call can be repeated (the official code draws from PyTorch's global
+            generator).
+        global_token_cfg: ``{'pos': one of GLOBAL_TOKEN_POSITIONS, 'num': count}``; a
+            count of -1 means the rows of the stage's grid.
+        is_softmax_on_x: whether tokens that were not chosen are scaled by
+            ``1 + weight``.
+        norm_topk_prob: whether the weights of the chosen tokens are made to sum to 1.
+        mamba2: whether the mixers are Mamba-2.
+        mamba2_head_groups: see :class:`~dynamicvis_geo.models.mamba2.Mamba2Mixer`.
+        layer_cfgs: arguments of the mixers that replace their defaults.
+        out_indices: stages whose maps are returned.
+        out_type: 'featmap', or 'avg_featmap' for the normalised mean of the last map.
+        with_pe: whether there is a position embedding; without, any image size runs.
+        interpolate_mode: how a position embedding of another size is resized on loading.
+        norm_cfg: ``{'type': 'LN', 'eps': 1e-6}``, for patches, stages and the mean.
+        sampling_scale: the scale of the noise by which the official model explores
+            routing **in training**, a number or the official dict. It does nothing at
+            inference and is kept for the record.
+        shuffle_seed: seed of the permutations of the ``shuffle`` paths.
+        frozen_stages: the position embedding and the stages up to this one take no
+            gradients.
+        loading_loss: accepted as in the official class; acts in training only.
+        branch_format: accepted as in the official class, which does not use it.
+        channel_token_keep_ratios: accepted as in the official class, which does not use
+            it.
+        init_cfg: accepted as in the official class; load weights with
+            :meth:`load_state_dict`.
+
+    Raises:
+        SpecError: if an argument has a value that cannot be used.
+    """
+
+    def __init__(
+        self,
+        arch: str = 'b',
+        img_size: int | tuple[int, int] = 512,
+        in_channels: int = 3,
+        patch_sizes: Sequence[int] = (7, 3, 3, 3),
+        strides: Sequence[int] = (4, 2, 2, 2),
+        spatial_token_keep_ratios: Sequence[int] = (8, 4, 2, 1),
+        path_type: str = 'forward_reverse_mean',
+        global_token_cfg: Mapping[str, Any] | None = None,
+        is_softmax_on_x: bool = True,
+        norm_topk_prob: bool = False,
+        mamba2: bool = False,
+        mamba2_head_groups: HeadGroups = 'contiguous',
+        layer_cfgs: dict[str, Any] | None = None,
+        out_indices: Sequence[int] = (3,),
+        out_type: OutType = 'featmap',
+        with_pe: bool = True,
+        interpolate_mode: str = 'bicubic',
+        norm_cfg: Mapping[str, Any] | None = None,
+        sampling_scale: float | Mapping[str, Any] = 0.1,
+        shuffle_seed: int = 0,
+        frozen_stages: int = -1,
+        loading_loss: bool = False,
+        branch_format: Any = None,
+        channel_token_keep_ratios: Any = None,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__()
+        self.arch = _choice('arch', arch, _ARCHS)
+        self.img_size = _image_size(img_size)
+        self.path_type = path_type
+        self.mamba2 = mamba2
+        self.sampling_scale = sampling_scale
+        self.shuffle_seed = shuffle_seed
+        self.out_indices = _stages(out_indices, out_type)
+        self.out_type = out_type
+        self.interpolate_mode = _choice(
+            'interpolate_mode', interpolate_mode, {m: m for m in _INTERPOLATE_MODES}
+        )
+        self.widths = _WIDTHS[self.arch]
+        for name, value in (
+            ('patch_sizes', patch_sizes),
+            ('strides', strides),
+            ('spatial_token_keep_ratios', spatial_token_keep_ratios),
+        ):
+            if len(value) != 4:
+                raise SpecError(f'{name}={value!r} must have 4 values, one a stage')
+        position, count = _global_tokens(global_token_cfg)
+        eps = _layer_norm_eps(norm_cfg)
+
+        def mixer(stage: int, rows: int) -> SparseMixer:
+            width = self.widths[stage]
+            return SparseMixer(
+                width,
+                spatial_token_keep_ratios[stage],
+                rows if count == -1 else count,
+                position,
+                is_softmax_on_x,
+                norm_topk_prob,
+                MambaBlock(width, path_type, mamba2, mamba2_head_groups, layer_cfgs),
+            )
+
+        channels = (in_channels, *self.widths)
+        grid = self.img_size
+        self.layers = nn.ModuleList()
+        for stage, width in enumerate(self.widths):
+            kernel, stride = patch_sizes[stage], strides[stage]
+            grid = (
+                _conv_size(grid[0], kernel, stride),
+                _conv_size(grid[1], kernel, stride),
+            )
+            if stage == 0:
+                self.grid = grid
+            mixers = [mixer(stage, grid[0]) for _ in range(_DEPTHS[self.arch][stage])]
+            self.layers.append(
+                nn.ModuleList(
+                    [
+                        PatchEmbed(channels[stage], width, kernel, stride, eps),
+                        nn.Sequential(*mixers),
+                        nn.LayerNorm(width, eps=eps),
+                    ]
+                )
+            )
+        if with_pe:
+            tokens = self.grid[0] * self.grid[1]
+            self.pos_embed = nn.Parameter(torch.empty(1, tokens, self.widths[0]))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            self.register_state_dict_post_hook(_note_grid)
+            self.register_load_state_dict_pre_hook(_fit_pos_embed)
+        else:
+            self.pos_embed = None  # type: ignore[assignment]
+        if out_type == 'avg_featmap':
+            self.post_meanpool_norm = nn.LayerNorm(self.widths[-1], eps=eps)
+        self._freeze(frozen_stages)
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of each returned map."""
+        return tuple(self.widths[stage] for stage in self.out_indices)
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, ...]:
+        """Give the maps of the stages in `out_indices`.
+
+        Args:
+            x: normalised image, ``[B, in_channels, H, W]`` of `img_size`.
+            generator: a CPU generator for the permutations of the ``shuffle`` paths,
+                instead of `shuffle_seed`.
+
+        Returns:
+            ``[B, C, h, w]`` of each stage, at strides 4, 8, 16 and 32, after its
+            LayerNorm; for 'avg_featmap' one ``[B, C]``.
+
+        Raises:
+            SpecError: if *x* has another shape than the model was built for.
+        """
+        if x.ndim != 4:
+            raise SpecError(f'x has shape {tuple(x.shape)}: give [B, C, H, W]')
+        if generator is None:
+            generator = torch.Generator().manual_seed(self.shuffle_seed)
+        maps = []
+        for stage, (patch_embed, mixers, norm) in enumerate(self.layers):  # type: ignore[misc]
+            tokens, (height, width) = patch_embed(x)
+            if stage == 0 and self.pos_embed is not None:
+                self._check_grid((height, width), x)
+                tokens = tokens + self.pos_embed
+            for mixer in mixers:
+                tokens = mixer(tokens, generator)
+            x = norm(tokens).transpose(1, 2).unflatten(-1, (height, width))
+            if stage in self.out_indices:
+                maps.append(x)
+        if self.out_type == 'avg_featmap':
+            return (self.post_meanpool_norm(x.mean((-2, -1))),)
+        return tuple(maps)
+
+    def _check_grid(self, grid: tuple[int, int], x: Tensor) -> None:
+        if grid != self.grid:
+            raise SpecError(
+                f'x is {x.shape[-2]} x {x.shape[-1]} pixels, but the model was built for '
+                f'img_size={self.img_size}: resize the image or build the model with '
+                f'img_size={tuple(x.shape[-2:])}'
+            )
+
+    def _freeze(self, frozen_stages: int) -> None:
+        if frozen_stages >= 0 and self.pos_embed is not None:
+            self.pos_embed.requires_grad_(False)
+        for stage in self.layers[: frozen_stages + 1]:
+            stage.requires_grad_(False)
+
+
+def _average_runs(x: Tensor, count: int) -> Tensor:
+    """Average ``[B, N, C]`` over *count* runs of tokens, as adaptive pooling cuts them."""
+    if x.shape[1] % count == 0:
+        return x.unflatten(1, (count, -1)).mean(2)
+    return F.adaptive_avg_pool1d(x.transpose(1, 2), count).transpose(1, 2)
+
+
+def _note_grid(
+    model: nn.Module, state_dict: Any, prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Remember the true grid: from a number of tokens alone only a square can be told."""
+    if isinstance(model, DynamicVis):
+        local_metadata['grid'] = model.grid
+
+
+def _fit_pos_embed(
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    *_: Any,
+) -> None:
+    """Resize the position embedding of a checkpoint of another image size."""
+    key = f'{prefix}pos_embed'
+    if not isinstance(model, DynamicVis) or key not in state_dict:
+        return
+    old = state_dict[key]
+    if old.ndim != 3 or old.shape[-1] != model.pos_embed.shape[-1]:
+        return  # Loading reports the mismatch, with the others.
+    count = old.shape[1]
+    side = math.isqrt(count)
+    grid = local_metadata.get('grid')
+    if grid is None and count == model.pos_embed.shape[1]:
+        if side * side == count and model.grid[0] != model.grid[1]:
+            warnings.warn(
+                f'pos_embed has {count} tokens and no record of its grid: it is taken '
+                f'as {model.grid[0]} x {model.grid[1]}, not as {side} x {side}',
+                stacklevel=2,
+            )
+        grid = model.grid
+    if grid is None and side * side != count:
+        raise SpecError(
+            f'pos_embed has {count} tokens, which are no square grid, so it cannot be '
+            f'resized for img_size={model.img_size}: build the model with the img_size '
+            'of the checkpoint'
+        )
+    grid = grid or (side, side)
+    if tuple(grid) != model.grid:
+        image = old.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)
+        smooth = {} if model.interpolate_mode == 'nearest' else {'align_corners': False}
+        resized = F.interpolate(
+            image, model.grid, mode=model.interpolate_mode, **smooth
+        )
+        state_dict[key] = resized.flatten(2).transpose(1, 2).to(old.dtype)
+
+
+def _conv_size(pixels: int, kernel: int, stride: int) -> int:
+    return (pixels + 2 * (kernel // 2) - kernel) // stride + 1
+
+
+def _choice(name: str, value: str, choices: Mapping[str, str]) -> str:
+    if value not in choices:
+        raise SpecError(
+            f'{name}={value!r} is unknown: choose one of {", ".join(choices)}'
+        )
+    return choices[value]
+
+
+def _image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
+        raise SpecError(
+            f'img_size={img_size!r} must be a number of pixels or (height, width)'
+        )
+    return size[0], size[1]
+
+
+def _stages(out_indices: Sequence[int], out_type: str) -> tuple[int, ...]:
+    stages = tuple(sorted(set(out_indices)))
+    if not stages or any(stage not in range(4) for stage in stages):
+        raise SpecError(f'out_indices={out_indices!r} must name stages from 0 to 3')
+    if out_type not in get_args(OutType):
+        raise SpecError(
+            f'out_type={out_type!r} is unknown: choose one of '
+            f'{", ".join(get_args(OutType))}'
+        )
+    if out_type == 'avg_featmap' and stages != (3,):
+        raise SpecError(
+            f"out_type='avg_featmap' averages the last stage, but out_indices="
+            f'{out_indices!r}: set out_indices=(3,)'
+        )
+    return stages
+
+
+def _global_tokens(config: Mapping[str, Any] | None) -> tuple[str, int]:
+    config = {'pos': 'head', 'num': -1} | dict(config or {})
+    position, count = config.pop('pos'), config.pop('num')
+    if config or not isinstance(count, int) or count < -1:
+        raise SpecError(
+            f'global_token_cfg has num={count!r} and further keys {sorted(config)}: give '
+            "'pos' and 'num' (-1 or more)"
+        )
+    choices = {name: name for name in GLOBAL_TOKEN_POSITIONS}
+    return _choice("global_token_cfg['pos']", position, choices), count
+
+
+def _layer_norm_eps(config: Mapping[str, Any] | None) -> float:
+    config = {'type': 'LN', 'eps': 1e-6} | dict(config or {})
+    if config.keys() != {'type', 'eps'} or config['type'] != 'LN':
+        raise SpecError(
+            f"norm_cfg={config!r} is not supported: give {{'type': 'LN', 'eps': ...}}"
+        )
+    return float(config['eps'])
