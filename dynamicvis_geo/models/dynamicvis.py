@@ -1,14 +1,14 @@
 """The DynamicVis backbone (arXiv 2503.16426), for inference.
 
-Four stages; each embeds overlapping patches, then lets its mixers choose the tokens that
-Mamba sees. Names of parameters are those of the official checkpoints, which load without
-renaming other than their ``backbone.`` prefix.
+Four stages; each embeds overlapping patches, then lets its mixers choose the tokens
+that Mamba sees. Names of parameters are those of the official checkpoints, which load
+without renaming other than their ``backbone.`` prefix.
 """
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ class SparseMixer(nn.Module):
         self.norm_topk_prob = norm_topk_prob
         if reduction > 0:
             self.spatial_gate = Gate(width)
-        self.spatial_mamba_mixer = block
+        self.spatial_mamba_mixer: Callable[..., Tensor] = block
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Mix ``[B, N, width]``."""
@@ -119,8 +119,7 @@ class SparseMixer(nn.Module):
         """Show Mamba the chosen tokens among the global ones, and take those back."""
         count = self.global_tokens
         if not count:
-            mixed: Tensor = self.spatial_mamba_mixer(chosen, generator)
-            return mixed
+            return self.spatial_mamba_mixer(chosen, generator)
         pooled = _average_runs(x, count)
         kept = chosen.shape[1]
         if self.global_token_position == 'mid':
@@ -156,9 +155,9 @@ class DynamicVis(nn.Module):
             means no selection at all. The official variants "without token selection"
             have ``[1, 1, 1, 1]``: all tokens, sorted by weight.
         path_type: one of :data:`~dynamicvis_geo.models.mamba.PATH_TYPES`. The
-            ``shuffle`` types draw permutations: from *shuffle_seed*, anew at each call,
-            so that a call can be repeated (the official code draws from PyTorch's global
-            generator).
+            ``shuffle`` types draw permutations: from *shuffle_seed*, anew at each
+            call, so that a call can be repeated (the official code draws from PyTorch's
+            global generator).
         global_token_cfg: ``{'pos': one of GLOBAL_TOKEN_POSITIONS, 'num': count}``; a
             count of -1 means the rows of the stage's grid.
         is_softmax_on_x: whether tokens that were not chosen are scaled by
@@ -170,7 +169,7 @@ class DynamicVis(nn.Module):
         out_indices: stages whose maps are returned.
         out_type: 'featmap', or 'avg_featmap' for the normalised mean of the last map.
         with_pe: whether there is a position embedding; without, any image size runs.
-        interpolate_mode: how a position embedding of another size is resized on loading.
+        interpolate_mode: how loading resizes a position embedding of another size.
         norm_cfg: ``{'type': 'LN', 'eps': 1e-6}``, for patches, stages and the mean.
         sampling_scale: the scale of the noise by which the official model explores
             routing **in training**, a number or the official dict. It does nothing at
@@ -277,8 +276,8 @@ class DynamicVis(nn.Module):
             tokens = self.grid[0] * self.grid[1]
             self.pos_embed = nn.Parameter(torch.empty(1, tokens, self.widths[0]))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-            self.register_state_dict_post_hook(_note_grid)
-            self.register_load_state_dict_pre_hook(_fit_pos_embed)
+            self.register_state_dict_post_hook(_note_grid)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_pre_hook(_fit_pos_embed)  # type: ignore[no-untyped-call]
         else:
             self.pos_embed = None  # type: ignore[assignment]
         if out_type == 'avg_featmap':
@@ -312,12 +311,13 @@ class DynamicVis(nn.Module):
         if generator is None:
             generator = torch.Generator().manual_seed(self.shuffle_seed)
         maps = []
-        for stage, (patch_embed, mixers, norm) in enumerate(self.layers):  # type: ignore[misc]
+        for stage, parts in enumerate(self.layers):
+            patch_embed, mixers, norm = cast(nn.ModuleList, parts)
             tokens, (height, width) = patch_embed(x)
             if stage == 0 and self.pos_embed is not None:
                 self._check_grid((height, width), x)
                 tokens = tokens + self.pos_embed
-            for mixer in mixers:
+            for mixer in cast(nn.Sequential, mixers):
                 tokens = mixer(tokens, generator)
             x = norm(tokens).transpose(1, 2).unflatten(-1, (height, width))
             if stage in self.out_indices:
@@ -329,8 +329,8 @@ class DynamicVis(nn.Module):
     def _check_grid(self, grid: tuple[int, int], x: Tensor) -> None:
         if grid != self.grid:
             raise SpecError(
-                f'x is {x.shape[-2]} x {x.shape[-1]} pixels, but the model was built for '
-                f'img_size={self.img_size}: resize the image or build the model with '
+                f'x is {x.shape[-2]} x {x.shape[-1]} pixels, but the model was built '
+                f'for img_size={self.img_size}: resize x or build the model with '
                 f'img_size={tuple(x.shape[-2:])}'
             )
 
@@ -342,16 +342,16 @@ class DynamicVis(nn.Module):
 
 
 def _average_runs(x: Tensor, count: int) -> Tensor:
-    """Average ``[B, N, C]`` over *count* runs of tokens, as adaptive pooling cuts them."""
+    """Average ``[B, N, C]`` over *count* runs of tokens, as adaptive pooling does."""
     if x.shape[1] % count == 0:
-        return x.unflatten(1, (count, -1)).mean(2)
+        return x.reshape(len(x), count, -1, x.shape[2]).mean(2)
     return F.adaptive_avg_pool1d(x.transpose(1, 2), count).transpose(1, 2)
 
 
 def _note_grid(
     model: nn.Module, state_dict: Any, prefix: str, local_metadata: dict[str, Any]
 ) -> None:
-    """Remember the true grid: from a number of tokens alone only a square can be told."""
+    """Remember the true grid: a number of tokens alone can tell only a square."""
     if isinstance(model, DynamicVis):
         local_metadata['grid'] = model.grid
 
@@ -436,21 +436,21 @@ def _stages(out_indices: Sequence[int], out_type: str) -> tuple[int, ...]:
 
 
 def _global_tokens(config: Mapping[str, Any] | None) -> tuple[str, int]:
-    config = {'pos': 'head', 'num': -1} | dict(config or {})
-    position, count = config.pop('pos'), config.pop('num')
-    if config or not isinstance(count, int) or count < -1:
+    given: dict[str, Any] = {'pos': 'head', 'num': -1} | dict(config or {})
+    position, count = given.pop('pos'), given.pop('num')
+    if given or not isinstance(count, int) or count < -1:
         raise SpecError(
-            f'global_token_cfg has num={count!r} and further keys {sorted(config)}: give '
-            "'pos' and 'num' (-1 or more)"
+            f'global_token_cfg has num={count!r} and further keys {sorted(given)}: '
+            "give 'pos' and 'num' (-1 or more)"
         )
     choices = {name: name for name in GLOBAL_TOKEN_POSITIONS}
     return _choice("global_token_cfg['pos']", position, choices), count
 
 
 def _layer_norm_eps(config: Mapping[str, Any] | None) -> float:
-    config = {'type': 'LN', 'eps': 1e-6} | dict(config or {})
-    if config.keys() != {'type', 'eps'} or config['type'] != 'LN':
+    given: dict[str, Any] = {'type': 'LN', 'eps': 1e-6} | dict(config or {})
+    if given.keys() != {'type', 'eps'} or given['type'] != 'LN':
         raise SpecError(
-            f"norm_cfg={config!r} is not supported: give {{'type': 'LN', 'eps': ...}}"
+            f"norm_cfg={given!r} is not supported: give {{'type': 'LN', 'eps': ...}}"
         )
-    return float(config['eps'])
+    return float(given['eps'])

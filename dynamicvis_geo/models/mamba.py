@@ -166,14 +166,14 @@ class MambaBlock(nn.Module):
             ) from error
         if path_type.endswith('gate'):
             branches = self.directions + self.shuffled
-            self.gate_layer = nn.Sequential(
+            self.gate_layer: nn.Module | None = nn.Sequential(
                 nn.Linear(branches * width, branches, bias=False), nn.Softmax(dim=-1)
             )
         else:
-            self.gate_layer = None  # type: ignore[assignment]
+            self.gate_layer = None
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Mix ``[B, L, width]``; *generator* (CPU) draws the permutation if there is one."""
+        """Mix ``[B, L, width]``; *generator* (CPU) draws the permutation, if any."""
         normed = self.pre_norm(x)
         branches = []
         if self.directions:
@@ -184,9 +184,10 @@ class MambaBlock(nn.Module):
             branches.append(mixed[:, :, order.argsort()])
         inner = torch.cat(branches) if len(branches) > 1 else branches[0]
         if self.gate_layer is None:
-            joined: Tensor = inner[0] if len(inner) == 1 else inner.mean(0)
-            return x + self.mamba_layer.out_proj(joined)
-        outputs = self.mamba_layer.out_proj(inner)
+            joined = inner[0] if len(inner) == 1 else inner.mean(0)
+            added: Tensor = self.mamba_layer.out_proj(joined)
+            return x + added
+        outputs: Tensor = self.mamba_layer.out_proj(inner)
         means = outputs.mean(2).transpose(0, 1).flatten(1)
         shares = self.gate_layer(means).to(outputs.dtype)
         return x + torch.einsum('bk,kblc->blc', shares, outputs)

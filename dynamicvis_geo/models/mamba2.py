@@ -53,8 +53,8 @@ class Mamba2Mixer(nn.Module):
         if inner % head_dim or (inner // head_dim) % n_groups:
             raise SpecError(
                 f'head_dim={head_dim} does not fit {inner} inner channels in '
-                f"{n_groups} groups: set layer_cfgs={{'head_dim': ...}} to a divisor of "
-                f'{inner // n_groups}, such as {_divisors(inner // n_groups)}'
+                f"{n_groups} groups: set layer_cfgs={{'head_dim': ...}} to a divisor "
+                f'of {inner // n_groups}, such as {_divisors(inner // n_groups)}'
             )
         if head_groups not in get_args(HeadGroups):
             raise SpecError(
@@ -93,7 +93,8 @@ class Mamba2Mixer(nn.Module):
         outputs = [self._scan(mixed[0], dt)]
         if directions == 2:
             outputs.append(self._scan(mixed[1].flip(1), dt.flip(1)).flip(1))
-        return self.norm(torch.stack(outputs), gate).to(x.dtype)
+        normed: Tensor = self.norm(torch.stack(outputs), gate)
+        return normed.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix ``[B, L, width]`` in forward direction."""
@@ -116,10 +117,11 @@ class Mamba2Mixer(nn.Module):
                 self._per_head(C),
                 self.chunk_size,
             )
-            return (y + self.D.to(dtype)[:, None] * x).flatten(2)
+            skipped: Tensor = y + self.D.to(dtype)[:, None] * x
+            return skipped.flatten(2)
 
     def _per_head(self, x: Tensor) -> Tensor:
-        grouped = x.unflatten(-1, (self.n_groups, self.state_size))
+        grouped = x.reshape(*x.shape[:2], self.n_groups, self.state_size)
         share = self.heads // self.n_groups
         if self.head_groups == 'tiled':
             return grouped.repeat(1, 1, share, 1)

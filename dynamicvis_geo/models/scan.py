@@ -64,7 +64,7 @@ def causal_conv(
 
     Args:
         x: ``[B, L, I]``.
-        weight: one filter a channel, ``[I, 1, taps]``; the last tap is the token itself.
+        weight: one filter a channel, ``[I, 1, taps]``; the last tap is the token's own.
         bias: ``[I]`` or None.
         directions: 1 or 2.
 
@@ -102,7 +102,7 @@ def _chunked_scan(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
 
     The first pass finds the state that each chunk adds, the carry makes from these the
     state in which each chunk starts, and the second pass runs from there. No product of
-    decays is ever divided by another, so strong decays cannot underflow into a quotient.
+    decays is ever divided by another, so strong decays cannot underflow a quotient.
     """
     sequences, length, channels = x.shape
     states = A.shape[1]
