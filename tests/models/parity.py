@@ -1,0 +1,132 @@
+"""Deterministic weights and inputs, and the outputs of the official model for them.
+
+`tests/data/parity` holds outputs of the official implementation. The weights and images
+that gave them are made anew here, from uniform numbers whose seeds are the CRC-32 of
+their names; checksums in the manifest say whether they came out the same.
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dynamicvis_geo.models import DynamicVis
+
+DATA = Path(__file__).parents[1] / 'data' / 'parity'
+MANIFEST: dict[str, Any] = json.loads((DATA / 'manifest.json').read_text())
+CASES: dict[str, Any] = MANIFEST['cases']
+COMPONENTS: dict[str, Any] = MANIFEST['components']
+
+_GATE_GAINS = (2.5, 2.0, 0.8, 0.8)
+
+
+def uniform(name: str, count: int) -> NDArray[np.float64]:
+    seed = zlib.crc32(name.encode())
+    return np.random.Generator(np.random.PCG64(seed)).random(count)
+
+
+def noise(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Zero mean, unit variance."""
+    return ((2 * uniform(name, math.prod(shape)) - 1) * math.sqrt(3)).reshape(shape)
+
+
+def weight(key: str, shape: tuple[int, ...], out_gain: float = 1.0) -> Tensor:
+    """The weight of a state-dict key, by the first rule that fits the key's end."""
+    if key.endswith('A_log') and len(shape) == 1:
+        return _tensor(np.log(1 + 15 * uniform(key, shape[0])))
+    z = noise(key, shape)
+    by_fan = z / math.sqrt(math.prod(shape[1:]))
+    if key.endswith('spatial_gate.weight'):
+        stage, index = int(key.split('.')[-5]), int(key.split('.')[-3])
+        return _tensor(_GATE_GAINS[stage] / (1 + 0.3 * index) * by_fan)
+    rules = {
+        'pos_embed': 0.5 * z,
+        'projection.weight': by_fan,
+        'projection.bias': 0.1 * z,
+        'gate_layer.0.weight': 4 * by_fan,
+        'in_proj.weight': by_fan,
+        'x_proj.weight': 3 * by_fan,
+        'dt_proj.weight': by_fan,
+        'dt_proj.bias': z - 3.5,
+        'dt_bias': z - 3.5,
+        'conv1d.weight': 0.5 * z,
+        'conv1d.bias': 0.1 * z,
+        'out_proj.weight': out_gain * by_fan,
+        'A_log': np.log(1 + np.arange(shape[-1])) + 0.1 * z,
+        '.D': 1 + 0.1 * z,
+        '.bias': 0.1 * z,
+        '.weight': 1 + 0.1 * z,
+    }
+    return _tensor(next(value for end, value in rules.items() if key.endswith(end)))
+
+
+def image(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Noise a pixel plus noise on an 8 x 8 grid of blocks."""
+    batch, channels, height, width = shape
+    coarse = noise(f'{name}/coarse', (batch, channels, 8, 8))
+    blocks = coarse.repeat(height // 8, axis=2).repeat(width // 8, axis=3)
+    return _tensor(0.6 * noise(f'{name}/fine', shape) + 0.8 * blocks)
+
+
+def sequence(name: str, shape: tuple[int, ...]) -> Tensor:
+    return _tensor(noise(name, shape))
+
+
+def fill(module: nn.Module, prefix: str = '', out_gain: float = 1.0) -> nn.Module:
+    """Load the deterministic weights of all keys of a module."""
+    module.load_state_dict(
+        {
+            key: weight(prefix + key, tuple(value.shape), out_gain)
+            for key, value in module.state_dict().items()
+        }
+    )
+    return module.eval()
+
+
+def build(name: str, **changes: Any) -> tuple[DynamicVis, Tensor]:
+    """The model and the input of a case."""
+    case = CASES[name]
+    size = case['img_size']
+    arguments = case['constructor'] | {
+        'arch': case['arch'],
+        'img_size': tuple(size) if isinstance(size, list) else size,
+    }
+    if name == 'b_mamba2':
+        arguments['mamba2_head_groups'] = 'tiled'
+    model = DynamicVis(**arguments | changes)
+    fill(model, out_gain=case['out_gain'])
+    return model, image(case['input_name'], tuple(case['input_shape']))
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    with np.load(DATA / f'{name}.npz') as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays}
+
+
+def tolerance(entry: Mapping[str, Any]) -> float:
+    """Ten times the official model's own float32 rounding; 1e-5 is always allowed."""
+    return max(1e-5, 10 * (entry['rounding_rel_l2'] or 0.0))
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensor(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))

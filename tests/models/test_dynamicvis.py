@@ -1,0 +1,197 @@
+import copy
+import hashlib
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models import DynamicVis
+
+from . import parity
+
+
+def run(model: DynamicVis, x: Tensor, **arguments: Any) -> tuple[Tensor, ...]:
+    with torch.inference_mode():
+        return model(x, **arguments)
+
+
+@pytest.fixture(scope='module')
+def small() -> DynamicVis:
+    """A model of 64 pixels that no test changes."""
+    return parity.build('b_img64_b2')[0]
+
+
+@pytest.mark.parametrize('name', parity.CASES)
+def test_equals_the_official_model(name: str) -> None:
+    if name == 'b_ckpt64_on_128':
+        model, x = DynamicVis(img_size=128).eval(), None
+        model.load_state_dict(parity.build('b_img64_b2')[0].state_dict())
+        case = parity.CASES[name]
+        x = parity.image(case['input_name'], tuple(case['input_shape']))
+    else:
+        case = parity.CASES[name]
+        model, x = parity.build(name)
+        assert parity.checksum(model.state_dict()) == case['weights_sha256']
+    assert hashlib.sha256(x.numpy().tobytes()).hexdigest() == case['input_sha256']
+
+    maps = run(model, x)
+
+    expected = list(parity.golden(name).values())
+    assert len(maps) == len(expected)
+    for got, official in zip(maps, expected, strict=True):
+        assert got.shape == official.shape
+        assert parity.relative_error(got, official) <= parity.tolerance(case)
+
+
+@pytest.mark.parametrize('name', ['b', 'l', 'b_gate', 'b_mamba2', 'l_mamba2_head32'])
+def test_state_dict_equals_the_official_one(name: str) -> None:
+    official = json.loads((parity.DATA / f'state_dict_{name}.json').read_text())
+    with torch.device('meta'):
+        model = DynamicVis(arch=official['arch'], **official['constructor'])
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert shapes == official['state_dict']
+
+
+@pytest.mark.parametrize(('old', 'new'), [(64, 80), (96, 72), (128, 64)])
+def test_position_embedding_of_another_size_is_resized(old: int, new: int) -> None:
+    model = DynamicVis(img_size=new)
+    tokens = (old // 4) ** 2
+    state = model.state_dict() | {
+        'pos_embed': parity.weight('pos_embed', (1, tokens, 96))
+    }
+    before = state['pos_embed'].clone()
+    model.load_state_dict(state)
+    expected = parity.golden('pos_embed')[f'from{old}_to{new}']
+    torch.testing.assert_close(model.pos_embed, expected, atol=1e-6, rtol=0)
+    assert torch.equal(state['pos_embed'], before)
+
+
+def test_square_position_embedding_fits_a_rectangle_of_as_many_tokens() -> None:
+    """The official code cannot tell 16 x 64 tokens from 32 x 32 and mixes them up."""
+    square = DynamicVis(img_size=128)
+    oblong = DynamicVis(img_size=(64, 256))
+    oblong.load_state_dict(square.state_dict())
+    assert not torch.equal(oblong.pos_embed, square.pos_embed)
+    again = DynamicVis(img_size=(64, 256))
+    again.load_state_dict(oblong.state_dict())
+    assert torch.equal(again.pos_embed, oblong.pos_embed)
+
+
+def test_position_embedding_without_a_grid_is_kept_with_a_warning() -> None:
+    model = DynamicVis(img_size=(64, 256))
+    with pytest.warns(UserWarning, match='1024 tokens and no record of its grid'):
+        model.load_state_dict(dict(model.state_dict()))
+
+
+def test_position_embedding_of_an_unknown_rectangle_is_refused() -> None:
+    model = DynamicVis(img_size=64)
+    state = dict(model.state_dict()) | {'pos_embed': torch.zeros(1, 384, 96)}
+    with pytest.raises(SpecError, match='384 tokens'):
+        model.load_state_dict(state)
+
+
+def test_shuffled_paths_repeat_and_follow_their_seed() -> None:
+    x = parity.image('shuffle', (1, 3, 64, 64))
+    for path_type in ('shuffle', 'forward_reverse_shuffle_mean'):
+        model = DynamicVis(img_size=64, path_type=path_type)
+        parity.fill(model)
+        state = torch.random.get_rng_state()
+        first = run(model, x)[0]
+        assert torch.equal(first, run(model, x)[0])
+        assert torch.equal(torch.random.get_rng_state(), state)
+        other = run(model, x, generator=torch.Generator().manual_seed(1))[0]
+        assert parity.relative_error(other, first) > 1e-3
+        model.shuffle_seed = 1
+        assert torch.equal(run(model, x)[0], other)
+
+
+def test_shuffle_gate_has_three_branches() -> None:
+    model = DynamicVis(img_size=64, path_type='forward_reverse_shuffle_gate')
+    weight = model.state_dict()['layers.0.1.0.spatial_mamba_mixer.gate_layer.0.weight']
+    assert weight.shape == (3, 3 * 96)
+    maps = run(parity.fill(model), parity.image('shuffle', (2, 3, 64, 64)))
+    assert maps[0].isfinite().all()
+
+
+def test_samples_of_a_batch_do_not_interact(small: DynamicVis) -> None:
+    x = parity.image('batch', (3, 3, 64, 64))
+    together = run(small, x)[-1]
+    for index in range(3):
+        alone = run(small, x[index : index + 1])[-1]
+        assert parity.relative_error(together[index : index + 1], alone) < 1e-5
+
+
+def test_more_global_tokens_than_tokens_and_stages_that_keep_none() -> None:
+    x = parity.image('edge', (1, 3, 64, 64))
+    many = DynamicVis(img_size=64, global_token_cfg={'pos': 'head', 'num': 7})
+    assert run(parity.fill(many), x)[0].shape == (1, 768, 2, 2)
+    none = DynamicVis(img_size=64, spatial_token_keep_ratios=(8, 4, 2, 1000))
+    assert run(parity.fill(none), x)[0].shape == (1, 768, 2, 2)
+
+
+def test_gradients_reach_every_weight_but_the_frozen_stages() -> None:
+    model = DynamicVis(img_size=64, frozen_stages=0)
+    parity.fill(model)
+    model(parity.image('grad', (1, 3, 64, 64)))[0].square().mean().backward()
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(('pos_embed', 'layers.0.'))
+        assert (parameter.grad is None) == frozen, name
+
+
+def test_bfloat16_autocast_stays_close(small: DynamicVis) -> None:
+    x = parity.image('b_img64_b2/38', (2, 3, 64, 64))
+    exact = run(small, x)[-1]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        rough = run(small, x)[-1]
+    pooled = torch.cosine_similarity(
+        exact.mean((2, 3)), rough.float().mean((2, 3)), dim=1
+    )
+    # With these weights routing decides much; real weights are calmer.
+    assert pooled.min() > 0.9
+
+
+def test_a_copy_gives_the_same_features(small: DynamicVis) -> None:
+    twin = copy.deepcopy(small)
+    x = parity.image('copy', (1, 3, 64, 64))
+    assert torch.equal(run(twin, x)[-1], run(small, x)[-1])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ({'arch': 'xl'}, "arch='xl'.*b, base, l, large"),
+        ({'path_type': 'sideways'}, "path_type='sideways'.*forward_reverse_gate"),
+        ({'img_size': 0}, 'img_size=0'),
+        ({'img_size': (64, 64, 3)}, 'img_size='),
+        ({'out_indices': (4,)}, 'out_indices'),
+        ({'out_indices': ()}, 'out_indices'),
+        ({'out_type': 'cls_token'}, "out_type='cls_token'.*featmap"),
+        ({'out_type': 'avg_featmap', 'out_indices': (0, 3)}, 'out_indices'),
+        ({'global_token_cfg': {'pos': 'tail', 'num': -1}}, "'tail'.*headtail"),
+        ({'global_token_cfg': {'pos': 'head', 'num': -2}}, 'num=-2'),
+        ({'spatial_token_keep_ratios': (8, 4)}, 'spatial_token_keep_ratios.*4 values'),
+        ({'interpolate_mode': 'lanczos'}, 'interpolate_mode'),
+        ({'norm_cfg': {'type': 'BN'}}, 'norm_cfg'),
+        ({'layer_cfgs': {'states': 8}}, 'layer_cfgs.*states'),
+        ({'mamba2': True, 'arch': 'l'}, 'head_dim=24.*divisor.*16, 32'),
+        ({'mamba2': True, 'mamba2_head_groups': 'odd'}, 'contiguous, tiled'),
+    ],
+)
+def test_wrong_arguments_name_the_value_and_the_choices(
+    arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words), torch.device('meta'):
+        DynamicVis(**arguments)
+
+
+def test_image_of_another_size_is_refused(small: DynamicVis) -> None:
+    with pytest.raises(SpecError, match=r'96 x 64 pixels.*img_size=\(64, 64\)'):
+        small(torch.zeros(1, 3, 96, 64))
+    with pytest.raises(SpecError, match='shape'):
+        small(torch.zeros(3, 64, 64))
+    oblong = DynamicVis(img_size=(64, 96))
+    with pytest.raises(SpecError, match='96 x 64 pixels'):
+        oblong(torch.zeros(1, 3, 96, 64))
