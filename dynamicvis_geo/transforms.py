@@ -1,0 +1,118 @@
+"""From raw reflectance to what the backbone eats."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynamicvis_geo.errors import SpecError
+
+#: Mean and standard deviation of ImageNet's RGB, of values in 0..1. Times 255 they are
+#: the numbers of the official DynamicVis preprocessor.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Preprocess(nn.Module):
+    """Reflectance to 8 bits, resized as Pillow resizes, ImageNet-normalised.
+
+    The path of the established adapter of this model: scale *input_range* to 0..1 and
+    clip, times 255, truncate to whole levels, resize (bicubic, with the antialiasing of
+    Pillow's ``Image.resize``), divide by 255, subtract the mean and divide by the
+    standard deviation. It runs on whole batches, on the device of the batch.
+
+    Args:
+        img_size: pixels of a side of the result, or (height, width); None leaves the
+            size as it is.
+        input_range: the values that become black and white. (0, 10000) is Sentinel-2
+            reflectance as delivered; (0, 3000) the usual stretch for display.
+
+    Raises:
+        SpecError: if *input_range* is not two increasing numbers.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] | None = 512,
+        input_range: Sequence[float] = (0.0, 10000.0),
+    ) -> None:
+        super().__init__()
+        if len(input_range) != 2 or not input_range[0] < input_range[1]:
+            raise SpecError(
+                f'input_range={tuple(input_range)!r} must be two increasing numbers, '
+                'such as (0, 10000)'
+            )
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.input_range = float(input_range[0]), float(input_range[1])
+        low, high = self.input_range
+        # Kept as tensors: CUDA multiplies by the reciprocal of a Python number, which
+        # rounds otherwise and so can truncate to another level.
+        for name, values in (
+            ('low', low),
+            ('span', high - low),
+            ('mean', IMAGENET_MEAN),
+            ('std', IMAGENET_STD),
+        ):
+            value = torch.tensor(values, dtype=torch.float32)
+            if value.ndim:
+                value = value[:, None, None]
+            self.register_buffer(name, value, persistent=False)
+        self.low: Tensor
+        self.span: Tensor
+        self.mean: Tensor
+        self.std: Tensor
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What was done, for the record of a file."""
+        return {
+            'input_range': list(self.input_range),
+            'quantisation': 'uint8, truncated',
+            'resize': list(self.img_size) if self.img_size else None,
+            'resampling': 'bicubic, antialiased (Pillow)',
+            'mean': list(IMAGENET_MEAN),
+            'std': list(IMAGENET_STD),
+        }
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Preprocess raw values.
+
+        Args:
+            image: ``[..., 3, H, W]`` in RGB order, any real dtype that holds the values
+                exactly. NaN counts as the low end of the input range.
+
+        Returns:
+            float32 ``[..., 3, *img_size]``.
+
+        Raises:
+            SpecError: if there are not 3 bands, or the dtype is a 16-bit float.
+        """
+        if image.ndim < 3 or image.shape[-3] != 3:
+            raise SpecError(
+                f'image has shape {tuple(image.shape)}: give [..., 3, H, W], bands in '
+                'the order red, green, blue'
+            )
+        if image.dtype in (torch.float16, torch.bfloat16):
+            raise SpecError(
+                f'image is {image.dtype}, which rounds reflectance by up to 0.4 %: '
+                "give float32 (with a Trainer: precision='bf16-mixed', not 'bf16-true')"
+            )
+        with torch.autocast(image.device.type, enabled=False):
+            values = (image.float() - self.low.float()) / self.span.float()
+            levels = (values.nan_to_num(0.0).clamp(0, 1) * 255).floor()
+            if self.img_size is not None:
+                levels = _resize(levels, *self.img_size)
+            return (levels / 255 - self.mean.float()) / self.std.float()
+
+
+def _resize(levels: Tensor, height: int, width: int) -> Tensor:
+    """Resize as Pillow does: columns first, and whole levels after each direction."""
+    shape = levels.shape
+    levels = levels.reshape(-1, *shape[-3:])
+    for size in ((shape[-2], width), (height, width)):
+        if levels.shape[-2:] != size:
+            levels = F.interpolate(levels, size, mode='bicubic', antialias=True)
+            levels = (levels + 0.5).floor().clamp(0, 255)
+    return levels.reshape(*shape[:-2], height, width)
