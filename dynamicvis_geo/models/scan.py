@@ -11,7 +11,7 @@ from torch import Tensor
 
 # The states of all chunks are updated together, so they should stay in the cache of a
 # core while being large enough to hide the cost of launching an operation.
-_STATE_ELEMENTS = 1 << 18
+_STATE_ELEMENTS = 1 << 17
 
 
 def selective_scan(
