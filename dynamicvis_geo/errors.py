@@ -21,5 +21,9 @@ class CheckpointError(DynamicVisGeoError):
     """A checkpoint cannot be fetched, read, or fitted to the model."""
 
 
+class UpstreamError(DynamicVisGeoError):
+    """The official DynamicVis code cannot be found, fetched, or run."""
+
+
 class OutputError(DynamicVisGeoError):
     """An output cannot be written, or exists already."""
