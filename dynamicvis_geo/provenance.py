@@ -1,0 +1,185 @@
+"""What made a file: software, run, model and source, written into every output.
+
+A provenance is a plain dictionary that JSON can hold. Where they fit, its keys are
+terms of public proposals: ``processing:datetime`` and ``processing:software`` (STAC
+Processing extension), ``emb:type``, ``emb:dimensions`` and ``data_type`` (STAC
+Embedding extension, proposal of the Geo-Embeddings Sprint 2026). All other keys are our
+own plain names:
+
+* ``model``: what the task says of its backbone, preprocessing and output;
+* ``source``: what the chips' dataset says of its images;
+* ``run``: command line, precision, device and number of processes.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynamicvis_geo.errors import OutputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+#: Key of the provenance in the metadata of a Parquet file and in the tags of a GeoTIFF.
+PROVENANCE_KEY = 'dynamicvis_geo'
+
+#: File that holds the provenance of a folder of outputs.
+METADATA_FILE = 'metadata.json'
+
+_DISTRIBUTIONS = (
+    'dynamicvis-geo',
+    'torchgeo',
+    'lightning',
+    'numpy',
+    'rasterio',
+)
+
+
+def run_provenance(
+    trainer: 'Trainer', pl_module: 'LightningModule', source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Gather what is known of a prediction run when its output is begun.
+
+    Args:
+        trainer: The trainer that runs the prediction.
+        pl_module: The task; its ``provenance`` attribute, if any, describes the model.
+        source: What the dataset of chips says of itself.
+
+    Returns:
+        A dictionary that :func:`to_json` writes without loss.
+    """
+    return {
+        'processing:datetime': datetime.now(UTC).isoformat(timespec='seconds'),
+        'processing:software': software_versions(),
+        'model': jsonable(getattr(pl_module, 'provenance', {})),
+        'source': jsonable(source),
+        'run': {
+            'command': shlex.join(sys.argv),
+            'precision': str(trainer.precision),
+            'device': trainer.strategy.root_device.type,
+            'processes': trainer.world_size,
+        },
+    }
+
+
+def describe_embeddings(kind: str, dimensions: int | None) -> dict[str, Any]:
+    """Describe the embeddings of one output in the terms of the STAC proposal.
+
+    Args:
+        kind: 'chip' (one vector a chip) or 'pixel' (one vector a feature cell).
+        dimensions: Length of a vector; None if no vector was seen.
+
+    Returns:
+        The terms ``emb:type``, ``emb:dimensions`` and ``data_type``.
+    """
+    return {'emb:type': kind, 'emb:dimensions': dimensions, 'data_type': 'float32'}
+
+
+def software_versions() -> dict[str, str]:
+    """Name the versions of Python and of the packages that decide the numbers."""
+    import torch
+
+    # torch.__version__ also names the build, such as '+cu130'.
+    versions = {'python': platform.python_version(), 'torch': str(torch.__version__)}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = 'not installed'
+    return versions
+
+
+def jsonable(value: Any) -> Any:
+    """Turn a value into what JSON can hold, without NaN or infinity.
+
+    Dataclasses and mappings become dictionaries, sequences and arrays lists, dates ISO
+    strings; numbers that JSON lacks become None, and anything else its ``str``.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return [jsonable(item) for item in sorted(value, key=str)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, date):
+        # pandas' NaT is a date that equals nothing, itself included.
+        return value.isoformat() if value == value else None
+    return str(value)
+
+
+def to_json(provenance: Mapping[str, Any], indent: int | None = None) -> str:
+    """Write a provenance as JSON, strictly: no NaN, no infinity."""
+    return json.dumps(
+        jsonable(provenance), allow_nan=False, ensure_ascii=False, indent=indent
+    )
+
+
+def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read back what made an output.
+
+    Args:
+        path: A ``.parquet`` file, a GeoTIFF, or a folder that this package wrote.
+
+    Returns:
+        The provenance.
+
+    Raises:
+        OutputError: If there is nothing at `path`, or it carries no provenance.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise OutputError(f"cannot read the provenance of '{path}': it does not exist")
+    try:
+        text = _read_folder(path) if path.is_dir() else _read_file(path)
+        provenance = None if text is None else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot read the provenance of '{path}': {error}") from error
+    if not isinstance(provenance, dict):
+        raise OutputError(
+            f"'{path}' carries no provenance: it was not written by dynamicvis_geo, "
+            'or another program has rewritten it'
+        )
+    return provenance
+
+
+def _read_folder(path: Path) -> str | None:
+    file = path / METADATA_FILE
+    return file.read_text(encoding='utf-8') if file.is_file() else None
+
+
+def _read_file(path: Path) -> str | None:
+    # Read by content, not by name: users rename files.
+    with path.open('rb') as file:
+        magic = file.read(4)
+    if magic == b'PAR1':
+        import pyarrow.parquet as pq
+
+        tags = pq.read_metadata(path).metadata or {}
+        value = tags.get(PROVENANCE_KEY.encode())
+        return None if value is None else str(value, 'utf-8')
+    if magic[:2] in (b'II', b'MM'):
+        import rasterio
+
+        with rasterio.open(path) as image:
+            tag: str | None = image.tags().get(PROVENANCE_KEY)
+        return tag
+    return None
