@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import pickle
 import sys
 import types
@@ -42,8 +43,8 @@ def official_state_dict(
 ) -> 'OrderedDict[str, Tensor]':
     """Backbone keys and shapes of the official model, with random values.
 
-    A tensor's rows are all alike and stored once, which keeps the files small. With
-    fewer stages than four it is all that a reader looks at, and quick to make.
+    The tensors are windows that slide over a few numbers, which keeps the files small.
+    One stage of four is all that a reader looks at, and quick to make.
     """
     widths = {'b': (96, 192, 384, 768), 'l': (128, 256, 512, 1024)}[arch]
     depths = {'b': (2, 4, 16, 4), 'l': (2, 4, 32, 4)}[arch]
@@ -70,10 +71,18 @@ def official_state_dict(
             }
         shapes[f'{at}.2.weight'] = shapes[f'{at}.2.bias'] = (width,)
     generator = torch.Generator().manual_seed(0)
-    return OrderedDict(
-        (name, torch.rand(shape[-1], generator=generator).expand(shape))
-        for name, shape in shapes.items()
-    )
+    return OrderedDict((n, _sliding(n, s, generator)) for n, s in shapes.items())
+
+
+def _sliding(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    strides = (1, 3, 5, 7)[: len(shape)]
+    length = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    values = torch.rand(length, generator=generator) - 0.5
+    if len(shape) == 1:  # norms and biases
+        values = 0.1 * values + name.endswith(('.weight', '.D'))
+    else:
+        values = 3 * values / math.prod(shape[1:]) ** 0.5
+    return values.as_strided(shape, strides)
 
 
 def _mamba(width: int) -> dict[str, tuple[int, ...]]:

@@ -413,9 +413,13 @@ def test_pos_embed_of_another_image_size_is_fitted(
 ) -> None:
     model = DynamicVis(arch='b', img_size=img_size)
     load_into(model, read_checkpoint(official))
-    # All rows of the file's pos_embed are alike, so any resizing keeps them.
-    expected = official_state_dict()['pos_embed'][:, :1].expand_as(model.pos_embed)
-    torch.testing.assert_close(model.pos_embed.detach(), expected)
+    stored = official_state_dict()['pos_embed']
+    expected = torch.nn.functional.interpolate(
+        stored.reshape(1, 16, 16, -1).permute(0, 3, 1, 2), model.grid, mode='bicubic'
+    )
+    torch.testing.assert_close(
+        model.pos_embed.detach(), expected.flatten(2).transpose(1, 2)
+    )
 
 
 def test_grid_of_a_model_that_is_not_square_is_kept(tmp_path: Path) -> None:

@@ -1,0 +1,374 @@
+"""Fetching the official weights, and building the backbone that they are for."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from torch import Tensor, nn
+from torchvision.models import Weights, WeightsEnum
+
+from dynamicvis_geo.errors import CheckpointError, SpecError
+from dynamicvis_geo.models.checkpoint import Checkpoint, load_into, read_checkpoint
+from dynamicvis_geo.models.config import BackboneConfig
+from dynamicvis_geo.models.dynamicvis import DynamicVis
+from dynamicvis_geo.transforms import Preprocess
+
+#: Seed of the weights of ``weights='random'``.
+RANDOM_SEED = 0
+
+# Arguments that BackboneConfig has no fields for; they follow the checkpoint.
+_TAKEN_OVER = (
+    'global_token_cfg',
+    'is_softmax_on_x',
+    'layer_cfgs',
+    'norm_topk_prob',
+    'spatial_token_keep_ratios',
+)
+# The errors of whichever HTTP library this version of huggingface_hub has, and OSError.
+_TRANSPORT_ERRORS = cast(
+    tuple[type[Exception], ...], (OSError, *HfHubHTTPError.__bases__)
+)
+
+
+def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the backbone of a configuration, with its weights, for inference.
+
+    Args:
+        config: Which weights and which implementation.
+
+    Returns:
+        The backbone, frozen and in eval mode, on the CPU, in float32; it takes
+        normalised images ``[B, 3, H, W]`` of ``config.img_size`` and returns a tuple of
+        one map ``[B, C, h, w]``. And its provenance, as plain values for JSON.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be fetched or read, is not the one
+            asked for, or does not fit the configuration.
+        SpecError: If the configuration cannot be built.
+    """
+    if config.implementation != 'native':
+        raise SpecError(
+            f'implementation={config.implementation!r} is not part of this version: '
+            "use 'native'"
+        )
+    if config.weights == 'random':
+        model, provenance = _random_backbone(config)
+    else:
+        model, provenance = _pretrained_backbone(config)
+    model.eval()
+    model.requires_grad_(False)
+    provenance |= {
+        'arch': model.arch,
+        'path_type': model.path_type,
+        'sampling_scale': _plain(model.sampling_scale),
+        'mamba2': model.mamba2,
+        'img_size': list(model.img_size),
+        'implementation': config.implementation,
+        'feature_kind': 'last_stage_featmap',
+        'dtype': 'float32',
+        'parameters': _statistics(model),
+    }
+    if 'shuffle' in model.path_type:
+        provenance['shuffle_seed'] = model.shuffle_seed
+    return model, provenance
+
+
+def fetch_checkpoint(hf_repo: str, ckpt_file: str, revision: str = 'main') -> Path:
+    """Return the path of a checkpoint in Hugging Face's cache, downloaded if need be.
+
+    The environment variables of huggingface_hub (``HF_HOME``, ``HF_ENDPOINT``,
+    ``HF_HUB_OFFLINE``, ``HF_TOKEN``) have the effect that its documentation tells.
+
+    Args:
+        hf_repo: Repository, as ``owner/name``.
+        ckpt_file: File in that repository.
+        revision: Branch, tag or commit.
+
+    Raises:
+        CheckpointError: If the file is not to be had; it says what to do.
+    """
+    # Read here, as huggingface_hub reads it once only, when it is imported.
+    endpoint = os.environ.get('HF_ENDPOINT', constants.ENDPOINT).rstrip('/')
+    what = f'{ckpt_file} of {hf_repo} at revision {revision!r} from {endpoint}'
+    try:
+        return Path(
+            hf_hub_download(hf_repo, ckpt_file, revision=revision, endpoint=endpoint)
+        )
+    except GatedRepoError as error:
+        reason = 'access has to be granted'
+        remedy = f'ask for it at {endpoint}/{hf_repo}, then run `hf auth login`'
+        raise _not_to_be_had(what, reason, remedy) from error
+    except RepositoryNotFoundError as error:
+        reason = 'there is no such repository, or it is private'
+        remedy = 'correct hf_repo, or run `hf auth login`'
+        raise _not_to_be_had(what, reason, remedy) from error
+    except RevisionNotFoundError as error:
+        reason = 'there is no such revision'
+        remedy = f'take one of {endpoint}/{hf_repo}/commits'
+        raise _not_to_be_had(what, reason, remedy) from error
+    except LocalEntryNotFoundError as error:
+        cause = error.__cause__ or error
+        reason = f'it is not in the cache, and could not be asked for: {cause}'
+        if constants.HF_HUB_OFFLINE:
+            reason = 'it is not in the cache, and HF_HUB_OFFLINE forbids downloading'
+        remedy = 'go online once, or name a local file by checkpoint'
+        raise _not_to_be_had(what, reason, _login_or(remedy, cause)) from error
+    except EntryNotFoundError as error:
+        reason = 'there is no such file'
+        remedy = f'take one of {endpoint}/{hf_repo}/tree/{revision} as ckpt_file'
+        raise _not_to_be_had(what, reason, remedy) from error
+    except HFValidationError as error:
+        reason, remedy = str(error), "give hf_repo as 'owner/name'"
+        raise _not_to_be_had(what, reason, remedy) from error
+    except _TRANSPORT_ERRORS as error:
+        remedy = 'run it again (nothing of the partial file is kept)'
+        raise _not_to_be_had(what, str(error), _login_or(remedy, error)) from error
+
+
+def _login_or(remedy: str, error: BaseException) -> str:
+    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    denied = status in (401, 403)
+    return 'run `hf auth login`, or correct HF_TOKEN' if denied else remedy
+
+
+def _not_to_be_had(what: str, reason: str, remedy: str) -> CheckpointError:
+    line = ' '.join(reason.split()) or 'no reason given'
+    return CheckpointError(f'cannot fetch {what} ({line}): {remedy}')
+
+
+def _random_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, Any]]:
+    if config.named_arch is None:
+        raise SpecError(
+            "arch='auto' cannot be told from the name "
+            f"{config.checkpoint or config.ckpt_file}: give arch='b' or arch='l'"
+        )
+    warnings.warn(
+        "weights='random': the backbone is untrained and its features mean nothing; "
+        "use weights='pretrained' for the real ones",
+        stacklevel=3,
+    )
+    model = _build(config, config.named_arch, {}, seed=RANDOM_SEED)
+    return model, {'weights': 'random', 'seed': RANDOM_SEED}
+
+
+def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, Any]]:
+    source: dict[str, Any] = {'repository': None, 'file': None, 'revision': None}
+    if config.checkpoint is not None:
+        path = config.checkpoint
+        source['file'] = path.name
+    else:
+        path = fetch_checkpoint(config.hf_repo, config.ckpt_file, config.revision)
+        source['repository'] = config.hf_repo
+        source['file'] = config.ckpt_file
+        source['revision'] = _commit_of(path)
+    checkpoint = read_checkpoint(path, config.sha256)
+    _check(config, checkpoint)
+    taken_over = {k: v for k, v in checkpoint.settings.items() if k in _TAKEN_OVER}
+    model = _build(config, checkpoint.arch, taken_over)
+    keys = load_into(model, checkpoint)
+    trained = checkpoint.img_size
+    return model, {
+        'weights': 'pretrained',
+        **source,
+        'sha256': checkpoint.sha256,
+        'loaded_keys': keys['loaded'],
+        'ignored_keys': keys['ignored'],
+        'missing_keys': keys['missing'],
+        'stored_dtypes': checkpoint.dtypes,
+        'trained_img_size': None if trained is None else list(trained),
+        'trained_settings': _plain(checkpoint.settings),
+        'training': checkpoint.meta,
+    }
+
+
+def _check(config: BackboneConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is another than the configuration says."""
+    path = checkpoint.path
+    if config.named_arch not in (None, checkpoint.arch):
+        says = 'the name of the file' if config.arch == 'auto' else 'the configuration'
+        raise CheckpointError(
+            f'{path} holds arch {checkpoint.arch!r}, but {says} says '
+            f'{config.named_arch!r}: give arch={checkpoint.arch!r}, or another file'
+        )
+    if checkpoint.mamba2 != config.mamba2:
+        raise CheckpointError(
+            f'{path} has mamba2={checkpoint.mamba2}, but mamba2={config.mamba2} is '
+            f'asked for: give mamba2={checkpoint.mamba2}, or another file'
+        )
+    needs_gates = config.path_type.endswith('_gate')
+    if checkpoint.path_type != (config.path_type if needs_gates else None):
+        has = checkpoint.path_type or 'a path_type without gates'
+        raise CheckpointError(
+            f'{path} was made with {has}, but path_type={config.path_type!r} is asked '
+            'for: give the path_type of the file, or another file'
+        )
+    trained = checkpoint.settings.get('path_type', config.path_type)
+    if trained != config.path_type:
+        warnings.warn(
+            f'{path} was trained with path_type={trained!r}, but '
+            f'path_type={config.path_type!r} is used: its features are other ones',
+            stacklevel=4,
+        )
+
+
+def _build(
+    config: BackboneConfig, arch: str, taken_over: Mapping[str, Any], seed: int = 0
+) -> DynamicVis:
+    """Build the backbone on the CPU; the state of global random generators is kept."""
+    with torch.device('cpu'), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return DynamicVis(
+            arch=arch,
+            img_size=config.img_size,
+            path_type=config.path_type,
+            sampling_scale=config.sampling_scale,
+            mamba2=config.mamba2,
+            out_indices=(3,),
+            out_type='featmap',
+            **taken_over,
+        )
+
+
+def _commit_of(path: Path) -> str | None:
+    """Return the commit in a path of Hugging Face's cache, after ``snapshots``."""
+    parts = path.parts
+    return parts[parts.index('snapshots') + 1] if 'snapshots' in parts else None
+
+
+def _statistics(model: nn.Module) -> dict[str, float]:
+    """Return count, mean, standard deviation, largest magnitude of the parameters."""
+    tensors = [tensor.detach().double() for tensor in model.parameters()]
+    count = sum(tensor.numel() for tensor in tensors)
+    mean = sum(float(tensor.sum()) for tensor in tensors) / count
+    square = sum(float(tensor.square().sum()) for tensor in tensors) / count
+    return {
+        'count': count,
+        'mean': mean,
+        'std': max(square - mean**2, 0.0) ** 0.5,
+        'absmax': max(float(tensor.abs().max()) for tensor in tensors),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings and tuples as what JSON gives back for them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+class _HubWeights(WeightsEnum):
+    """Weights whose file is an MMEngine checkpoint on Hugging Face."""
+
+    def get_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Fetch the backbone's tensors; torch.hub's arguments have no effect here."""
+        return _checkpoint_of(self).state_dict
+
+
+def _checkpoint_of(weights: _HubWeights) -> Checkpoint:
+    meta = weights.meta
+    return read_checkpoint(fetch_checkpoint(meta['hf_repo'], meta['ckpt_file']))
+
+
+def _official(ckpt_file: str, model: str) -> Weights:
+    hf_repo = BackboneConfig.hf_repo
+    return Weights(
+        url=f'https://huggingface.co/{hf_repo}/resolve/main/{ckpt_file}',
+        transforms=Preprocess(img_size=512),
+        meta={
+            'dataset': 'fMoW-rgb',
+            'in_chans': 3,
+            'img_size': 512,
+            'bands': ('R', 'G', 'B'),
+            'model': model,
+            'publication': 'https://arxiv.org/abs/2503.16426',
+            'repo': 'https://github.com/KyanChen/DynamicVis',
+            'hf_repo': hf_repo,
+            'ckpt_file': ckpt_file,
+        },
+    )
+
+
+class DynamicVis_B_Weights(_HubWeights):  # noqa: N801
+    """Official weights of arch b, pretrained on fMoW-rgb at 512 pixels.
+
+    ``transforms`` takes raw surface reflectance ``[B, 3, H, W]`` (0..10000).
+    """
+
+    #: The epoch of the best single-label F1 score; :class:`BackboneConfig`'s default.
+    FMOW_EPOCH_170 = _official(BackboneConfig.ckpt_file, 'DynamicVis-B')
+    #: The last epoch.
+    FMOW_EPOCH_200 = _official(
+        'pretrain_dynamicvis_b_bf16_mamba_epoch_200.pth', 'DynamicVis-B'
+    )
+
+
+class DynamicVis_L_Weights(_HubWeights):  # noqa: N801
+    """Official weights of arch l: no members as yet.
+
+    The official README says that weights of this size are in the Hugging Face
+    repository, but the names of the files could not be established, and a guessed name
+    would fail on download. Until then: look the name up in the repository and use
+    ``load_backbone(BackboneConfig(ckpt_file=NAME))``.
+    """
+
+
+def dynamicvis_b(
+    weights: DynamicVis_B_Weights | None = None, **kwargs: Any
+) -> DynamicVis:
+    """Build DynamicVis of arch b.
+
+    Args:
+        weights: Pretrained weights to load; None leaves the model untrained.
+        **kwargs: Arguments of :class:`DynamicVis`, other than ``arch``.
+
+    Returns:
+        The model, not frozen.
+
+    Raises:
+        CheckpointError: If the weights cannot be fetched, or if keys are missing,
+            unexpected, or of another shape.
+    """
+    return _with_weights('b', DynamicVis_B_Weights.verify(weights), kwargs)
+
+
+def dynamicvis_l(
+    weights: DynamicVis_L_Weights | None = None, **kwargs: Any
+) -> DynamicVis:
+    """Build DynamicVis of arch l.
+
+    Args:
+        weights: Pretrained weights to load; None leaves the model untrained.
+        **kwargs: Arguments of :class:`DynamicVis`, other than ``arch``.
+
+    Returns:
+        The model, not frozen.
+
+    Raises:
+        CheckpointError: If the weights cannot be fetched, or if keys are missing,
+            unexpected, or of another shape.
+    """
+    return _with_weights('l', DynamicVis_L_Weights.verify(weights), kwargs)
+
+
+def _with_weights(
+    arch: str, weights: _HubWeights | None, kwargs: Mapping[str, Any]
+) -> DynamicVis:
+    model = DynamicVis(arch=arch, **kwargs)
+    if weights is not None:
+        load_into(model, _checkpoint_of(weights))
+    return model

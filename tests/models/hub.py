@@ -1,0 +1,93 @@
+"""A server on this machine that answers as Hugging Face does for files."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+COMMIT = 'c0ffee' + 34 * '0'
+
+
+@dataclass
+class Hub:
+    """What the server has, and what it was asked.
+
+    Attributes:
+        url: Address for ``HF_ENDPOINT``.
+        files: Contents by ``(repository, file)``.
+        gated: Repositories that need a login.
+        cut: Send only so many bytes of a file, without saying so.
+        failing: Answer everything with this status.
+        requests: Methods and paths in order.
+    """
+
+    url: str = ''
+    files: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    cut: int | None = None
+    failing: int | None = None
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def serve_hub() -> Iterator[Hub]:
+    """Serve until the end of the block."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def _answer(self, with_body: bool) -> None:
+            hub.requests.append((self.command, self.path))
+            repo, _, rest = self.path.lstrip('/').partition('/resolve/')
+            revision, _, name = rest.partition('/')
+            if hub.failing:
+                self._refuse(hub.failing, '', 'No')
+            elif repo in hub.gated:
+                self._refuse(403, 'GatedRepo', f'Access to {repo} is restricted')
+            elif not any(known == repo for known, _ in hub.files):
+                self._refuse(401, 'RepoNotFound', 'Repository not found')
+            elif revision not in ('main', COMMIT):
+                self._refuse(404, 'RevisionNotFound', f'Invalid rev id: {revision}')
+            elif (repo, name) not in hub.files:
+                self._refuse(404, 'EntryNotFound', 'Entry not found')
+            else:
+                self._send(hub.files[repo, name], with_body)
+
+        def _refuse(self, status: int, code: str, message: str) -> None:
+            self.send_response(status)
+            if code:
+                self.send_header('X-Error-Code', code)
+            self.send_header('X-Error-Message', message)
+            self.send_header('X-Repo-Commit', COMMIT)
+            self.send_header('Content-Length', '0')
+            self.end_headers()
+
+        def _send(self, content: bytes, with_body: bool) -> None:
+            self.send_response(200)
+            self.send_header('ETag', f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header('X-Repo-Commit', COMMIT)
+            if not (with_body and hub.cut is not None):
+                self.send_header('Content-Length', str(len(content)))
+            self.end_headers()
+            if with_body:
+                self.wfile.write(content[: hub.cut])
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    hub.url = f'http://127.0.0.1:{server.server_port}'
+    thread = Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
