@@ -43,7 +43,7 @@ from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
 from dynamicvis_geo.provenance import PROVENANCE_KEY, describe_embeddings, to_json
 
 #: Memory that the embeddings of one row group take, bytes.
-ROW_GROUP_BYTES = 32 * 2**20
+ROW_GROUP_BYTES = 16 * 2**20
 
 _TIME = pa.timestamp('us', tz='UTC')
 _BBOX = pa.struct([(name, pa.float64()) for name in ('xmin', 'ymin', 'xmax', 'ymax')])

@@ -102,7 +102,8 @@ def write_feature_map(
     """
     with MemoryFile() as memory:
         _encode(memory, features, chip, _tags(chip, provenance, valid_fraction))
-        temporary = path.with_name(f'.{path.name}.partial')
+        # Two processes may have the same chip, at points that coincide.
+        temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
         # Python, unlike GDAL, always says when the disk is full.
         temporary.write_bytes(memory.getbuffer())
     os.replace(temporary, path)

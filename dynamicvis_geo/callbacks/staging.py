@@ -86,7 +86,9 @@ class StagedOutput:
 
     def _check_ours(self, content: list[Path]) -> None:
         for entry in content:
-            known = entry.suffix == self.folder_of or entry.name == METADATA_FILE
+            # GDAL and QGIS leave statistics of a.tif in a.tif.aux.xml.
+            name = entry.name.removesuffix('.aux.xml')
+            known = name == METADATA_FILE or Path(name).suffix == self.folder_of
             if not (known and entry.is_file()):
                 raise OutputError(
                     f"will not replace the folder '{self.target}': it also holds "
