@@ -134,8 +134,8 @@ def fetch_checkpoint(hf_repo: str, ckpt_file: str, revision: str = 'main') -> Pa
         reason, remedy = str(error), "give hf_repo as 'owner/name'"
         raise _not_to_be_had(what, reason, remedy) from error
     except _TRANSPORT_ERRORS as error:
-        remedy = 'run it again (nothing of the partial file is kept)'
-        raise _not_to_be_had(what, str(error), _login_or(remedy, error)) from error
+        remedy = _login_or('run it again', error)
+        raise _not_to_be_had(what, str(error), remedy) from error
 
 
 def _login_or(remedy: str, error: BaseException) -> str:

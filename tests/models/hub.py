@@ -70,14 +70,15 @@ def serve_hub() -> Iterator[Hub]:
             self.end_headers()
 
         def _send(self, content: bytes, with_body: bool) -> None:
-            self.send_response(200)
+            start = int(self.headers.get('Range', 'bytes=0-')[6:-1])
+            self.send_response(206 if start else 200)
             self.send_header('ETag', f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header('X-Repo-Commit', COMMIT)
             if not (with_body and hub.cut is not None):
-                self.send_header('Content-Length', str(len(content)))
+                self.send_header('Content-Length', str(len(content) - start))
             self.end_headers()
             if with_body:
-                self.wfile.write(content[: hub.cut])
+                self.wfile.write(content[start : hub.cut])
 
         def log_message(self, *args: object) -> None: ...
 
