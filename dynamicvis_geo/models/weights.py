@@ -250,14 +250,16 @@ def _commit_of(path: Path) -> str | None:
 
 def _statistics(model: nn.Module) -> dict[str, float]:
     """Return count, mean, standard deviation, largest magnitude of the parameters."""
-    tensors = [tensor.detach().double() for tensor in model.parameters()]
+    tensors = [tensor.detach() for tensor in model.parameters()]
+    wide = torch.float64
     count = sum(tensor.numel() for tensor in tensors)
-    mean = sum(float(tensor.sum()) for tensor in tensors) / count
-    square = sum(float(tensor.square().sum()) for tensor in tensors) / count
+    mean = sum(float(tensor.sum(dtype=wide)) for tensor in tensors) / count
+    norms = [float(torch.linalg.vector_norm(tensor, dtype=wide)) for tensor in tensors]
+    variance = sum(norm**2 for norm in norms) / count - mean**2
     return {
         'count': count,
         'mean': mean,
-        'std': max(square - mean**2, 0.0) ** 0.5,
+        'std': max(variance, 0.0) ** 0.5,
         'absmax': max(float(tensor.abs().max()) for tensor in tensors),
     }
 
