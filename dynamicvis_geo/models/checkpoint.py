@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Checkpoint:
 
     path: Path
     sha256: str
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Tensor] = field(repr=False)
     arch: str
     img_size: tuple[int, int] | None
     mamba2: bool

@@ -64,6 +64,10 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
             f'implementation={config.implementation!r} is not part of this version: '
             "use 'native'"
         )
+    if config.scan not in ('auto', 'torch'):
+        raise SpecError(
+            f"scan={config.scan!r} is not part of this version: use 'auto' or 'torch'"
+        )
     if config.weights == 'random':
         model, provenance = _random_backbone(config)
     else:

@@ -433,9 +433,11 @@ def test_weights_describe_themselves() -> None:
     assert len(DynamicVis_L_Weights) == 0
 
 
-def test_upstream_is_refused_as_yet() -> None:
+def test_what_this_version_lacks_is_refused() -> None:
     with pytest.raises(SpecError, match="implementation='upstream'"):
         load_backbone(BackboneConfig(implementation='upstream'))
+    with pytest.raises(SpecError, match="scan='triton'"):
+        load_backbone(BackboneConfig(scan='triton'))
 
 
 def test_read_checkpoint_agrees_with_provenance(official: Path) -> None:
