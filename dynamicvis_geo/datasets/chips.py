@@ -1,0 +1,278 @@
+"""Chips of any datasets, frozen into one dataset with integer indices."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from pyproj import CRS
+from torch.utils.data import Dataset
+from torchgeo.datasets import GeoDataset
+
+from ..errors import SpecError
+from ._torchgeo import forget_file_handles
+from .chip_ids import chip_ids, crs_name
+from .chip_table import CHIP, GeoSlice, bounds_of, freeze, queries
+from .footprints import footprints, to_lonlat
+from .sources import describe
+
+Sample = dict[str, Any]
+
+_WGS84 = CRS.from_epsg(4326)
+
+
+class ChipDataset(Dataset[Sample]):
+    """The chips that samplers choose from datasets, as one map-style dataset.
+
+    Freezing them gives every chip a number, so that several CRSs in one run, resuming,
+    :class:`~torch.utils.data.Subset`, shuffling and distributed sharding are what they
+    are for any PyTorch dataset. A sample is the sample of the source dataset and
+    ``chip``, int64 ``[1]``: the row of the chip in :attr:`chips`.
+
+    The table takes 60 bytes a chip (and the ids of points), in memory that DataLoader
+    workers share, however they are started.
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[tuple[GeoDataset, Iterable[Any]]],
+        skip: Iterable[str] = (),
+    ) -> None:
+        """Go through the samplers once and keep what they yield.
+
+        Args:
+            pairs: Datasets, each with a sampler that yields slices ``(x, y)`` or
+                ``(x, y, t)``: those of this package, of TorchGeo, or a list. Batch
+                samplers are refused.
+            skip: Ids of chips to leave out, such as those already done.
+
+        Raises:
+            SpecError: If an argument has a value that cannot be used, or two datasets
+                have the same chip.
+        """
+        if isinstance(skip, str):
+            raise SpecError(f'skip={skip!r} must be a set of chip ids, not one string')
+        pairs = [_checked_pair(pair) for pair in pairs]
+        self.datasets = [dataset for dataset, _ in pairs]
+        self._crs = [CRS.from_user_input(dataset.crs) for dataset in self.datasets]
+        tables = [freeze(i, *pair) for i, pair in enumerate(pairs)]
+        table = np.concatenate([np.empty(0, CHIP), *tables])
+        self._point_ids = _gather_point_ids(pairs, tables)
+        self._sources = [describe(*pair) for pair in pairs]
+        self._process = os.getpid()
+        # A tensor, because PyTorch moves tensors to shared memory where it pickles a
+        # dataset for its workers; NumPy arrays would be copied to each.
+        self._bytes = torch.from_numpy(table.view(np.uint8))
+        _refuse_double(table, self._crs, self.datasets)
+        done = frozenset(skip)
+        if done:
+            ids = self._ids(table)
+            self._keep(np.array([name not in done for name in ids], dtype=bool))
+
+    def __len__(self) -> int:
+        """Return the number of chips."""
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one chip.
+
+        Args:
+            index: Row of the chip; negative ones count from the end.
+
+        Returns:
+            The sample of the source dataset, and ``chip``.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Return a batch of chips, in the order asked for.
+
+        Each source dataset is asked once, through its own ``__getitems__`` where it has
+        one, which lets it fetch concurrently.
+
+        Args:
+            indices: Rows of the chips.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        if os.getpid() != self._process:
+            forget_file_handles()
+            self._process = os.getpid()
+        rows = self._rows(indices)
+        chips = self._table[rows]
+        samples: list[Sample] = [{} for _ in rows]
+        for source in np.unique(chips['source']):
+            positions = np.flatnonzero(chips['source'] == source)
+            fetched = _fetch(self.datasets[source], list(queries(chips[positions])))
+            for position, sample in zip(positions.tolist(), fetched, strict=True):
+                row = int(rows[position])
+                samples[position] = {**sample, 'chip': torch.tensor([row])}
+        return samples
+
+    @property
+    def chips(self) -> gpd.GeoDataFrame:
+        """All chips, one row each: see :meth:`rows`."""
+        return self.rows(np.arange(len(self)))
+
+    def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> gpd.GeoDataFrame:
+        """Return some chips as a table.
+
+        Args:
+            indices: Rows of the chips.
+
+        Returns:
+            A GeoDataFrame in EPSG:4326 whose index is the row numbers. Columns:
+            ``chip_id``; ``crs`` (authority and code, or WKT); ``minx``, ``miny``,
+            ``maxx``, ``maxy`` in that CRS; ``width`` and ``height`` in pixels; ``xres``
+            and ``yres`` in CRS units; ``start`` and ``end`` of the time window, NaT
+            where the data are valid at all times; ``centre_lon``, ``centre_lat``;
+            ``point_id`` if a sampler gave one; and the footprint as ``geometry``.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        rows = self._rows(indices)
+        chips = self._table[rows]
+        bounds = bounds_of(chips)
+        shape = np.stack([chips['height'], chips['width']], axis=1).astype(np.int64)
+        crs = np.array([crs_name(crs) for crs in self._crs], dtype=object)
+        centre = np.full((len(rows), 2), np.nan)
+        outlines = np.empty(len(rows), dtype=object)
+        for source in np.unique(chips['source']):
+            at = chips['source'] == source
+            middle = (bounds[at, :2] + bounds[at, 2:]) / 2
+            centre[at] = np.stack(to_lonlat(self._crs[source], *middle.T), axis=1)
+            outlines[at] = footprints(self._crs[source], bounds[at], shape[at])
+        columns: dict[str, Any] = {
+            'chip_id': np.array(self._ids(chips), dtype=object),
+            'crs': crs[chips['source']] if len(rows) else crs[:0],
+            **dict(zip(('minx', 'miny', 'maxx', 'maxy'), bounds.T, strict=True)),
+            **{name: chips[name] for name in ('width', 'height', 'xres', 'yres')},
+            'start': _timestamps(chips['start'], pd.Timestamp.min),
+            'end': _timestamps(chips['end'], pd.Timestamp.max),
+            'centre_lon': centre[:, 0],
+            'centre_lat': centre[:, 1],
+        }
+        if self._point_ids is not None:
+            columns['point_id'] = self._point_ids.take(pa.array(rows)).to_pylist()
+        columns['geometry'] = gpd.array.from_shapely(outlines, crs=_WGS84)
+        return gpd.GeoDataFrame(columns, index=pd.Index(rows, name='chip'))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the chips are cut from and how, as plain values for JSON."""
+        return {'chips': len(self), 'sources': self._sources}
+
+    @property
+    def _table(self) -> NDArray[np.void]:
+        # A view kept for long would miss the move to shared memory.
+        table: NDArray[np.void] = self._bytes.numpy().view(CHIP)
+        return table
+
+    def _keep(self, keep: NDArray[np.bool_]) -> None:
+        self._bytes = torch.from_numpy(self._table[keep].view(np.uint8))
+        if self._point_ids is not None:
+            self._point_ids = self._point_ids.filter(pa.array(keep))
+
+    def _rows(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        rows = np.array([operator.index(index) for index in indices], dtype=np.int64)
+        length = len(self)
+        wrong = (rows < -length) | (rows >= length)
+        if wrong.any():
+            raise IndexError(f'chip {rows[wrong][0]} of {length} chips')
+        return np.where(rows < 0, rows + length, rows)
+
+    def _ids(self, chips: NDArray[np.void]) -> list[str]:
+        ids = np.empty(len(chips), dtype=object)
+        for source in np.unique(chips['source']):
+            at = chips['source'] == source
+            ids[at] = chip_ids(self._crs[source], chips[at])
+        names: list[str] = ids.tolist()
+        return names
+
+
+def _checked_pair(pair: Any) -> tuple[GeoDataset, Iterable[Any]]:
+    if not (
+        isinstance(pair, tuple | list)
+        and len(pair) == 2
+        and isinstance(pair[0], GeoDataset)
+        and isinstance(pair[1], Iterable)
+    ):
+        raise SpecError(
+            f'pairs: {pair!r} must be a pair (dataset, sampler) of a TorchGeo '
+            'GeoDataset and a sampler of it'
+        )
+    return pair[0], pair[1]
+
+
+def _gather_point_ids(
+    pairs: Sequence[tuple[GeoDataset, Iterable[Any]]],
+    tables: Sequence[NDArray[np.void]],
+) -> pa.StringArray | None:
+    """Return the point of every chip; None if no sampler has points."""
+    parts: list[Sequence[str | None]] = []
+    for (_, sampler), table in zip(pairs, tables, strict=True):
+        ids = getattr(sampler, 'point_ids', None)
+        if ids is not None and len(ids) != len(table):
+            raise SpecError(
+                f'pairs: sampler {type(sampler).__name__} yields {len(table)} chips '
+                f'but has {len(ids)} point_ids'
+            )
+        parts.append([None] * len(table) if ids is None else ids)
+    if not any(hasattr(sampler, 'point_ids') for _, sampler in pairs):
+        return None
+    return pa.array(itertools.chain(*parts), pa.string())
+
+
+def _refuse_double(
+    table: NDArray[np.void], crs: Sequence[CRS], datasets: Sequence[GeoDataset]
+) -> None:
+    """Refuse chips of different datasets that would have the same id."""
+    if len({id(dataset) for dataset in datasets}) < 2:
+        return
+    frame = pd.DataFrame({name: table[name] for name in CHIP.names or ()})
+    first_crs = np.array([crs.index(one) for one in crs])
+    first_dataset = np.array(
+        [next(i for i, two in enumerate(datasets) if two is one) for one in datasets]
+    )
+    frame['crs'] = first_crs[table['source']]
+    frame['source'] = first_dataset[table['source']]
+    place = [name for name in frame.columns if name != 'source']
+    frame = frame.drop_duplicates()
+    double = frame[frame.duplicated(place, keep=False)]
+    if len(double):
+        one, two = double['source'].iloc[0], double['source'].iloc[-1]
+        names = [type(datasets[i]).__name__ for i in (one, two)]
+        raise SpecError(
+            f'pairs: datasets {one} ({names[0]}) and {two} ({names[1]}) have the same '
+            'chip (CRS, place, size and time), which could not be told apart: join '
+            'them with & or |, or make a ChipDataset of each'
+        )
+
+
+def _fetch(dataset: GeoDataset, wanted: list[GeoSlice]) -> Sequence[Sample]:
+    fetch = getattr(dataset, '__getitems__', None)
+    samples: Sequence[Sample] = (
+        [dataset[query] for query in wanted] if fetch is None else fetch(wanted)
+    )
+    return samples
+
+
+def _timestamps(values: NDArray[np.int64], never: pd.Timestamp) -> pd.DatetimeIndex:
+    """Return nanoseconds as timestamps, NaT where TorchGeo means no limit."""
+    stamps = values.view('datetime64[ns]')
+    none = np.datetime64('NaT', 'ns')
+    return pd.DatetimeIndex(np.where(values == never.value, none, stamps))

@@ -1,0 +1,50 @@
+"""Batches of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SpecError
+
+Sample = dict[str, Any]
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Join samples into a batch, alike for all versions of TorchGeo.
+
+    Args:
+        samples: Samples with the same keys.
+
+    Returns:
+        Tensors stacked along a new first axis; lists of everything else.
+
+    Raises:
+        SpecError: If the samples differ in their keys, or their tensors in shape.
+    """
+    keys = samples[0].keys()
+    for sample in samples:
+        if sample.keys() != keys:
+            raise SpecError(
+                f'the samples of a batch have different keys: {sorted(keys)} and '
+                f'{sorted(sample)}; give their datasets transforms that lead to the '
+                'same keys, or batch them apart'
+            )
+    batch: Sample = {}
+    for key in keys:
+        values = [sample[key] for sample in samples]
+        if not all(isinstance(value, Tensor) for value in values):
+            batch[key] = values
+            continue
+        shapes = {tuple(value.shape) for value in values}
+        if len(shapes) > 1:
+            raise SpecError(
+                f'the samples of a batch have {key!r} of different shapes: '
+                f'{sorted(shapes)}; give all samplers the same size, or use batch size '
+                '1'
+            )
+        batch[key] = torch.stack(values)
+    return batch

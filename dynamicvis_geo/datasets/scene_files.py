@@ -1,0 +1,145 @@
+"""Files of images: finding them, and what their headers and names say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+from pyproj import CRS
+from rasterio import Affine
+from rasterio.errors import RasterioError
+
+from ..errors import SourceError
+
+SUFFIXES = ('.tif', '.tiff')
+
+#: Lattices that differ by less than this share of a pixel count as the same.
+ALIGNED = 0.01
+
+_DATE = re.compile(r'(?<!\d)(?:19|20)\d{6}(?!\d)')
+
+
+@dataclass(frozen=True)
+class SceneFile:
+    """What the header and the name of a file say."""
+
+    path: str
+    crs: CRS
+    transform: Affine
+    shape: tuple[int, int]
+    window: tuple[pd.Timestamp, pd.Timestamp]
+
+    @property
+    def res(self) -> tuple[float, float]:
+        """Width and height of a pixel in CRS units."""
+        return self.transform.a, -self.transform.e
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east and north in CRS units."""
+        west, north = self.transform.c, self.transform.f
+        (xres, yres), (height, width) = self.res, self.shape
+        return west, north - height * yres, west + width * xres, north
+
+    def aligned(self, other: SceneFile) -> bool:
+        """Say whether two images have their pixels on the same lattice."""
+        if self.crs != other.crs:
+            return False
+        for own, theirs, size in zip(
+            self.res, other.res, reversed(self.shape), strict=True
+        ):
+            if abs(own - theirs) * size > ALIGNED * theirs:
+                return False
+        return self.offset_of(other.crs, other.transform) is not None
+
+    def offset_of(self, crs: CRS, transform: Affine) -> tuple[int, int] | None:
+        """Return row and column of a corner in the image; None off its lattice."""
+        own = self.transform
+        if not np.allclose(
+            [transform.a, transform.e], [own.a, own.e], rtol=1e-6, atol=0
+        ):
+            return None
+        col, row = ~own @ (transform.c, transform.f)
+        whole = max(abs(col - round(col)), abs(row - round(row))) <= ALIGNED
+        return (round(row), round(col)) if whole and crs == self.crs else None
+
+
+def find_files(path: Path) -> list[Path]:
+    """Return the files that a path stands for."""
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise SourceError(
+            f'{path}: no such file or folder; give a GeoTIFF or a folder of them'
+        )
+    files = sorted(
+        file
+        for file in path.rglob('*')
+        if file.suffix.lower() in SUFFIXES and file.is_file()
+    )
+    if not files:
+        raise SourceError(
+            f'{path}: no *.tif or *.tiff file in it or in the folders below it; give a '
+            'folder that holds GeoTIFFs'
+        )
+    return files
+
+
+def inspect(path: Path, bands: tuple[int, int, int]) -> SceneFile:
+    """Read a header and refuse what cannot be embedded truthfully."""
+    try:
+        with rasterio.open(path) as source:
+            if source.crs is None:
+                raise SourceError(
+                    f'{path}: the file has no CRS; name it with gdal_edit -a_srs, or '
+                    'warp an image with control points with gdalwarp'
+                )
+            transform = source.transform
+            if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
+                raise SourceError(
+                    f'{path}: its rows do not run from west to east, north first '
+                    f'(geotransform {transform.to_gdal()}); warp it north-up with '
+                    'gdalwarp'
+                )
+            if max(bands) > source.count:
+                count = f'{source.count} band' + 's' * (source.count != 1)
+                raise SourceError(
+                    f'{path}: the file has {count}, but bands {bands} are asked for; '
+                    'choose three of its bands, the same one twice if need be'
+                )
+            kinds = {source.dtypes[band - 1] for band in bands}
+            if any('complex' in kind for kind in kinds):
+                raise SourceError(
+                    f'{path}: its values are {", ".join(sorted(kinds))}; convert '
+                    'complex values to amplitudes first'
+                )
+            return SceneFile(
+                str(path),
+                CRS.from_user_input(source.crs),
+                transform,
+                source.shape,
+                _day(path.stem),
+            )
+    except RasterioError as error:
+        raise SourceError(
+            f'{path}: rasterio cannot open it ({one_line(error)}); repair or remove it'
+        ) from error
+
+
+def _day(name: str) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """Return the day that a file name holds; all of time if it holds none."""
+    for digits in _DATE.findall(name):
+        start = pd.to_datetime(digits, format='%Y%m%d', errors='coerce')
+        if not pd.isna(start):
+            # TorchGeo's end of a day: intervals are closed, and midnight is the next.
+            return start, start + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
+    return pd.Timestamp.min, pd.Timestamp.max
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says as one line."""
+    return ' '.join(str(error).split())

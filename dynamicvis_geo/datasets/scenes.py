@@ -1,0 +1,281 @@
+"""Local GeoTIFFs as datasets whose pixels are the files' own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import rasterio
+import shapely
+import torch
+from geopandas import GeoDataFrame
+from numpy.typing import NDArray
+from pyproj import CRS
+from rasterio import Affine
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+from torchgeo.datasets import RasterDataset
+from torchgeo.datasets.utils import GeoSlice
+
+from ..errors import SourceError, SpecError
+from ._torchgeo import georeference
+from .scene_files import SceneFile, find_files, inspect, one_line
+
+Path_ = str | os.PathLike[str]
+
+
+class Scenes(RasterDataset):
+    """Local images that share a CRS and a pixel lattice, three bands of each.
+
+    Unlike a plain :class:`~torchgeo.datasets.RasterDataset` it never leaves out a file
+    that it cannot read, says which pixels are data, and gives the pixels of the files
+    themselves to queries on their lattice. Other queries are resampled (bilinear).
+
+    A file with a date in its name (eight digits, as in ``_20160112_``) has that day as
+    its time window; others are valid at all times. Where files of one time window
+    overlap, the first in the order of their names wins.
+
+    A sample holds ``image``, float32 ``[3, height, width]``, the values as stored with
+    masked pixels set to 0; ``valid_fraction``, float32 ``[1]``, the share of pixels
+    that lie inside the files and are masked in none of the usual ways (nodata value,
+    NaN, alpha or mask band) in at least one of the bands; and the georeference keys of
+    the installed TorchGeo.
+    """
+
+    def __init__(
+        self,
+        paths: Path_ | Iterable[Path_],
+        bands: Sequence[int] = (1, 2, 3),
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        """Open the images.
+
+        Args:
+            paths: GeoTIFF files, or folders of them.
+            bands: Three band numbers, from 1: red, green and blue, or what stands in
+                their place.
+            transforms: A function of a sample that returns a transformed sample.
+
+        Raises:
+            SpecError: If *bands* are not three band numbers.
+            SourceError: If a file cannot be used, or the files do not share a lattice.
+        """
+        self._bands = _checked_bands(bands)
+        self.bands = self._bands  # type: ignore[assignment]
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
+        files = [file for path in paths for file in find_files(Path(path))]
+        files = list(dict.fromkeys(files))
+        images = [inspect(file, self._bands) for file in files]
+        for image in images[1:]:
+            if not image.aligned(images[0]):
+                raise SourceError(
+                    f'{image.path}: its CRS, resolution or pixel lattice differs from '
+                    f'that of {images[0].path}: open them with open_scenes'
+                )
+        self.paths = [str(file) for file in files]
+        self.transforms = transforms
+        self.time_series = False
+        self._res = images[0].res
+        self._images = {image.path: image for image in images}
+        self.index = GeoDataFrame(
+            {'filepath': self.paths},
+            geometry=[shapely.box(*image.bounds) for image in images],
+            index=pd.IntervalIndex.from_tuples(
+                [image.window for image in images], closed='both', name='datetime'
+            ),
+            crs=images[0].crs,
+        )
+
+    def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
+        """Read the pixels of a query.
+
+        Args:
+            query: ``[xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres]`` to index.
+
+        Returns:
+            The sample.
+
+        Raises:
+            IndexError: If no file lies in *query*.
+            SourceError: If a file can no longer be read.
+        """
+        x, y, t = self._disambiguate_slice(query)
+        images = self._overlapping(x, y, t)
+        if not images:
+            raise IndexError(
+                f'query: {query} not found in index with bounds: {self.bounds}'
+            )
+        shape = (
+            round((y.stop - y.start) / y.step),
+            round((x.stop - x.start) / x.step),
+        )
+        transform = from_origin(x.start, y.stop, x.step, y.step)
+        pixels = np.zeros((len(self._bands), *shape), np.float32)
+        valid = np.zeros(shape, dtype=bool)
+        for image in images:
+            self._paint(image, transform, pixels, valid)
+            if valid.all():
+                break
+        sample: dict[str, Any] = {
+            'image': torch.from_numpy(pixels),
+            'valid_fraction': torch.tensor([valid.mean()], dtype=torch.float32),
+            **georeference(self, query),
+        }
+        if self.transforms is not None:
+            sample = self.transforms(sample)
+        return sample
+
+    def _overlapping(self, x: slice, y: slice, t: slice) -> list[SceneFile]:
+        """Return the images that share an area, not just an edge, with a query."""
+        index = self.index[self.index.index.overlaps(pd.Interval(t.start, t.stop))]
+        index = index.iloc[:: t.step]
+        west, south, east, north = index.geometry.bounds.to_numpy().T
+        hit = (west < x.stop) & (east > x.start) & (south < y.stop) & (north > y.start)
+        return [self._images[path] for path in index['filepath'].to_numpy()[hit]]
+
+    def _paint(
+        self,
+        image: SceneFile,
+        transform: Affine,
+        pixels: NDArray[np.float32],
+        valid: NDArray[np.bool_],
+    ) -> None:
+        """Fill in, in place, the pixels that one file has and no file before it."""
+        offset = image.offset_of(self.crs, transform)
+        try:
+            modified = os.stat(image.path).st_mtime_ns
+            handle = _open(image.path, modified, os.getpid(), threading.get_ident())
+            if offset is None:
+                _paint_resampled(
+                    handle, self.crs, self._bands, transform, pixels, valid
+                )
+            else:
+                _paint_exact(handle, self._bands, offset, pixels, valid)
+        except (OSError, RasterioError) as error:
+            raise SourceError(
+                f'{image.path}: its pixels cannot be read ({one_line(error)}): the '
+                'file may be cut off or have changed; make it anew or remove it'
+            ) from error
+
+
+def open_scenes(path: Path_, bands: Sequence[int] = (1, 2, 3)) -> list[Scenes]:
+    """Open a GeoTIFF, or all in a folder, each in its own CRS and on its own pixels.
+
+    Args:
+        path: A raster file, or a folder that is searched, with all folders in it, for
+            ``*.tif`` and ``*.tiff`` in any case.
+        bands: Three band numbers, from 1.
+
+    Returns:
+        One dataset for each set of files that share a CRS and a pixel lattice, in the
+        order of their first file.
+
+    Raises:
+        SpecError: If *bands* are not three band numbers.
+        SourceError: If there is no image, or one of them cannot be used.
+    """
+    checked = _checked_bands(bands)
+    groups: list[list[SceneFile]] = []
+    for file in find_files(Path(path)):
+        image = inspect(file, checked)
+        group = next((group for group in groups if image.aligned(group[0])), None)
+        if group is None:
+            groups.append([image])
+        else:
+            group.append(image)
+    return [Scenes([image.path for image in group], bands) for group in groups]
+
+
+def _checked_bands(bands: Sequence[int]) -> tuple[int, int, int]:
+    remedy = f'bands={bands!r} must be three band numbers from 1, such as (1, 2, 3)'
+    try:
+        red, green, blue = bands
+    except (TypeError, ValueError) as error:
+        raise SpecError(remedy) from error
+    checked = (red, green, blue)
+    if not all(isinstance(band, int | np.integer) and band >= 1 for band in checked):
+        raise SpecError(remedy)
+    return checked
+
+
+@lru_cache(maxsize=64)
+def _open(path: str, modified: int, process: int, thread: int) -> DatasetReader:
+    """Open a file once for each version of it, process and thread.
+
+    Processes that share a handle after a fork read wrong bytes, and handles are not
+    safe to share among threads. The caller passes in who it is.
+    """
+    return rasterio.open(path)
+
+
+def _paint_exact(
+    handle: DatasetReader,
+    bands: tuple[int, ...],
+    offset: tuple[int, int],
+    pixels: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+) -> None:
+    """Copy the pixels of a file; *offset* is the row and column of the query in it."""
+    row, col = offset
+    top, left = max(-row, 0), max(-col, 0)
+    bottom = min(handle.height - row, valid.shape[0])
+    right = min(handle.width - col, valid.shape[1])
+    if bottom <= top or right <= left:
+        return
+    window = Window(col + left, row + top, right - left, bottom - top)
+    part = (slice(top, bottom), slice(left, right))
+    _merge(
+        handle.read(bands, window=window),
+        handle.read_masks(bands, window=window) > 0,
+        pixels[:, *part],
+        valid[part],
+    )
+
+
+def _paint_resampled(
+    handle: DatasetReader,
+    crs: CRS,
+    bands: tuple[int, ...],
+    transform: Affine,
+    pixels: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+) -> None:
+    """Resample the pixels of a file to the grid of the query."""
+    height, width = valid.shape
+    has_alpha = any('alpha' in str(kind) for kind in handle.colorinterp)
+    with WarpedVRT(
+        handle,
+        crs=crs.to_wkt(),
+        transform=transform,
+        height=height,
+        width=width,
+        resampling=Resampling.bilinear,
+        add_alpha=not has_alpha,
+    ) as vrt:
+        inside = vrt.dataset_mask() > 0
+        read = vrt.read(bands)
+    _merge(read, np.broadcast_to(inside, read.shape), pixels, valid)
+
+
+def _merge(
+    read: NDArray[Any],
+    mask: NDArray[np.bool_],
+    pixels: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+) -> None:
+    """Add, in place, what was read where there is nothing yet."""
+    mask = mask & ~np.isnan(read)
+    new = mask.any(axis=0) & ~valid
+    np.copyto(pixels, np.where(mask, read, 0), where=new)
+    valid |= new
