@@ -133,8 +133,8 @@ class GridSampler(Sampler[GeoSlice]):
             box, part = tree.query(boxes)
             near = shapely.intersects(parts[part], boxes[box])
             box, part = box[near], part[near]
-            # The parts of a valid area meet in points at most: one alone can cover a
-            # box. thin = box[shapely.covers(parts[part], boxes[box])]
+            # Parts of a valid area meet in points at most, so one alone covers a box.
+            within = box[shapely.covers(parts[part], boxes[box])]
             touching, inside = np.zeros((2, len(blocks)), dtype=bool)
             touching[box], inside[within] = True, True
             blocks, inside = blocks[touching], inside[touching]

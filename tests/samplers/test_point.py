@@ -37,8 +37,9 @@ def test_pixels_of_a_file_off_the_lattice_of_its_crs(tmp_path: Path) -> None:
     pixels = pattern(100, 120)
     west, north = 400_000 + 10 / 3, 4_300_000 - 20 / 3
     dataset = RasterDataset(write_geotiff(tmp_path / 'a.tif', pixels, west, north))
-    place = points((west + 505, north - 405))  # centre of the pixel in row 40, column
-    50 (query,) = PointSampler(dataset, place.to_crs(4326), 33)
+    # The centre of the pixel in row 40, column 50.
+    place = points((west + 505, north - 405))
+    (query,) = PointSampler(dataset, place.to_crs(4326), 33)
     np.testing.assert_array_equal(
         dataset[query]['image'].numpy(), pixels[:, 24:57, 34:67].astype(np.float32)
     )
