@@ -27,3 +27,59 @@ class UpstreamError(DynamicVisGeoError):
 
 class OutputError(DynamicVisGeoError):
     """An output cannot be written, or exists already."""
+
+
+class EarthEngineError(DynamicVisGeoError):
+    """Earth Engine did not give what was asked for.
+
+    Attributes:
+        chip: The chip that was being fetched, None if no chip was.
+        status: HTTP status of the last answer, None if there was none.
+        server_message: What the server said, None if it said nothing.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        chip: str | None = None,
+        status: int | None = None,
+        server_message: str | None = None,
+    ) -> None:
+        """Keep the parts beside the message, which tells them all."""
+        super().__init__(message)
+        self.chip = chip
+        self.status = status
+        self.server_message = server_message
+
+
+class AuthenticationError(EarthEngineError):
+    """There are no usable credentials for Earth Engine."""
+
+
+class ProjectError(EarthEngineError):
+    """The Google Cloud project is missing, or not registered for Earth Engine."""
+
+
+class PermissionDeniedError(EarthEngineError):
+    """The account may not do this, or may not read this collection."""
+
+
+class SessionError(EarthEngineError):
+    """Earth Engine is already initialised for another server in this process."""
+
+
+class NoImageryError(EarthEngineError):
+    """No scene has a pixel for this place and time."""
+
+
+class QuotaError(EarthEngineError):
+    """Earth Engine kept answering that a quota is used up."""
+
+
+class RequestTooLargeError(EarthEngineError):
+    """Earth Engine cannot compute this in one request, however small."""
+
+
+class UnavailableError(EarthEngineError):
+    """Earth Engine could not be reached, or kept failing."""
