@@ -123,19 +123,20 @@ class EmbeddingWriter(BasePredictionWriter):
             overwrite=overwrite,
         )
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def check(self, output: str | None = None) -> None:
         """Refuse what cannot end well, before any work is done.
+
+        Called when a run starts; call it earlier to spare the loading of a model.
+
+        Args:
+            output: 'pooled' or 'grid', what the task will give; None if unknown.
 
         Raises:
             OutputError: If the task's output does not fit the format, or the path
                 cannot be written or exists already.
         """
-        super().setup(trainer, pl_module, stage)
-        if stage != 'predict':
-            return
-        output = getattr(pl_module, 'output', None)
         needed = _FORMATS[self.format].output
-        if isinstance(output, str) and output != needed:
+        if output is not None and output != needed:
             raise OutputError(
                 f"cannot write {output} embeddings to '{self.path}': "
                 + {
@@ -145,8 +146,20 @@ class EmbeddingWriter(BasePredictionWriter):
                     "in .parquet for pooled embeddings, or use output='grid' (--grid)",
                 }[needed]
             )
-        self.written = 0
         self._staged.check()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the output and make the hidden folder that it grows in.
+
+        Raises:
+            OutputError: As :meth:`check` raises it.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage != 'predict':
+            return
+        output = getattr(pl_module, 'output', None)
+        self.check(output if isinstance(output, str) else None)
+        self.written = 0
         folder = self._staged.create() if trainer.is_global_zero else ''
         folder = trainer.strategy.broadcast(folder)
         if not trainer.is_global_zero:

@@ -1,0 +1,108 @@
+"""Feature maps of the writer, over real images, opened by others."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from torchgeo.datasets import RasterDataset
+
+from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.callbacks.geotiff import write_feature_map
+from dynamicvis_geo.datasets.collate import collate
+from dynamicvis_geo.provenance import read_provenance
+from tests.callbacks.conftest import MakeChips
+from tests.callbacks.standins import Chips, Task
+from tests.callbacks.test_writer import predict
+
+
+class CellMeans(Task):
+    """A feature map whose first three features are means of the pixels of a cell."""
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        means = torch.nn.functional.avg_pool2d(batch['image'].float(), 8)
+        embedding = torch.cat([means, means[:, :2] * 0], 1)
+        return {'embedding': embedding, 'chip': batch['chip']}
+
+
+def test_every_cell_covers_its_pixels(tmp_path: Path, make_chips: MakeChips) -> None:
+    chips = make_chips()
+    predict(
+        EmbeddingWriter(tmp_path / 'maps'), chips, CellMeans('grid'), collate_fn=collate
+    )
+    with rasterio.open(tmp_path / 'scene' / 'S2_20240601.tif') as scene:
+        pixels, transform = scene.read().astype(float), scene.transform
+    files = sorted((tmp_path / 'maps').glob('*.tif'))
+    assert len(files) == 6
+    for file in files:
+        with rasterio.open(file) as image:
+            assert image.crs == 'EPSG:32618'
+            assert image.res == (80, 80)
+            assert image.transform.e < 0
+            features = image.read()
+            for i, j in np.ndindex(4, 4):
+                left, top = image.xy(i, j, offset='ul')
+                column, row = (round(v) for v in ~transform @ (left, top))
+                pixel = pixels[:, row : row + 8, column : column + 8].mean((1, 2))
+                np.testing.assert_allclose(features[:3, i, j], pixel, rtol=1e-5)
+
+
+def test_raster_dataset_of_torchgeo_opens_the_folder(
+    tmp_path: Path, make_chips: MakeChips
+) -> None:
+    chips = make_chips()
+    predict(
+        EmbeddingWriter(tmp_path / 'maps'), chips, CellMeans('grid'), collate_fn=collate
+    )
+    dataset = RasterDataset(tmp_path / 'maps')
+    assert len(dataset) == 6
+    x, y, t = dataset.bounds
+    assert (x.start, x.stop, x.step) == (500000, 500960, 80)
+    assert (y.start, y.stop, y.step) == (4499360, 4500000, 80)
+    image = dataset[x, y, t]['image']
+    assert image.shape == (5, 8, 12)
+    pixels = torch.stack([chips[i]['image'] for i in (0, 1, 2)]).float().mean((2, 3))
+    found = image[:3, :4].reshape(3, 4, 3, 4).mean((1, 3)).T
+    torch.testing.assert_close(found, pixels)
+
+
+def test_tags_say_what_it_is(tmp_path: Path, make_chips: MakeChips) -> None:
+    chips = make_chips()
+    predict(EmbeddingWriter(tmp_path / 'maps'), chips, Task('grid'), collate_fn=collate)
+    chip_id = chips.chips['chip_id'].iloc[3]
+    path = tmp_path / 'maps' / f'{chip_id}.tif'
+    with rasterio.open(path) as image:
+        tags = image.tags()
+        assert image.dtypes == ('float32',) * 5
+        assert image.descriptions[1] == 'embedding_1'
+        assert image.compression.name == 'zstd'
+        assert image.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+    assert tags['chip_id'] == chip_id
+    assert tags['start'] == '2024-06-01T00:00:00'
+    assert tags['end'] == '2024-06-02T00:00:00'
+    assert tags['TIFFTAG_DATETIME'] == '2024:06:01 00:00:00'
+    assert float(tags['valid_fraction']) == 0.5
+    provenance = read_provenance(path)
+    assert provenance == read_provenance(tmp_path / 'maps')
+    assert provenance['model']['weights'] == 'random'
+    assert provenance['source']['chips'] == 6
+    assert provenance['emb:type'] == 'pixel'
+
+
+def test_undated_chip_has_no_date(tmp_path: Path) -> None:
+    predict(EmbeddingWriter(tmp_path / 'maps'), Chips(1, dated=False), Task('grid'))
+    with rasterio.open(tmp_path / 'maps' / 'chip-0.tif') as image:
+        assert not {'start', 'end', 'TIFFTAG_DATETIME'} & set(image.tags())
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (3, 7, 20), (2, 600, 17)])
+def test_maps_of_any_shape(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    features = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    chip = Chips(1).rows([0]).iloc[0]
+    write_feature_map(tmp_path / 'map.tif', features, chip, {})
+    with rasterio.open(tmp_path / 'map.tif') as image:
+        np.testing.assert_array_equal(image.read(), features)
+        assert tuple(image.bounds) == (500000, 4500000, 500320, 4500320)
+    assert [file.name for file in tmp_path.iterdir()] == ['map.tif']
