@@ -1,0 +1,131 @@
+"""Feature extraction under a Lightning Trainer."""
+
+from typing import Any, Literal, Self, get_args
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models.config import BackboneConfig
+from dynamicvis_geo.models.weights import load_backbone
+from dynamicvis_geo.transforms import Preprocess
+
+Output = Literal['pooled', 'grid']
+Pooling = Literal['mean', 'max']
+
+
+class FeatureExtraction(LightningModule):
+    """The features of a frozen backbone, chip by chip.
+
+    Args:
+        backbone: what to load, or any module that maps ``[B, 3, h, w]`` normalised
+            images to feature maps (a tensor, or a tuple whose last entry counts).
+            Images are resized to its attribute ``img_size``, if it has one.
+        output: 'pooled' gives one vector a chip, 'grid' the map itself.
+        pooling: 'mean' or 'max' over the cells of the map.
+        input_range: raw values that become black and white, see
+            :class:`~dynamicvis_geo.transforms.Preprocess`.
+
+    Raises:
+        SpecError: if an argument has a value that cannot be used.
+        CheckpointError: if the weights cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig | nn.Module | None = None,
+        output: Output = 'pooled',
+        pooling: Pooling = 'mean',
+        input_range: tuple[float, float] = (0.0, 10000.0),
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ('output', output, get_args(Output)),
+            ('pooling', pooling, get_args(Pooling)),
+        ):
+            if value not in choices:
+                raise SpecError(
+                    f'{name}={value!r} is unknown: choose one of {", ".join(choices)}'
+                )
+        self.output, self.pooling = output, pooling
+        if isinstance(backbone, nn.Module):
+            self.backbone, described = backbone, _describe(backbone)
+        else:
+            self.backbone, described = load_backbone(backbone or BackboneConfig())
+        self.preprocess = Preprocess(
+            getattr(self.backbone, 'img_size', None), input_range
+        )
+        self.requires_grad_(False)
+        self.eval()
+        #: What the features are made of, ready for JSON.
+        self.provenance: dict[str, Any] = {
+            'backbone': described,
+            'preprocessing': self.preprocess.provenance,
+            'output': output,
+            'pooling': f'featmap_{pooling}' if output == 'pooled' else None,
+        }
+
+    @property
+    def embedding_dim(self) -> int | None:
+        """Channels of the features, where the backbone declares its own."""
+        channels: tuple[int, ...] = getattr(self.backbone, 'feature_channels', ())
+        return channels[-1] if channels else None
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: the features are of a frozen model."""
+        return super().train(False)
+
+    # Not inference_mode: its tensors could not enter the training of a probe.
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """Give the features of raw images.
+
+        Args:
+            image: raw reflectance, ``[B, 3, H, W]``, bands red, green, blue.
+
+        Returns:
+            float32 ``[B, D]`` if pooled, ``[B, D, h, w]`` if a grid.
+        """
+        maps = self.backbone(self.preprocess(image))
+        last: Tensor = maps[-1] if isinstance(maps, tuple | list) else maps
+        features = last.float()
+        if features.ndim == 2:
+            features = features[..., None, None]
+        if self.output == 'grid':
+            return features
+        if self.pooling == 'mean':
+            return features.mean((2, 3))
+        return features.amax((2, 3))
+
+    def predict_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
+        """Replace the image of a batch by its features.
+
+        Args:
+            batch: holds ``image``, raw reflectance ``[B, 3, H, W]``.
+            batch_idx: position of the batch.
+            dataloader_idx: position of the DataLoader.
+
+        Returns:
+            ``embedding``, float32 ``[B, D]`` or ``[B, D, h, w]``, and all other keys of
+            the batch as they came.
+
+        Raises:
+            SpecError: if the batch has no image, or not one of 3 bands.
+        """
+        if 'image' not in batch:
+            raise SpecError(
+                f"the batch has no 'image', only {', '.join(sorted(batch))}: give "
+                'samples of a dataset of images, such as a RasterDataset'
+            )
+        rest = {key: value for key, value in batch.items() if key != 'image'}
+        return {'embedding': self(batch['image']), **rest}
+
+
+def _describe(backbone: nn.Module) -> dict[str, Any]:
+    return {
+        'implementation': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
+        'parameters': sum(parameter.numel() for parameter in backbone.parameters()),
+    }

@@ -1,0 +1,172 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from lightning.pytorch import Trainer
+from rasterio.transform import from_origin
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dynamicvis_geo.datasets import ChipDataset, Scenes, collate
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models import BackboneConfig, DynamicVis
+from dynamicvis_geo.samplers import GridSampler
+from dynamicvis_geo.tasks import FeatureExtraction
+from dynamicvis_geo.transforms import Preprocess
+
+
+class Blocks(nn.Module):
+    """Maps of block means: easy to follow by hand."""
+
+    img_size = (32, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.dropout = nn.Dropout()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = self.dropout(self.scale * nn.functional.avg_pool2d(x, 8))
+        return maps * 0, maps
+
+
+class Vector(nn.Module):
+    """No map and no declared size: one vector an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.fixture
+def chips(tmp_path: Path) -> ChipDataset:
+    path = tmp_path / 'scene.tif'
+    values = np.random.default_rng(0).integers(0, 9000, (3, 96, 160), dtype=np.uint16)
+    with rasterio.open(
+        path,
+        'w',
+        driver='GTiff',
+        count=3,
+        height=96,
+        width=160,
+        dtype='uint16',
+        crs='EPSG:32633',
+        transform=from_origin(320 * 1200, 320 * 20000, 10, 10),
+    ) as file:
+        file.write(values)
+    scene = Scenes(path)
+    return ChipDataset([(scene, GridSampler(scene, 32))])
+
+
+def predict(
+    module: FeatureExtraction, chips: ChipDataset, **options: Any
+) -> list[dict[str, Any]]:
+    trainer = Trainer(
+        accelerator='cpu',
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        **options,
+    )
+    loader = DataLoader(chips, batch_size=4, collate_fn=collate)
+    predictions = trainer.predict(module, loader)
+    assert predictions is not None
+    return predictions  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize('pooling', ['mean', 'max'])
+def test_pooled_features_are_those_of_the_grid(
+    chips: ChipDataset, pooling: Any
+) -> None:
+    grids = predict(FeatureExtraction(Blocks(), 'grid'), chips)
+    pooled = predict(FeatureExtraction(Blocks(), pooling=pooling), chips)
+    assert sum(len(p['embedding']) for p in pooled) == len(chips) == 15
+    for grid, vector in zip(grids, pooled, strict=True):
+        assert grid['embedding'].shape[1:] == (3, 4, 4)
+        assert vector['embedding'].dtype == torch.float32
+        flat = grid['embedding'].flatten(2)
+        expected = flat.mean(2) if pooling == 'mean' else flat.amax(2)
+        torch.testing.assert_close(vector['embedding'], expected)
+
+
+def test_predictions_keep_every_key_but_the_image(chips: ChipDataset) -> None:
+    predictions = predict(FeatureExtraction(Blocks()), chips)
+    batch = collate([chips[0]])
+    assert set(predictions[0]) == {*batch, 'embedding'} - {'image'}
+    rows = torch.cat([p['chip'] for p in predictions])[:, 0]
+    assert rows.tolist() == list(range(15))
+    first = FeatureExtraction(Blocks())(batch['image'])
+    torch.testing.assert_close(predictions[0]['embedding'][:1], first)
+
+
+def test_vectors_count_as_maps_of_one_cell(chips: ChipDataset) -> None:
+    image = collate([chips[3]])['image']
+    vector = FeatureExtraction(Vector())(image)
+    torch.testing.assert_close(vector, Preprocess(None)(image).mean((2, 3)))
+    assert FeatureExtraction(Vector(), 'grid')(image).shape == (1, 3, 1, 1)
+
+
+def test_backbone_is_frozen_whatever_is_asked_of_it(chips: ChipDataset) -> None:
+    module = FeatureExtraction(Blocks())
+    image = collate([chips[0]])['image']
+    first = module(image)
+    assert module.train().training is False
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert torch.equal(module(image), first)
+    probe = nn.Linear(3, 2)
+    probe(module(image)).sum().backward()
+    assert probe.weight.grad is not None
+
+
+def test_dynamicvis_runs_in_both_precisions(chips: ChipDataset) -> None:
+    torch.manual_seed(0)
+    backbone = DynamicVis(img_size=32)
+    exact = predict(FeatureExtraction(backbone), chips)
+    rough = predict(FeatureExtraction(backbone), chips, precision='bf16-mixed')
+    for one, other in zip(exact, rough, strict=True):
+        assert one['embedding'].shape[1:] == (768,)
+        assert other['embedding'].dtype == torch.float32
+        cosine = torch.cosine_similarity(one['embedding'], other['embedding'])
+        assert cosine.min() > 0.99
+
+
+def test_precision_that_rounds_reflectance_is_refused(chips: ChipDataset) -> None:
+    with pytest.raises(SpecError, match='bf16-mixed'):
+        predict(FeatureExtraction(Blocks()), chips, precision='bf16-true')
+
+
+def test_provenance_says_what_was_done() -> None:
+    module = FeatureExtraction(Blocks(), pooling='max', input_range=(0, 3000))
+    made = module.provenance
+    assert made['pooling'] == 'featmap_max'
+    assert made['preprocessing']['input_range'] == [0, 3000]
+    assert made['preprocessing']['resize'] == [32, 32]
+    assert made['backbone']['implementation'].endswith('test_features.Blocks')
+    assert module.embedding_dim is None
+    with pytest.warns(UserWarning, match='untrained'):
+        module = FeatureExtraction(BackboneConfig(weights='random', img_size=32))
+    assert module.provenance['backbone']['weights'] == 'random'
+    assert module.embedding_dim == 768
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ({'output': 'tokens'}, "output='tokens'.*pooled, grid"),
+        ({'pooling': 'median'}, "pooling='median'.*mean, max"),
+        ({'input_range': (1, 1)}, 'input_range'),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        FeatureExtraction(Blocks(), **arguments)
+
+
+def test_batch_without_an_image_or_with_more_bands() -> None:
+    module = FeatureExtraction(Blocks())
+    with pytest.raises(SpecError, match=r"no 'image', only mask"):
+        module.predict_step({'mask': torch.zeros(1, 8, 8)}, 0)
+    with pytest.raises(SpecError, match=r'\(1, 13, 8, 8\)'):
+        module.predict_step({'image': torch.zeros(1, 13, 8, 8)}, 0)
