@@ -1,1 +1,73 @@
 """Features of the frozen DynamicVis backbone for any place and any date range."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.callbacks import EmbeddingWriter
+    from dynamicvis_geo.datasets import ChipDataset, collate, open_scenes
+    from dynamicvis_geo.models import (
+        BackboneConfig,
+        DynamicVis,
+        DynamicVis_B_Weights,
+        DynamicVis_L_Weights,
+        dynamicvis_b,
+        dynamicvis_l,
+        load_backbone,
+    )
+    from dynamicvis_geo.provenance import read_provenance
+    from dynamicvis_geo.samplers import GridSampler, PointSampler
+    from dynamicvis_geo.tasks import FeatureExtraction
+    from dynamicvis_geo.transforms import Preprocess
+
+# Importing PyTorch and TorchGeo takes many seconds: a name's module is imported when the
+# name is first used (PEP 562).
+_MODULES = {
+    'BackboneConfig': 'models',
+    'ChipDataset': 'datasets',
+    'DynamicVis': 'models',
+    'DynamicVis_B_Weights': 'models',
+    'DynamicVis_L_Weights': 'models',
+    'EmbeddingWriter': 'callbacks',
+    'FeatureExtraction': 'tasks',
+    'GridSampler': 'samplers',
+    'PointSampler': 'samplers',
+    'Preprocess': 'transforms',
+    'collate': 'datasets',
+    'dynamicvis_b': 'models',
+    'dynamicvis_l': 'models',
+    'load_backbone': 'models',
+    'open_scenes': 'datasets',
+    'read_provenance': 'provenance',
+}
+
+__all__ = [
+    'BackboneConfig',
+    'ChipDataset',
+    'DynamicVis',
+    'DynamicVis_B_Weights',
+    'DynamicVis_L_Weights',
+    'EmbeddingWriter',
+    'FeatureExtraction',
+    'GridSampler',
+    'PointSampler',
+    'Preprocess',
+    'collate',
+    'dynamicvis_b',
+    'dynamicvis_l',
+    'load_backbone',
+    'open_scenes',
+    'read_provenance',
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
