@@ -1,0 +1,268 @@
+"""The command line, ``dynamicvis-geo``.
+
+Only the arguments are here; each command is a module of ``dynamicvis_geo.commands``,
+imported when it runs, so that ``--help`` needs neither PyTorch nor TorchGeo.
+"""
+
+import argparse
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from dynamicvis_geo.errors import DynamicVisGeoError
+
+#: What the shell sees after an error of the user's, as after wrong arguments.
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments, those of the process by default.
+
+    Returns:
+        0, or 2 after an error that was said in one line, or 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    warnings.showwarning = _show_warning
+    command = importlib.import_module(f'dynamicvis_geo.commands.{arguments.command}')
+    try:
+        command.run(arguments)
+    except DynamicVisGeoError as error:
+        if arguments.debug:
+            raise
+        print(f'dynamicvis-geo: error: {_one_line(error)}', file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print('dynamicvis-geo: interrupted', file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _one_line(error: DynamicVisGeoError) -> str:
+    """Give the message; that of a DataLoader worker ends a copy of its traceback."""
+    last = str(error).strip().splitlines()[-1]
+    prefix, colon, message = last.partition(': ')
+    return message if colon and prefix.startswith('dynamicvis_geo.') else last
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f'dynamicvis-geo: warning: {message}', file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='dynamicvis-geo',
+        description='Features of the frozen DynamicVis backbone for satellite images.',
+    )
+    parser.add_argument(
+        '--version', action=_Version, nargs=0, help='show the version and exit'
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    _add_embed(commands)
+    _add_demo(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f'dynamicvis-geo {version("dynamicvis-geo")}')
+        parser.exit()
+
+
+def _add_embed(
+    commands: 'argparse._SubParsersAction[argparse.ArgumentParser]',
+) -> None:
+    parser = _command(
+        commands,
+        'embed',
+        'embed the chips of GeoTIFFs',
+        'Cut chips from GeoTIFFs, embed them, and write the embeddings with their '
+        'footprints: pooled to one GeoParquet file, or with --grid the feature maps to '
+        'one GeoTIFF a chip.',
+    )
+    parser.add_argument(
+        'source', type=Path, metavar='SOURCE', help='a GeoTIFF, or a folder of them'
+    )
+    parser.add_argument(
+        '--output',
+        type=Path,
+        required=True,
+        metavar='OUT',
+        help='file that ends in .parquet, or with --grid a folder',
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace an output that exists'
+    )
+    chips = parser.add_argument_group('chips')
+    chips.add_argument(
+        '--size',
+        type=_positive,
+        default=512,
+        metavar='PIXELS',
+        help='side of a chip (default: 512)',
+    )
+    chips.add_argument(
+        '--stride',
+        type=_positive,
+        metavar='PIXELS',
+        help='from chip to chip (default: the size, so that chips do not overlap)',
+    )
+    chips.add_argument(
+        '--points',
+        type=Path,
+        metavar='FILE',
+        help='one chip around each point instead of a grid: CSV with columns lon and '
+        'lat, or any vector file',
+    )
+    chips.add_argument(
+        '--bands',
+        type=_bands,
+        default=(1, 2, 3),
+        metavar='R,G,B',
+        help='bands of the file that stand for red, green and blue (default: 1,2,3)',
+    )
+    chips.add_argument(
+        '--input-range',
+        type=_range,
+        default=(0.0, 10000.0),
+        metavar='LOW,HIGH',
+        help='values that become black and white (default: 0,10000, Sentinel-2 surface '
+        'reflectance)',
+    )
+    features = parser.add_argument_group('features')
+    features.add_argument(
+        '--grid', action='store_true', help='feature maps instead of pooled vectors'
+    )
+    features.add_argument(
+        '--pooling',
+        choices=('mean', 'max'),
+        default='mean',
+        help='over the cells of a map (default: mean)',
+    )
+    features.add_argument(
+        '--weights',
+        default='pretrained',
+        metavar='pretrained|random|PATH',
+        help='the published checkpoint, untrained weights for trying things out, or a '
+        'checkpoint file (default: pretrained)',
+    )
+    _add_run_options(parser)
+
+
+def _add_demo(
+    commands: 'argparse._SubParsersAction[argparse.ArgumentParser]',
+) -> None:
+    parser = _command(
+        commands,
+        'demo',
+        'embed a synthetic scene with random weights',
+        'Make a small synthetic scene that looks like Sentinel-2, embed it with random '
+        'weights, and write the scene, a GeoParquet file, feature maps as GeoTIFFs, '
+        'and a picture. Needs no network.',
+    )
+    parser.add_argument(
+        '--output',
+        type=Path,
+        default=Path('demo-output'),
+        metavar='FOLDER',
+        help='folder for the files (default: demo-output); those of an earlier demo '
+        'are replaced',
+    )
+    _add_run_options(parser)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('running')
+    group.add_argument(
+        '--batch-size',
+        type=_positive,
+        default=4,
+        metavar='N',
+        help='chips a forward pass (default: 4)',
+    )
+    group.add_argument(
+        '--num-workers',
+        type=_count,
+        default=0,
+        metavar='N',
+        help='processes that read images ahead (default: 0, read in this process)',
+    )
+    group.add_argument(
+        '--device',
+        default='auto',
+        metavar='auto|cpu|cuda|cuda:N|mps',
+        help='where the backbone runs (default: auto)',
+    )
+    group.add_argument(
+        '--precision',
+        choices=('32-true', 'bf16-mixed'),
+        default='32-true',
+        help='of the backbone (default: 32-true)',
+    )
+
+
+def _command(
+    commands: 'argparse._SubParsersAction[argparse.ArgumentParser]',
+    name: str,
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=description)
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of an error'
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = _count(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} must be 1 or more')
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} must be a whole number')
+    return int(text)
+
+
+def _bands(text: str) -> tuple[int, int, int]:
+    numbers = text.split(',')
+    if len(numbers) != 3 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be three band numbers from 1, such as 4,3,2'
+        )
+    red, green, blue = map(int, numbers)
+    return red, green, blue
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(','))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be two numbers, such as 0,3000'
+        ) from error
+    return low, high
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of ``dynamicvis-geo``: one module each, with a function ``run``."""

@@ -1,0 +1,86 @@
+"""``dynamicvis-geo embed``: the chips of GeoTIFFs, embedded."""
+
+import warnings
+from argparse import Namespace
+from collections.abc import Sequence
+
+import rasterio
+from torchgeo.datasets import GeoDataset
+
+from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.commands.prediction import backbone_config, choose_device, predict
+from dynamicvis_geo.datasets import (
+    ChipDataset,
+    Scenes,
+    assign_points,
+    open_scenes,
+    read_points,
+)
+from dynamicvis_geo.samplers import GridSampler, PointSampler
+from dynamicvis_geo.tasks import FeatureExtraction
+from dynamicvis_geo.tasks.features import Output
+
+Pairs = Sequence[tuple[GeoDataset, GridSampler | PointSampler]]
+
+
+def run(arguments: Namespace) -> None:
+    """Embed what the arguments name, and print what was written."""
+    output: Output = 'grid' if arguments.grid else 'pooled'
+    writer = EmbeddingWriter(arguments.output, overwrite=arguments.overwrite)
+    writer.check(output)
+    choose_device(arguments.device)
+    config = backbone_config(arguments.weights)
+    scenes = open_scenes(arguments.source, arguments.bands)
+    pairs = _pairs(scenes, arguments)
+    _warn_of_byte_images(scenes, arguments.input_range)
+    _warn_of_padding(pairs, arguments.size)
+    module = FeatureExtraction(config, output, arguments.pooling, arguments.input_range)
+    print(predict(ChipDataset(pairs), module, writer, arguments))
+
+
+def _pairs(scenes: list[Scenes], arguments: Namespace) -> Pairs:
+    size = arguments.size
+    if arguments.points is None:
+        return [(s, GridSampler(s, size, arguments.stride)) for s in scenes]
+    assigned = assign_points(scenes, read_points(arguments.points))
+    return [(scene, PointSampler(scene, points, size)) for scene, points in assigned]
+
+
+def _warn_of_byte_images(
+    scenes: list[Scenes], input_range: tuple[float, float]
+) -> None:
+    """An 8-bit picture read as reflectance is nearly black, and nobody would see it."""
+    for scene in scenes:
+        path = scene.index['filepath'].iloc[0]
+        with rasterio.open(path) as file:
+            if file.dtypes[0] == 'uint8' and input_range[1] > 255:
+                warnings.warn(
+                    f'{path} has 8-bit values, but --input-range is '
+                    f'{input_range[0]:g},{input_range[1]:g}: for a picture of 0..255 '
+                    'give --input-range 0,255',
+                    stacklevel=2,
+                )
+
+
+def _warn_of_padding(pairs: Pairs, size: int) -> None:
+    """Say how little of a chip an image fills that is smaller than one."""
+    for scene, sampler in pairs:
+        x, y, _ = scene.bounds
+        width, height = (round((s.stop - s.start) / s.step) for s in (x, y))
+        if min(width, height) >= size:
+            continue
+        covered = [
+            _overlap(x, chip[0]) * _overlap(y, chip[1]) / (x.step * y.step * size**2)
+            for chip in sampler
+        ]
+        warnings.warn(
+            f'chips of {size} x {size} pixels are larger than the image of {width} x '
+            f'{height} pixels: they are padded, and at most the fraction '
+            f'{max(covered):.3f} of one is valid; a smaller --size avoids it',
+            stacklevel=2,
+        )
+
+
+def _overlap(one: slice, other: slice) -> float:
+    length: float = min(one.stop, other.stop) - max(one.start, other.start)
+    return max(0.0, length)
