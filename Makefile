@@ -1,0 +1,57 @@
+# What can be done here; `make` alone lists it.
+#
+# The environment is .venv, made at first use and kept. Another interpreter is chosen
+# with PYTHON=python3.13; if .venv is of another Python version, .venv-3.13 is used.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV ?= $(shell grep -qs '^version *= *$(VERSION)' .venv/pyvenv.cfg || test ! -e .venv \
+	&& echo .venv || echo .venv-$(VERSION))
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help
+help:
+	@echo 'make demo    embed a synthetic scene with random weights; writes demo-output/'
+	@echo 'make test    run the tests'
+	@echo 'make lint    check style and types'
+	@echo 'make clean   remove the environments and what was made here'
+	@echo
+	@echo 'The first run creates $(VENV) and installs into it (PyTorch is a few GB).'
+	@echo 'PYTHON=python3.13 make test picks another interpreter.'
+
+.PHONY: demo
+demo: $(INSTALLED)
+	$(BIN)/dynamicvis-geo demo --output demo-output
+
+.PHONY: test
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# The interpreter that would be used, for scripts.
+.PHONY: python
+python:
+	@echo $(PYTHON)
+
+.PHONY: clean
+clean:
+	rm -rf .venv .venv-* demo-output build *.egg-info
+
+$(INSTALLED): pyproject.toml
+	@test -n '$(VERSION)' || { echo 'Python 3.11 or later is needed: name one with \
+	PYTHON=/path/to/python3.12 make ...' >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	'Python 3.11 or later is needed, but $(PYTHON) is $(VERSION): name another with \
+	PYTHON=/path/to/python3.12 make ...' >&2; exit 2; }
+	@echo 'Installing into $(VENV) with Python $(VERSION)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[tests]'
+	@touch $@
