@@ -94,13 +94,17 @@ def load_upstream_class(
 
 
 def build_upstream(
-    config: BackboneConfig, arch: str, out_indices: Sequence[int] = (3,)
+    config: BackboneConfig,
+    arch: str,
+    settings: Mapping[str, Any] | None = None,
+    out_indices: Sequence[int] = (3,),
 ) -> nn.Module:
-    """Build the official backbone, frozen and in eval mode, with weights at random.
+    """Build the official backbone, frozen and in eval mode, without trained weights.
 
     Args:
         config: which code to run and with what settings.
         arch: 'b' or 'l'.
+        settings: arguments of the official class that *config* has no fields for.
         out_indices: stages whose maps are returned.
 
     Raises:
@@ -114,6 +118,7 @@ def build_upstream(
         config.auto_download_repo,
     )
     arguments: dict[str, Any] = {
+        **(settings or {}),
         'arch': arch,
         'img_size': config.img_size,
         'path_type': config.path_type,
@@ -124,7 +129,10 @@ def build_upstream(
     }
     if not config.mamba2:
         # The official default wants the mambapy package, which acts in training only.
-        arguments['layer_cfgs'] = {'use_mambapy': False}
+        arguments['layer_cfgs'] = {
+            **(arguments.get('layer_cfgs') or {}),
+            'use_mambapy': False,
+        }
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):

@@ -24,6 +24,7 @@ from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.models.dynamicvis import DynamicVis
+from dynamicvis_geo.models.upstream import build_upstream, upstream_source
 from dynamicvis_geo.transforms import Preprocess
 
 #: Seed of the weights of ``weights='random'``.
@@ -58,12 +59,9 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
         CheckpointError: If the checkpoint cannot be fetched or read, is not the one
             asked for, or does not fit the configuration.
         SpecError: If the configuration cannot be built.
+        UpstreamError: If ``implementation='upstream'`` and the official code cannot be
+            run.
     """
-    if config.implementation != 'native':
-        raise SpecError(
-            f'implementation={config.implementation!r} is not part of this version: '
-            "use 'native'"
-        )
     if config.scan not in ('auto', 'torch'):
         raise SpecError(
             f"scan={config.scan!r} is not part of this version: use 'auto' or 'torch'"
@@ -85,6 +83,10 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
         'dtype': 'float32',
         'parameters': _statistics(model),
     }
+    if config.implementation == 'upstream':
+        official = _official_backbone(config, model, provenance)
+        provenance['upstream_commit'] = upstream_source(type(official))['commit']
+        return official, provenance
     if 'shuffle' in model.path_type:
         provenance['shuffle_seed'] = model.shuffle_seed
     return model, provenance
@@ -196,6 +198,17 @@ def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, 
         'trained_settings': _plain(checkpoint.settings),
         'training': checkpoint.meta,
     }
+
+
+def _official_backbone(
+    config: BackboneConfig, model: DynamicVis, provenance: Mapping[str, Any]
+) -> nn.Module:
+    """Build the official class with the weights and the settings of the native one."""
+    trained = provenance.get('trained_settings', {})
+    settings = {name: trained[name] for name in _TAKEN_OVER if name in trained}
+    official = build_upstream(config, model.arch, settings)
+    official.load_state_dict(model.state_dict())
+    return official
 
 
 def _check(config: BackboneConfig, checkpoint: Checkpoint) -> None:

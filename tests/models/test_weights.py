@@ -434,8 +434,6 @@ def test_weights_describe_themselves() -> None:
 
 
 def test_what_this_version_lacks_is_refused() -> None:
-    with pytest.raises(SpecError, match="implementation='upstream'"):
-        load_backbone(BackboneConfig(implementation='upstream'))
     with pytest.raises(SpecError, match="scan='triton'"):
         load_backbone(BackboneConfig(scan='triton'))
 
