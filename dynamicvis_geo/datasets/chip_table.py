@@ -72,7 +72,12 @@ def _record(
     yres = y.step or defaults[1].step
     width, height = round((x.stop - x.start) / xres), round((y.stop - y.start) / yres)
     start, end = _nanoseconds(t.start), _nanoseconds(t.stop)
-    if width < 1 or height < 1 or None in (start, end) or t.step not in (None, 1):
+    if (
+        min(width, height) < 1
+        or start is None
+        or end is None
+        or t.step not in (None, 1)
+    ):
         raise SpecError(
             f'pairs: sampler {type(sampler).__name__} yields {query!r}: a chip needs a '
             'whole pixel, times without time zone (UTC) and a time step of 1'
