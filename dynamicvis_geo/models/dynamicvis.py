@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.mamba import MambaBlock
 from dynamicvis_geo.models.mamba2 import HeadGroups
+from dynamicvis_geo.models.scan_forms import check_scan
 
 OutType = Literal['featmap', 'avg_featmap']
 #: Where the global tokens stand in the sequence that Mamba sees.
@@ -37,6 +38,8 @@ class PatchEmbed(nn.Module):
         self.projection = nn.Conv2d(
             in_channels, width, patch_size, stride, padding=patch_size // 2
         )
+        nn.init.kaiming_normal_(self.projection.weight, mode='fan_out')
+        nn.init.zeros_(cast(Tensor, self.projection.bias))
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -183,6 +186,9 @@ class DynamicVis(nn.Module):
             it.
         init_cfg: accepted as in the official class; load weights with
             :meth:`load_state_dict`.
+        scan: the form of the selective scan, one of
+            :data:`~dynamicvis_geo.models.scan_forms.SCANS`. All give the same features
+            but for rounding.
 
     Raises:
         SpecError: if an argument has a value that cannot be used.
@@ -215,6 +221,7 @@ class DynamicVis(nn.Module):
         branch_format: Any = None,
         channel_token_keep_ratios: Any = None,
         init_cfg: Any = None,
+        scan: str = 'auto',
     ) -> None:
         super().__init__()
         self.arch = _choice('arch', arch, _ARCHS)
@@ -223,6 +230,8 @@ class DynamicVis(nn.Module):
         self.mamba2 = mamba2
         self.sampling_scale = sampling_scale
         self.shuffle_seed = shuffle_seed
+        check_scan(scan)
+        self.scan = scan
         self.out_indices = _stages(out_indices, out_type)
         self.out_type = out_type
         self.interpolate_mode = _choice(
@@ -248,7 +257,9 @@ class DynamicVis(nn.Module):
                 position,
                 is_softmax_on_x,
                 norm_topk_prob,
-                MambaBlock(width, path_type, mamba2, mamba2_head_groups, layer_cfgs),
+                MambaBlock(
+                    width, path_type, mamba2, mamba2_head_groups, layer_cfgs, scan
+                ),
             )
 
         channels = (in_channels, *self.widths)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.mamba2 import HeadGroups, Mamba2Mixer
-from dynamicvis_geo.models.scan import causal_conv, selective_scan
+from dynamicvis_geo.models.scan_forms import scan_form
 
 PathType = Literal[
     'forward',
@@ -57,6 +57,7 @@ class MambaMixer(nn.Module):
             'auto'.
         use_bias: whether `in_proj` and `out_proj` have a bias.
         use_conv_bias: whether the convolution has a bias.
+        scan: one of :data:`~dynamicvis_geo.models.scan_forms.SCANS`.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class MambaMixer(nn.Module):
         time_step_rank: int | Literal['auto'] = 'auto',
         use_bias: bool = False,
         use_conv_bias: bool = True,
+        scan: str = 'auto',
     ) -> None:
         super().__init__()
+        self.scan = scan
         inner = expand * width
         rank = math.ceil(width / 16) if time_step_rank == 'auto' else time_step_rank
         self.split_sizes = [rank, state_size, state_size]
@@ -99,10 +102,11 @@ class MambaMixer(nn.Module):
         Returns:
             ``[directions, B, L, inner]``, tokens in their own order.
         """
+        form = scan_form(self.scan, x.device.type)
         tokens, gate = self.in_proj(x).chunk(2, dim=-1)
-        h = causal_conv(tokens, self.conv1d.weight, self.conv1d.bias, directions)
+        h = form.causal_conv(tokens, self.conv1d.weight, self.conv1d.bias, directions)
         dt, B, C = self.x_proj(h).split(self.split_sizes, dim=-1)
-        return selective_scan(
+        return form.selective_scan(
             h,
             F.linear(dt, self.dt_proj.weight),
             -torch.exp(self.A_log.float()),
@@ -129,6 +133,7 @@ class MambaBlock(nn.Module):
         mamba2: whether the mixer is Mamba-2.
         mamba2_head_groups: see :class:`~dynamicvis_geo.models.mamba2.Mamba2Mixer`.
         layer_cfgs: arguments of the mixer that replace its defaults.
+        scan: one of :data:`~dynamicvis_geo.models.scan_forms.SCANS`.
 
     Raises:
         SpecError: if *path_type* or *layer_cfgs* is wrong.
@@ -141,6 +146,7 @@ class MambaBlock(nn.Module):
         mamba2: bool = False,
         mamba2_head_groups: HeadGroups = 'contiguous',
         layer_cfgs: dict[str, Any] | None = None,
+        scan: str = 'auto',
     ) -> None:
         super().__init__()
         if path_type not in PATH_TYPES:
@@ -155,10 +161,10 @@ class MambaBlock(nn.Module):
         try:
             if mamba2:
                 self.mamba_layer = Mamba2Mixer(
-                    width, head_groups=mamba2_head_groups, **(layer_cfgs or {})
+                    width, mamba2_head_groups, scan=scan, **(layer_cfgs or {})
                 )
             else:
-                self.mamba_layer = MambaMixer(width, **(layer_cfgs or {}))
+                self.mamba_layer = MambaMixer(width, scan=scan, **(layer_cfgs or {}))
         except TypeError as error:
             raise SpecError(
                 f'layer_cfgs={layer_cfgs!r} does not fit the mixer ({error}): see the '

@@ -1,4 +1,6 @@
-"""The selective scan of Mamba (arXiv 2312.00752, section 3) in plain PyTorch.
+"""The selective scan of Mamba (arXiv 2312.00752, section 3), in plain PyTorch.
+
+The faster forms, one module each, compute the same and are chosen in ``scan_forms.py``.
 
 Every tensor is channel-last, ``[directions, B, L, channels]``: direction 0 walks the
 sequence from its first token to its last, direction 1 from its last to its first. Both
