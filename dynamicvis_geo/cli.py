@@ -26,13 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, those of the process by default.
 
     Returns:
-        0, or 2 after an error that was said in one line, or 130 after Ctrl-C.
+        0, or what the command says, or 2 after an error that was said in one line, or
+        130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
     warnings.showwarning = _show_warning
     command = importlib.import_module(f'dynamicvis_geo.commands.{arguments.command}')
     try:
-        command.run(arguments)
+        code: int | None = command.run(arguments)
     except DynamicVisGeoError as error:
         if arguments.debug:
             raise
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('dynamicvis-geo: interrupted', file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return code or 0
 
 
 def _one_line(error: DynamicVisGeoError) -> str:
@@ -73,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     _add_embed(commands)
     _add_demo(commands)
+    _add_info(commands)
+    _add_verify(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -156,13 +160,7 @@ def _add_embed(
         default='mean',
         help='over the cells of a map (default: mean)',
     )
-    features.add_argument(
-        '--weights',
-        default='pretrained',
-        metavar='pretrained|random|PATH',
-        help='the published checkpoint, untrained weights for trying things out, or a '
-        'checkpoint file (default: pretrained)',
-    )
+    _add_weights(features)
     _add_run_options(parser)
 
 
@@ -188,6 +186,82 @@ def _add_demo(
     _add_run_options(parser)
 
 
+def _add_info(
+    commands: 'argparse._SubParsersAction[argparse.ArgumentParser]',
+) -> None:
+    parser = _command(
+        commands,
+        'info',
+        'show the configuration, or inspect a checkpoint',
+        'Show the configuration of the backbone and where each value comes from, '
+        'versions, the device, and the form of the selective scan that will run; or '
+        'inspect a checkpoint without building a model.',
+    )
+    parser.add_argument(
+        '--checkpoint', type=Path, metavar='FILE', help='inspect this file instead'
+    )
+    _add_weights(parser)
+    _add_device(parser)
+
+
+def _add_verify(
+    commands: 'argparse._SubParsersAction[argparse.ArgumentParser]',
+) -> None:
+    parser = _command(
+        commands,
+        'verify',
+        'compare this implementation with the official code',
+        'Run the official code and this implementation with the same weights on the '
+        'same images, on this machine, and report how far they differ. Exits with 1 if '
+        'that is more than rounding explains.',
+    )
+    parser.add_argument(
+        'images',
+        type=Path,
+        nargs='*',
+        metavar='IMAGE',
+        help='GeoTIFFs, each resized to one input (default: two generated images)',
+    )
+    _add_weights(parser)
+    _add_device(parser)
+
+
+def _add_convert(
+    commands: 'argparse._SubParsersAction[argparse.ArgumentParser]',
+) -> None:
+    parser = _command(
+        commands,
+        'convert',
+        'write the backbone of a checkpoint as safetensors',
+        'Write the backbone alone, which is smaller and loads faster; its metadata '
+        'says which file it was taken from.',
+    )
+    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT')
+    parser.add_argument('out', type=Path, metavar='OUT.safetensors')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace an output that exists'
+    )
+
+
+def _add_weights(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        '--weights',
+        default='pretrained',
+        metavar='pretrained|random|PATH',
+        help='the published checkpoint, untrained weights for trying things out, or a '
+        'checkpoint file (default: pretrained)',
+    )
+
+
+def _add_device(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        '--device',
+        default='auto',
+        metavar='auto|cpu|cuda|cuda:N|mps',
+        help='where the backbone runs (default: auto)',
+    )
+
+
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('running')
     group.add_argument(
@@ -204,12 +278,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help='processes that read images ahead (default: 0, read in this process)',
     )
-    group.add_argument(
-        '--device',
-        default='auto',
-        metavar='auto|cpu|cuda|cuda:N|mps',
-        help='where the backbone runs (default: auto)',
-    )
+    _add_device(group)
     group.add_argument(
         '--precision',
         choices=('32-true', 'bf16-mixed'),

@@ -8,7 +8,8 @@ import rasterio
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.commands.prediction import backbone_config, choose_device, predict
+from dynamicvis_geo.commands.options import backbone_config, choose_device
+from dynamicvis_geo.commands.prediction import predict
 from dynamicvis_geo.datasets import (
     ChipDataset,
     Scenes,

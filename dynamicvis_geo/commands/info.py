@@ -1,0 +1,89 @@
+"""``dynamicvis-geo info``: what would run, and why."""
+
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from dynamicvis_geo.commands.options import (
+    backbone_config,
+    torch_device,
+    weights_fields,
+)
+from dynamicvis_geo.models.checkpoint import read_checkpoint
+from dynamicvis_geo.models.config import BackboneConfig, sources
+from dynamicvis_geo.models.scan_forms import resolve_scan, scan_forms
+from dynamicvis_geo.provenance import software_versions
+
+
+def run(arguments: Namespace) -> None:
+    """Print the configuration, or what a checkpoint holds."""
+    if arguments.checkpoint is not None:
+        print(_table(_checkpoint_rows(arguments.checkpoint)))
+        return
+    device = torch_device(arguments.device)
+    config = backbone_config(arguments.weights)
+    print(_table(_environment_rows(device, config.scan)), end='\n\n')
+    print(_table(_setting_rows(config, weights_fields(arguments.weights))))
+
+
+def _environment_rows(device: torch.device, scan: str) -> Iterable[tuple[str, ...]]:
+    yield from software_versions().items()
+    detail = ''
+    if device.type == 'cpu':
+        detail = f' (threads: {torch.get_num_threads()})'
+    elif device.type == 'cuda':
+        detail = f' ({torch.cuda.get_device_name(device)})'
+    yield 'device', f'{device}{detail}'
+    yield 'selective scan', f'{resolve_scan(scan, device.type)} (asked for: {scan})'
+    for form, reason in scan_forms().items():
+        yield f'  {form}', reason or 'available'
+
+
+def _setting_rows(
+    config: BackboneConfig, given: Iterable[str]
+) -> Iterable[tuple[str, ...]]:
+    origins = sources(given)
+    yield 'setting', 'value', 'from'
+    for field in fields(config):
+        yield field.name, str(getattr(config, field.name)), origins[field.name]
+
+
+def _checkpoint_rows(path: Path) -> Iterable[tuple[str, ...]]:
+    checkpoint = read_checkpoint(path)
+    size = checkpoint.img_size
+    yield 'file', str(checkpoint.path)
+    yield 'SHA-256', checkpoint.sha256
+    yield 'arch', checkpoint.arch
+    yield 'image size', f'{size[0]} x {size[1]}' if size else 'not told by the file'
+    yield 'mixers', 'Mamba-2' if checkpoint.mamba2 else 'Mamba'
+    yield 'path type', checkpoint.path_type or 'one without parameters of its own'
+    yield 'backbone keys', str(len(checkpoint.state_dict))
+    parameters = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
+    yield 'parameters', f'{parameters:,}'
+    yield 'stored as', _listed(checkpoint.dtypes)
+    yield 'ignored keys', _listed(checkpoint.ignored) or 'none'
+    yield 'other sections', ', '.join(checkpoint.sections) or 'none'
+    for title, values in (
+        ('trained with', checkpoint.settings),
+        ('meta', checkpoint.meta),
+    ):
+        yield title, ', '.join(f'{k}={v}' for k, v in values.items()) or 'not told'
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ', '.join(f'{count} {name}' for name, count in counts.items())
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Align all columns but the last."""
+    cells = list(rows)
+    count = max(map(len, cells))
+    widths = [max(len(r[i]) for r in cells if len(r) > i) for i in range(count - 1)]
+    lines = []
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append('  '.join([*padded[: len(row) - 1], row[-1]]).rstrip())
+    return '\n'.join(lines)

@@ -1,0 +1,67 @@
+"""What options of several commands mean."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models.config import BackboneConfig
+
+
+def weights_fields(weights: str) -> dict[str, Any]:
+    """Turn ``--weights`` into fields of :class:`BackboneConfig`."""
+    if weights == 'pretrained':
+        return {}
+    if weights == 'random':
+        return {'weights': 'random'}
+    return {'checkpoint': Path(weights)}
+
+
+def backbone_config(weights: str) -> BackboneConfig:
+    """Read the environment, and what ``--weights`` says.
+
+    Raises:
+        SpecError: if a variable has a value that cannot be used.
+    """
+    return BackboneConfig.from_env(**weights_fields(weights))
+
+
+def choose_device(device: str) -> tuple[str, str | int | list[int]]:
+    """Turn ``--device`` into Lightning's accelerator and devices.
+
+    Raises:
+        SpecError: if there is no such device here.
+    """
+    kind, colon, number = device.partition(':')
+    if kind not in ('auto', 'cpu', 'cuda', 'mps') or (
+        colon and not (kind == 'cuda' and number.isdecimal())
+    ):
+        raise SpecError(
+            f'--device {device!r} is unknown: choose auto, cpu, cuda, cuda:N or mps'
+        )
+    if kind == 'cuda':
+        count = torch.cuda.device_count()
+        if int(number or 0) >= count:
+            raise SpecError(
+                f'--device {device}: PyTorch finds {count} CUDA devices here: choose '
+                'another, or --device cpu'
+            )
+        return 'cuda', [int(number or 0)]
+    if kind == 'mps' and not torch.backends.mps.is_available():
+        raise SpecError('--device mps: PyTorch finds no MPS here: choose --device cpu')
+    return kind, 1
+
+
+def torch_device(device: str) -> torch.device:
+    """Turn ``--device`` into PyTorch's.
+
+    Raises:
+        SpecError: if there is no such device here.
+    """
+    choose_device(device)
+    if device != 'auto':
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device('cuda')
+    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')

@@ -1,0 +1,47 @@
+"""``dynamicvis-geo verify``: this implementation against the official code."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.errors import RasterioError
+from torch import Tensor
+
+from dynamicvis_geo.commands.options import backbone_config, torch_device
+from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.models.verify import format_report, verify
+from dynamicvis_geo.transforms import Preprocess
+
+DISAGREE = 1
+
+
+def run(arguments: Namespace) -> int:
+    """Compare, print the report, and give the exit code."""
+    device = torch_device(arguments.device)
+    config = backbone_config(arguments.weights)
+    images = _read(arguments.images, config.img_size) if arguments.images else None
+    report = verify(config, images, device=device)
+    print(format_report(report))
+    return 0 if report.agrees else DISAGREE
+
+
+def _read(paths: Sequence[Path], img_size: int | tuple[int, int]) -> Tensor:
+    """Read the first three bands of images and preprocess them."""
+    preprocess = Preprocess(img_size)
+    images = []
+    for path in paths:
+        try:
+            with rasterio.open(path) as file:
+                if file.count < 3:
+                    raise SourceError(
+                        f'{path}: the file has {file.count} bands: give an image of '
+                        'red, green and blue'
+                    )
+                pixels = file.read((1, 2, 3)).astype(np.float32)
+        except RasterioError as error:
+            raise SourceError(f'{path}: rasterio cannot read it ({error})') from error
+        images.append(preprocess(torch.from_numpy(pixels)))
+    return torch.stack(images)
