@@ -45,7 +45,7 @@ python:
 clean:
 	rm -rf .venv .venv-* demo-output build *.egg-info
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml setup.py dynamicvis_geo/models/_scan.c
 	@test -n '$(VERSION)' || { echo 'Python 3.11 or later is needed: name one with \
 	PYTHON=/path/to/python3.12 make ...' >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \

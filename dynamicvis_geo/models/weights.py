@@ -62,10 +62,6 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
         UpstreamError: If ``implementation='upstream'`` and the official code cannot be
             run.
     """
-    if config.scan not in ('auto', 'torch'):
-        raise SpecError(
-            f"scan={config.scan!r} is not part of this version: use 'auto' or 'torch'"
-        )
     if config.weights == 'random':
         model, provenance = _random_backbone(config)
     else:
@@ -79,7 +75,7 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
         'mamba2': model.mamba2,
         'img_size': list(model.img_size),
         'implementation': config.implementation,
-        'feature_kind': 'last_stage_featmap',
+        'feature_kind': 'featmap',
         'dtype': 'float32',
         'parameters': _statistics(model),
     }
@@ -87,6 +83,7 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
         official = _official_backbone(config, model, provenance)
         provenance['upstream_commit'] = upstream_source(type(official))['commit']
         return official, provenance
+    provenance['scan'] = model.scan
     if 'shuffle' in model.path_type:
         provenance['shuffle_seed'] = model.shuffle_seed
     return model, provenance
@@ -255,6 +252,7 @@ def _build(
             mamba2=config.mamba2,
             out_indices=(3,),
             out_type='featmap',
+            scan=config.scan,
             **taken_over,
         )
 

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_official_weights_are_fetched_and_loaded(hub: Hub, official: Path) -> No
         'mamba2': False,
         'img_size': [64, 64],
         'implementation': 'native',
-        'feature_kind': 'last_stage_featmap',
+        'feature_kind': 'featmap',
         'dtype': 'float32',
     }
 
@@ -433,9 +434,19 @@ def test_weights_describe_themselves() -> None:
     assert len(DynamicVis_L_Weights) == 0
 
 
-def test_what_this_version_lacks_is_refused() -> None:
-    with pytest.raises(SpecError, match="scan='triton'"):
-        load_backbone(BackboneConfig(scan='triton'))
+@pytest.mark.filterwarnings('ignore:weights=.random')
+def test_form_of_the_scan_reaches_the_backbone() -> None:
+    config = BackboneConfig(weights='random', img_size=64, scan='torch')
+    backbone, provenance = load_backbone(config)
+    assert isinstance(backbone, DynamicVis)
+    assert backbone.scan == 'torch'
+    assert provenance['scan'] == 'torch'
+
+
+@pytest.mark.skipif(find_spec('mamba_ssm') is not None, reason='mamba_ssm is here')
+def test_form_of_the_scan_that_is_not_here_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"scan='mamba_ssm'.*install"):
+        load_backbone(BackboneConfig(weights='random', scan='mamba_ssm'))
 
 
 def test_read_checkpoint_agrees_with_provenance(official: Path) -> None:
