@@ -20,6 +20,9 @@ SUFFIXES = ('.tif', '.tiff')
 #: Lattices that differ by less than this share of a pixel count as the same.
 ALIGNED = 0.01
 
+#: Time window of images without a date: TorchGeo's for all of time.
+ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)
+
 _DATE = re.compile(r'(?<!\d)(?:19|20)\d{6}(?!\d)')
 
 
@@ -55,6 +58,12 @@ class SceneFile:
             if abs(own - theirs) * size > ALIGNED * theirs:
                 return False
         return self.offset_of(other.crs, other.transform) is not None
+
+    def belongs_to(self, other: SceneFile) -> bool:
+        """Say whether two images can be one dataset without mixing their pixels."""
+        # An image without a date would show through in those of every day.
+        dated = [image.window != ALWAYS for image in (self, other)]
+        return dated[0] == dated[1] and self.aligned(other)
 
     def offset_of(self, crs: CRS, transform: Affine) -> tuple[int, int] | None:
         """Return row and column of a corner in the image; None off its lattice."""
@@ -137,7 +146,7 @@ def _day(name: str) -> tuple[pd.Timestamp, pd.Timestamp]:
         if not pd.isna(start):
             # TorchGeo's end of a day: intervals are closed, and midnight is the next.
             return start, start + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
-    return pd.Timestamp.min, pd.Timestamp.max
+    return ALWAYS
 
 
 def one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ from geopandas import GeoDataFrame
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio import Affine
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import from_origin
@@ -178,8 +179,8 @@ def open_scenes(path: Path_, bands: Sequence[int] = (1, 2, 3)) -> list[Scenes]:
         bands: Three band numbers, from 1.
 
     Returns:
-        One dataset for each set of files that share a CRS and a pixel lattice, in the
-        order of their first file.
+        One dataset for each set of files that share a CRS and a pixel lattice, files
+        with and without a date apart, in the order of their first file.
 
     Raises:
         SpecError: If *bands* are not three band numbers.
@@ -189,7 +190,7 @@ def open_scenes(path: Path_, bands: Sequence[int] = (1, 2, 3)) -> list[Scenes]:
     groups: list[list[SceneFile]] = []
     for file in find_files(Path(path)):
         image = inspect(file, checked)
-        group = next((group for group in groups if image.aligned(group[0])), None)
+        group = next((group for group in groups if image.belongs_to(group[0])), None)
         if group is None:
             groups.append([image])
         else:
@@ -217,6 +218,10 @@ def _open(path: str, modified: int, process: int, thread: int) -> DatasetReader:
     safe to share among threads. The caller passes in who it is.
     """
     return rasterio.open(path)
+
+
+# Files that are closed later than this fail to, noisily, while Python shuts down.
+atexit.register(_open.cache_clear)
 
 
 def _paint_exact(
@@ -253,7 +258,8 @@ def _paint_resampled(
 ) -> None:
     """Resample the pixels of a file to the grid of the query."""
     height, width = valid.shape
-    has_alpha = any('alpha' in str(kind) for kind in handle.colorinterp)
+    kinds = list(handle.colorinterp)
+    has_alpha = ColorInterp.alpha in kinds
     with WarpedVRT(
         handle,
         crs=crs.to_wkt(),
@@ -263,7 +269,9 @@ def _paint_resampled(
         resampling=Resampling.bilinear,
         add_alpha=not has_alpha,
     ) as vrt:
-        inside = vrt.dataset_mask() > 0
+        # The mask of a warped dataset misses where the source ends; its alpha does not.
+        alpha = kinds.index(ColorInterp.alpha) + 1 if has_alpha else vrt.count
+        inside = vrt.read(alpha) > 0
         read = vrt.read(bands)
     _merge(read, np.broadcast_to(inside, read.shape), pixels, valid)
 

@@ -1,0 +1,314 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
+from torch.utils.data import DataLoader
+from torchgeo.datasets import RasterDataset
+
+from dynamicvis_geo.datasets import ChipDataset, Scenes, collate, open_scenes
+from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.samplers import GridSampler
+
+from .rasters import pattern, write_geotiff
+
+
+def chips_of(scenes: list[Scenes], size: int = 32) -> ChipDataset:
+    return ChipDataset([(scene, GridSampler(scene, size)) for scene in scenes])
+
+
+@pytest.mark.parametrize(
+    ('place', 'crs'),
+    [
+        ((400_000.0, 4_300_000.0, 10.0), 'EPSG:32618'),
+        ((400_000 + 10 / 3, 4_300_000 - 10 / 3, 10.0), 'EPSG:32618'),
+        ((-71.123456789, 44.987654321, 0.0001), 'EPSG:4326'),
+        ((-71.25, 44.5, (1 / 3600, 1 / 7200)), 'EPSG:4326'),
+    ],
+)
+def test_chips_are_the_pixels_of_the_file(
+    tmp_path: Path, place: tuple[float, float, Any], crs: str
+) -> None:
+    pixels = pattern(75, 90)
+    write_geotiff(tmp_path / 'a.tif', pixels, *place, crs)
+    (scene,) = open_scenes(tmp_path)
+    chips = chips_of([scene])
+    inside = 0
+    for row, chip in chips.chips.iterrows():
+        col = round((chip.minx - place[0]) / chip.xres)
+        top = round((place[1] - chip.maxy) / chip.yres)
+        padded = np.pad(pixels, [(0, 0), (32, 32), (32, 32)]).astype(np.float32)
+        expected = padded[:, top + 32 : top + 64, col + 32 : col + 64]
+        sample = chips[row]
+        assert sample['image'].dtype == sample['valid_fraction'].dtype == torch.float32
+        np.testing.assert_array_equal(sample['image'].numpy(), expected)
+        share = (expected[0] > 0).mean()
+        assert sample['valid_fraction'].tolist() == pytest.approx([share])
+        inside += int((expected[0] > 0).sum())
+    assert inside == 75 * 90
+
+
+def test_bands_are_chosen_in_order(tmp_path: Path) -> None:
+    pixels = np.concatenate([pattern(8, 8), pattern(8, 8, 1)])
+    (scene,) = open_scenes(write_geotiff(tmp_path / 'a.tif', pixels), bands=(5, 1, 5))
+    image = chips_of([scene], 8)[0]['image'].numpy()
+    np.testing.assert_array_equal(image, pixels[[4, 0, 4]].astype(np.float32))
+
+
+def masked_file(path: Path, kind: str) -> np.ndarray[Any, Any]:
+    """Write a file of 8 x 8 whose first two rows are no data; return what is."""
+    pixels = pattern(8, 8).astype('float32' if kind in ('nan', 'both') else 'uint16')
+    hidden = np.zeros((8, 8), dtype=bool)
+    hidden[:2] = True
+    if kind == 'nodata':
+        pixels[:, hidden] = 65535
+        write_geotiff(path, pixels, nodata=65535)
+    elif kind == 'nan':
+        pixels[:, hidden] = np.nan
+        write_geotiff(path, pixels)
+    elif kind == 'both':
+        pixels[:, 0], pixels[:, 1] = np.nan, -9999
+        write_geotiff(path, pixels, nodata=-9999)
+    elif kind == 'alpha':
+        alpha = np.where(hidden, 0, 65535).astype('uint16')
+        write_geotiff(path, np.concatenate([pixels, alpha[None]]))
+        with rasterio.open(path, 'r+') as file:
+            file.colorinterp = [
+                ColorInterp.red,
+                ColorInterp.green,
+                ColorInterp.blue,
+                ColorInterp.alpha,
+            ]
+    elif kind == 'mask':
+        write_geotiff(path, pixels)
+        with rasterio.open(path, 'r+') as file:
+            file.write_mask(~hidden)
+    return np.where(hidden, 0, pixels).astype(np.float32)
+
+
+@pytest.mark.parametrize('kind', ['nodata', 'nan', 'both', 'alpha', 'mask'])
+def test_masked_pixels_are_zero_and_counted(tmp_path: Path, kind: str) -> None:
+    expected = masked_file(tmp_path / 'a.tif', kind)
+    (scene,) = open_scenes(tmp_path / 'a.tif')
+    sample = chips_of([scene], 8)[0]
+    np.testing.assert_array_equal(sample['image'].numpy(), expected)
+    assert sample['valid_fraction'].tolist() == [0.75]
+
+
+@pytest.mark.parametrize('kind', ['nodata', 'nan', 'both', 'alpha', 'mask'])
+def test_masks_hold_off_the_lattice_too(tmp_path: Path, kind: str) -> None:
+    masked_file(tmp_path / 'a.tif', kind)
+    (scene,) = open_scenes(tmp_path / 'a.tif')
+    # Five metres pixels, from the centre of the image's fourth row to beyond its end.
+    x, y = slice(400_000.0, 400_080.0, 5.0), slice(4_299_900.0, 4_300_020.0, 5.0)
+    sample = scene[x, y]
+    assert sample['image'].shape == (3, 24, 16)
+    covered = (sample['image'] > 0).any(dim=0)
+    assert sample['valid_fraction'].item() == pytest.approx(covered.float().mean())
+    assert not covered[:6].any()  # 20 m of nothing, and some of the masked 20 m
+    assert covered[9:20].all()
+    assert not covered[21:].any()
+
+
+def test_one_masked_band_is_zero_and_the_pixel_counts(tmp_path: Path) -> None:
+    pixels = pattern(8, 8).astype('float32')
+    pixels[1, 3, 4] = np.nan
+    (scene,) = open_scenes(write_geotiff(tmp_path / 'a.tif', pixels))
+    sample = chips_of([scene], 8)[0]
+    assert sample['image'][:, 3, 4].tolist() == [pixels[0, 3, 4], 0, pixels[2, 3, 4]]
+    assert sample['valid_fraction'].tolist() == [1.0]
+
+
+def test_queries_off_the_lattice_are_resampled_in_place(tmp_path: Path) -> None:
+    # A ramp eastwards: bilinear values are known exactly between pixel centres.
+    ramp = np.broadcast_to(np.arange(40, dtype='uint16') * 100, (3, 40, 40))
+    (scene,) = open_scenes(write_geotiff(tmp_path / 'a.tif', ramp))
+    x, y = slice(400_105.0, 400_205.0, 10.0), slice(4_299_795.0, 4_299_895.0, 10.0)
+    image = scene[x, y]['image']
+    expected = 1050.0 + 100 * torch.arange(10)
+    assert torch.equal(image, expected.expand(3, 10, 10))
+
+
+def test_other_crs_is_warped_to(tmp_path: Path) -> None:
+    pixels = np.full((3, 50, 50), 7, dtype='uint16')
+    (scene,) = open_scenes(write_geotiff(tmp_path / 'a.tif', pixels))
+    scene.crs = 'EPSG:32617'  # as an intersection with another dataset does
+    x, y, _ = scene.bounds
+    middle_x, middle_y = (x.start + x.stop) / 2, (y.start + y.stop) / 2
+    sample = scene[
+        slice(middle_x - 100, middle_x + 100, 10.0),
+        slice(middle_y - 100, middle_y + 100, 10.0),
+    ]
+    assert sample['valid_fraction'].item() == 1
+    assert (sample['image'] == 7).all()
+
+
+def test_dates_in_names_keep_days_apart(tmp_path: Path) -> None:
+    names = ['S2_T18SVG_20160112_20m', 'x_20160113T155022_20170101', 'no_99999999_date']
+    for seed, name in enumerate(names):
+        write_geotiff(tmp_path / f'{name}.tif', pattern(16, 16, seed))
+    chips = chips_of(open_scenes(tmp_path), 16)
+    table = chips.chips
+    assert table['chip_id'].is_unique
+    days = {
+        '2016-01-12': (0, '_20160112'),
+        '2016-01-13': (1, '_20160113'),
+        'never': (2, 'px_10m'),
+    }
+    for day, (seed, ending) in days.items():
+        rows = table.index[table['start'].dt.strftime('%F').fillna('never') == day]
+        assert table['chip_id'][rows].str.endswith(ending).all()
+        total = sum(chips[row]['image'].sum().item() for row in rows)
+        assert total == pattern(16, 16, seed).sum()
+
+
+def test_files_of_one_time_are_a_mosaic(tmp_path: Path) -> None:
+    left, right = pattern(16, 16), pattern(16, 16, 1)
+    left[:, :, 8:] = 0
+    write_geotiff(tmp_path / 'a.tif', left, nodata=0)
+    write_geotiff(tmp_path / 'b.tif', right, west=400_040.0)
+    (scene,) = open_scenes(tmp_path)
+    x, y = slice(400_000.0, 400_200.0, 10.0), slice(4_299_840.0, 4_300_000.0, 10.0)
+    image = scene[x, y]['image'].numpy()
+    np.testing.assert_array_equal(image[:, :, :8], left[:, :, :8].astype(np.float32))
+    np.testing.assert_array_equal(image[:, :, 8:], right[:, :, 4:].astype(np.float32))
+
+
+def test_files_are_grouped_so_that_nothing_is_resampled(tmp_path: Path) -> None:
+    deep = tmp_path / 'deep' / 'er'
+    deep.mkdir(parents=True)
+    write_geotiff(tmp_path / 'a.tif', pattern(20, 20))
+    write_geotiff(deep / 'b.TIFF', pattern(20, 20, 1), west=400_200.0)
+    write_geotiff(tmp_path / 'c.tif', pattern(20, 20, 2), west=400_000 + 10 / 3)
+    write_geotiff(tmp_path / 'd.Tif', pattern(20, 20, 3), res=20.0)
+    write_geotiff(tmp_path / 'e.tif', pattern(20, 20, 4), crs='EPSG:32619')
+    (tmp_path / 'notes.txt').write_text('no image')
+    scenes = open_scenes(tmp_path)
+    assert sorted(len(scene) for scene in scenes) == [1, 1, 1, 2]
+    found = {Path(path).name for scene in scenes for path in scene.index['filepath']}
+    assert found == {'a.tif', 'b.TIFF', 'c.tif', 'd.Tif', 'e.tif'}
+    with pytest.raises(SourceError, match=r'c\.tif: its CRS, resolution or pixel'):
+        Scenes([tmp_path / 'a.tif', tmp_path / 'c.tif'])
+
+
+def test_forked_workers_read_what_the_parent_reads(tmp_path: Path) -> None:
+    for i in range(3):
+        write_geotiff(
+            tmp_path / f'{i}.tif',
+            pattern(300, 300, i),
+            west=400_000.0 + i * 3000,
+            compress='deflate',
+            tiled=True,
+            blockxsize=64,
+            blockysize=64,
+        )
+    chips = chips_of(open_scenes(tmp_path), 40)
+    before = [chips[row]['image'] for row in range(len(chips))]
+    loader = DataLoader(
+        chips,
+        batch_size=4,
+        num_workers=2,
+        collate_fn=collate,
+        multiprocessing_context='fork',
+    )
+    images = torch.cat([batch['image'] for batch in loader])
+    assert torch.equal(images, torch.stack(before))
+
+
+def test_what_joins_with_it_and_what_torchgeo_gives(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / 'a.tif', pattern(40, 40))
+    (scene,) = open_scenes(path)
+    plain = RasterDataset(path)
+    query = next(iter(GridSampler(scene, 16, edge='drop')))
+    ours, theirs = scene[query], plain[query]
+    assert ours.keys() == theirs.keys() | {'valid_fraction'}
+    assert torch.equal(ours['image'], theirs['image'])
+    joined = scene & plain
+    assert joined[query]['image'].shape == (6, 16, 16)
+
+
+def test_transforms_see_the_whole_sample(tmp_path: Path) -> None:
+    def halve(sample: dict[str, Any]) -> dict[str, Any]:
+        return {**sample, 'image': sample['image'] / 2, 'seen': sorted(sample)}
+
+    path = write_geotiff(tmp_path / 'a.tif', pattern(16, 16))
+    scene = Scenes(path, transforms=halve)
+    sample = chips_of([scene], 16)[0]
+    assert {'bounds', 'image', 'valid_fraction'} <= set(sample['seen'])
+
+
+def test_outside_there_is_nothing(tmp_path: Path) -> None:
+    (scene,) = open_scenes(write_geotiff(tmp_path / 'a.tif', pattern(16, 16)))
+    with pytest.raises(IndexError, match='not found'):
+        scene[slice(0.0, 10.0, 10.0), slice(0.0, 10.0, 10.0)]
+
+
+def test_no_such_place(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r'nowhere: no such file or folder'):
+        open_scenes(tmp_path / 'nowhere')
+    with pytest.raises(SourceError, match=r'no \*\.tif or \*\.tiff file'):
+        open_scenes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('profile', 'message'),
+    [
+        ({'crs': None}, r'bad\.tif: the file has no CRS'),
+        ({'transform': Affine(7, 7, 4e5, 7, -7, 4e6)}, r'rows do not run from west'),
+        ({'transform': Affine(10, 0, 4e5, 0, 10, 4e6)}, r'rows do not run from west'),
+        ({'dtype': 'complex64'}, 'values are complex64'),
+    ],
+)
+@pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')
+def test_files_that_cannot_be_used(
+    tmp_path: Path, profile: dict[str, Any], message: str
+) -> None:
+    write_geotiff(tmp_path / 'a.tif', pattern(8, 8))
+    write_geotiff(tmp_path / 'bad.tif', pattern(8, 8), **profile)
+    with pytest.raises(SourceError, match=message) as error:
+        open_scenes(tmp_path)
+    assert '\n' not in str(error.value)
+
+
+def test_a_file_that_is_no_image_is_not_skipped(tmp_path: Path) -> None:
+    write_geotiff(tmp_path / 'a.tif', pattern(8, 8))
+    (tmp_path / 'b.tif').write_bytes(b'not a GeoTIFF')
+    with pytest.raises(SourceError, match=r'b\.tif: rasterio cannot open it'):
+        open_scenes(tmp_path)
+
+
+def test_a_file_that_ends_too_early(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / 'a.tif', pattern(400, 400))
+    os.truncate(path, path.stat().st_size // 2)
+    chips = chips_of(open_scenes(path), 1600)
+    with pytest.raises(SourceError, match=r'a\.tif: its pixels cannot be read'):
+        chips.__getitems__(range(len(chips)))
+
+
+def test_a_file_made_anew_is_read_anew(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / 'a.tif', pattern(16, 16))
+    chips = chips_of(open_scenes(path), 16)
+    chips.__getitems__(range(len(chips)))
+    write_geotiff(path, pattern(16, 16, 1))
+    os.utime(path, ns=(1, 1))
+    total = sum(chips[row]['image'].sum().item() for row in range(len(chips)))
+    assert total == pattern(16, 16, 1).sum()
+
+
+def test_too_few_bands(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / 'a.tif', pattern(8, 8)[:1])
+    with pytest.raises(SourceError, match=r'has 1 band, but bands \(1, 2, 3\)'):
+        open_scenes(path)
+    assert len(open_scenes(path, bands=(1, 1, 1))) == 1
+
+
+@pytest.mark.parametrize('bands', [(1, 2), (0, 1, 2), ('1', '2', '3'), 3, (1, 2.5, 3)])
+def test_wrong_bands(tmp_path: Path, bands: Any) -> None:
+    path = write_geotiff(tmp_path / 'a.tif', pattern(8, 8))
+    with pytest.raises(SpecError, match='bands='):
+        open_scenes(path, bands=bands)
