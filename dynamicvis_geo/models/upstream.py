@@ -221,7 +221,7 @@ def _import_class(root: Path) -> type[nn.Module]:
     absent = [name for name in PACKAGES if not _is_installed(name)]
     attempts = [absent]
     if len(absent) < len(PACKAGES):
-        # An mmdet without its compiled mmcv, say, is installed and fails all the same.
+        # An mmdet without its compiled mmcv, say, is found and fails all the same.
         attempts.append(list(PACKAGES))
     for stand_ins in attempts:
         try:
@@ -238,11 +238,7 @@ def _import_class(root: Path) -> type[nn.Module]:
 
 
 def _is_installed(package: str) -> bool:
-    if package in sys.modules:
-        return True
-    spec = importlib.util.find_spec(package)
-    # A folder that happens to bear the name is no package.
-    return spec is not None and spec.origin is not None
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 def _sampling_scale(scale: float | Mapping[str, Any]) -> dict[str, Any]:

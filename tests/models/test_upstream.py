@@ -4,7 +4,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +206,10 @@ def test_clone_is_used_without_leave_to_clone(
     )
 
 
-def test_missing_packages_give_the_command(packages: Path, folder: Path) -> None:
-    shutil.rmtree(packages / 'mmengine')
-    if find_spec('mmengine') is not None:
-        pytest.skip('mmengine is installed')
+def test_missing_packages_give_the_command(
+    packages: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, 'mmengine', None)
     with pytest.raises(
         UpstreamError,
         match=r'mmengine is not installed.*pip install "dynamicvis-geo\[upstream\]"',
