@@ -110,11 +110,19 @@ class SparseMixer(nn.Module):
         chosen_weights = weights.gather(1, ids)[..., None].to(x.dtype)
         if self.norm_topk_prob:
             chosen_weights = chosen_weights / chosen_weights.sum(1, keepdim=True)
-        index = ids[..., None].expand(-1, -1, x.shape[-1])
-        chosen = x.gather(1, index)
+        # Rows of all samples in one table: whole tokens are copied, not single numbers.
+        starts = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
+        rows = (ids + starts[:, None]).flatten()
+        chosen = x.flatten(0, 1).index_select(0, rows).unflatten(0, ids.shape)
         mixed = self._mix(x, chosen, generator) if keep else chosen
-        output = x * (1 + weights[..., None].to(x.dtype)) if self.is_softmax_on_x else x
-        return output.scatter(1, index, chosen + chosen_weights * mixed)
+        updated = torch.addcmul(chosen, chosen_weights, mixed).flatten(0, 1)
+        if self.is_softmax_on_x:
+            output = x * (1 + weights[..., None].to(x.dtype))
+        else:
+            output = x.clone()
+        output = output.contiguous()
+        output.flatten(0, 1).index_copy_(0, rows, updated)
+        return output
 
     def _mix(
         self, x: Tensor, chosen: Tensor, generator: torch.Generator | None
@@ -330,7 +338,7 @@ class DynamicVis(nn.Module):
                 tokens = tokens + self.pos_embed
             for mixer in cast(nn.Sequential, mixers):
                 tokens = mixer(tokens, generator)
-            x = norm(tokens).transpose(1, 2).unflatten(-1, (height, width))
+            x = norm(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)
             if stage in self.out_indices:
                 maps.append(x)
         if self.out_type == 'avg_featmap':

@@ -1,8 +1,8 @@
 """The forms of the selective scan, and the choice among them.
 
-A form is a module with ``selective_scan`` and ``causal_conv``, of the signatures and the
-meaning that they have in ``scan.py``; ``DEVICE``, the type of device it runs on; and
-``unavailable()``, which says why it cannot run here or gives None.
+A form is a module with ``selective_scan`` and ``causal_conv``, of the signatures and
+the meaning that they have in ``scan.py``; with ``DEVICE``, the type of device it runs
+on; and with ``unavailable()``, which says why it cannot run here or gives None.
 """
 
 import functools
