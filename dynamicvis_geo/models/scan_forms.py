@@ -27,7 +27,8 @@ _FASTEST = {'cpu': 'c', 'cuda': 'triton'}
 _REMEDIES = {
     'c': 'install a C compiler (gcc, clang, or the Visual C++ build tools) and then '
     'dynamicvis-geo again, with pip install --force-reinstall --no-deps',
-    'triton': 'install triton (pip install triton), which comes with PyTorch on Linux',
+    'triton': 'install triton (pip install triton), which needs a CUDA GPU and comes '
+    'with PyTorch on Linux',
     'mamba_ssm': 'install mamba-ssm (pip install mamba-ssm), which needs CUDA',
 }
 
