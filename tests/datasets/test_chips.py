@@ -75,7 +75,6 @@ def test_several_crs_are_one_dataset(zones: dict[str, RasterDataset]) -> None:
 @pytest.mark.parametrize('workers', [0, 2])
 def test_through_a_data_loader(zones: dict[str, RasterDataset], workers: int) -> None:
     chips = ChipDataset([(zone, GridSampler(zone, 32)) for zone in zones.values()])
-    # Read here first: forked workers inherit the open files.
     first = [chips[row]['image'] for row in range(len(chips))]
     part = Subset(chips, range(1, len(chips), 2))
     loader = DataLoader(
