@@ -92,8 +92,9 @@ def _fields(generator: np.random.Generator, x: Plane, y: Plane) -> Plane:
     furrows = (
         1 + 0.06 * np.sin(phase * 900) + 0.05 * _smooth_noise(generator, len(x), 64)
     )
-    colours: Plane = np.moveaxis(_FIELDS[crops], -1, 0)[:, row, column]
-    return colours * (shade[row, column] * furrows)
+    colours = np.moveaxis(_FIELDS[crops], -1, 0)[:, row, column]
+    fields: Plane = colours * (shade[row, column] * furrows)
+    return fields
 
 
 def _town_mask(x: Plane, y: Plane) -> NDArray[np.bool_]:

@@ -1,9 +1,9 @@
 """Datasets: images by place and time, and the chips cut from them."""
 
-from .chips import ChipDataset
-from .collate import collate
-from .points import assign_points, read_points
-from .scenes import Scenes, open_scenes
+from dynamicvis_geo.datasets.chips import ChipDataset
+from dynamicvis_geo.datasets.collate import collate
+from dynamicvis_geo.datasets.points import assign_points, read_points
+from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
 
 __all__ = (
     'ChipDataset',

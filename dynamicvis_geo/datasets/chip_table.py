@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torchgeo.datasets import GeoDataset
 
-from ..errors import SpecError
+from dynamicvis_geo.errors import SpecError
 
 GeoSlice = tuple[slice, slice, slice]
 

@@ -18,12 +18,18 @@ from pyproj import CRS
 from torch.utils.data import Dataset
 from torchgeo.datasets import GeoDataset
 
-from ..errors import SpecError
-from ._torchgeo import forget_file_handles
-from .chip_ids import chip_ids, crs_name
-from .chip_table import CHIP, GeoSlice, bounds_of, freeze, queries
-from .footprints import footprints, to_lonlat
-from .sources import describe
+from dynamicvis_geo.datasets._torchgeo import forget_file_handles
+from dynamicvis_geo.datasets.chip_ids import chip_ids, crs_name
+from dynamicvis_geo.datasets.chip_table import (
+    CHIP,
+    GeoSlice,
+    bounds_of,
+    freeze,
+    queries,
+)
+from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
+from dynamicvis_geo.datasets.sources import describe
+from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]
 

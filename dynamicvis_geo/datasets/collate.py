@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SpecError
+from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]
 

@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 from torchgeo.datasets import GeoDataset
 
-from ..errors import SourceError
+from dynamicvis_geo.errors import SourceError
 
 LON_NAMES = ('lon', 'longitude', 'x')
 LAT_NAMES = ('lat', 'latitude', 'y')

@@ -13,7 +13,7 @@ from pyproj import CRS
 from rasterio import Affine
 from rasterio.errors import RasterioError
 
-from ..errors import SourceError
+from dynamicvis_geo.errors import SourceError
 
 SUFFIXES = ('.tif', '.tiff')
 

@@ -28,9 +28,9 @@ from rasterio.windows import Window
 from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 
-from ..errors import SourceError, SpecError
-from ._torchgeo import georeference
-from .scene_files import SceneFile, find_files, inspect, one_line
+from dynamicvis_geo.datasets._torchgeo import georeference
+from dynamicvis_geo.datasets.scene_files import SceneFile, find_files, inspect, one_line
+from dynamicvis_geo.errors import SourceError, SpecError
 
 Path_ = str | os.PathLike[str]
 

@@ -1,6 +1,6 @@
 """Samplers: which chips to cut from a dataset."""
 
-from .grid import GridSampler
-from .point import PointSampler
+from dynamicvis_geo.samplers.grid import GridSampler
+from dynamicvis_geo.samplers.point import PointSampler
 
 __all__ = ('GridSampler', 'PointSampler')

@@ -14,8 +14,8 @@ from shapely.geometry.base import BaseGeometry
 from torch.utils.data import Sampler
 from torchgeo.datasets import GeoDataset
 
-from ..errors import SpecError
-from .lattice import (
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.samplers.lattice import (
     TOLERANCE,
     GeoSlice,
     Ints,

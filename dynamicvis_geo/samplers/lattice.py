@@ -21,7 +21,7 @@ from torchgeo.datasets import (
     XarrayDataset,
 )
 
-from ..errors import SpecError
+from dynamicvis_geo.errors import SpecError
 
 #: Deviations below this share of a pixel are rounding, not geometry.
 TOLERANCE = 1e-3

@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 from torchgeo.datasets import GeoDataset
 
-from ..datasets.points import describe_outside, point_ids, problem_with
-from ..errors import SpecError
-from .lattice import GeoSlice, Ints, Lattice, areal, as_pair, time_slices, time_windows
+from dynamicvis_geo.datasets.points import describe_outside, point_ids, problem_with
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.samplers.lattice import (
+    GeoSlice,
+    Ints,
+    Lattice,
+    areal,
+    as_pair,
+    time_slices,
+    time_windows,
+)
 
 
 class PointSampler(Sampler[GeoSlice]):

@@ -1,0 +1,190 @@
+"""What batch size, threads, precision and device do to the features.
+
+The same chips are embedded in several ways, and each way is compared with one chip at a
+time in float32 on one thread. Routing sorts thousands of numbers, so near-ties change
+places under any rounding; how much that moves the features depends on how strongly the
+mixers act, which for the published weights nobody could measure here. Hence two sets of
+weights: as initialised, with mixers that do little, and lively ones, whose mixers move
+their tokens by about as much as the tokens are.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import rasterio
+import torch
+import torch.nn.functional as F
+from rasterio.windows import Window
+from torch import Tensor
+
+from dynamicvis_geo.demo import synthetic_scene
+from dynamicvis_geo.models import DynamicVis
+from dynamicvis_geo.models.dynamicvis import Gate
+from dynamicvis_geo.transforms import Preprocess
+
+Result = tuple[Tensor, list[Tensor]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--image', type=Path, help='GeoTIFF of 3 bands (default: a demo)'
+    )
+    parser.add_argument('--input-range', type=float, nargs=2, default=(0, 10000))
+    parser.add_argument(
+        '--size', type=int, default=512, help='img_size of the backbone'
+    )
+    parser.add_argument('--chips', type=int, default=8)
+    parser.add_argument('--threads', type=int, default=2)
+    options = parser.parse_args()
+    chips = read_chips(options.image, options.chips)
+    images = Preprocess(options.size, options.input_range)(chips)
+    for name, liven in (('initial weights', False), ('lively weights', True)):
+        torch.manual_seed(0)
+        model = DynamicVis(img_size=options.size).eval()
+        if liven:
+            enliven(model)
+        print(
+            f'\n{name}, {len(images)} chips, img_size {options.size}, against one chip'
+        )
+        print('at a time in float32 on one thread (worst chip; worst cell; shares)\n')
+        report(model, images, options.threads)
+
+
+def report(model: DynamicVis, images: Tensor, threads: int) -> None:
+    double = DynamicVis(img_size=model.img_size).double().eval()
+    double.load_state_dict(model.state_dict())
+    cuda = torch.cuda.is_available()
+    ways: dict[str, Callable[[], Result]] = {
+        'again': lambda: one_by_one(model, images),
+        f'one batch of {len(images)}': lambda: run(model, images),
+        f'{threads} threads': lambda: with_threads(
+            threads, lambda: one_by_one(model, images)
+        ),
+        'float64 gate logits': lambda: one_by_one(model, images, gate=gate_in_double),
+        'float64 throughout': lambda: one_by_one(double, images.double()),
+        'bf16 autocast': lambda: one_by_one(model, images, bf16=True),
+        'bf16 autocast, gates too': lambda: one_by_one(
+            model, images, bf16=True, gate=gate_in_bf16
+        ),
+    }
+    if cuda:
+        gpu = DynamicVis(img_size=model.img_size).eval()
+        gpu.load_state_dict(model.state_dict())
+        ways['CUDA float32'] = lambda: one_by_one(gpu.cuda(), images.cuda())
+    base = with_threads(1, lambda: one_by_one(model, images))
+    print(f'{"":26}{"1 - cos pooled":>15}{"rel. L2 pooled":>15}', end='')
+    print(f'{"1 - cos cell":>14}{"rerouted":>10}')
+    for name, way in ways.items():
+        print(f'{name:26}' + compare(base, way()), flush=True)
+
+
+def compare(base: Result, other: Result) -> str:
+    maps, logits = base
+    pooled, pooled_other = (m.double().cpu().mean((2, 3)) for m in (maps, other[0]))
+    vector = 1 - F.cosine_similarity(pooled, pooled_other)
+    cell = 1 - F.cosine_similarity(maps.double().cpu(), other[0].double().cpu())
+    error = (pooled - pooled_other).norm(dim=1) / pooled.norm(dim=1)
+    moved = sum(
+        int((order(a) != order(b)).sum()) for a, b in zip(logits, other[1], strict=True)
+    )
+    total = sum(order(a).numel() for a in logits)
+    worst = f'{vector.max():15.1e}{error.max():15.1e}{cell.max():14.1e}'
+    return f'{worst}{moved / total:10.2%}'
+
+
+def order(logits: Tensor) -> Tensor:
+    """The chosen tokens: one in 8, 4, 2 or 1, by the number of tokens."""
+    weights = logits.cpu().softmax(1)
+    stages = {r: i for i, r in enumerate(sorted(STAGE_TOKENS, reverse=True))}
+    keep = weights.shape[1] // (8, 4, 2, 1)[stages[weights.shape[1]]]
+    return weights.sort(dim=1, descending=True, stable=True).indices[:, :keep]
+
+
+STAGE_TOKENS: set[int] = set()
+
+
+def run(model: DynamicVis, images: Tensor) -> Result:
+    seen: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda _m, _i, out: seen.append(out[..., 0].float())
+        )
+        for module in model.modules()
+        if isinstance(module, Gate)
+    ]
+    with torch.inference_mode():
+        maps = model(images)[-1].float()
+    for hook in hooks:
+        hook.remove()
+    STAGE_TOKENS.update(logits.shape[1] for logits in seen)
+    return maps, seen
+
+
+def one_by_one(
+    model: DynamicVis,
+    images: Tensor,
+    bf16: bool = False,
+    gate: Callable[[], 'nullcontext[None]'] | None = None,
+) -> Result:
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
+    with autocast, gate() if gate else nullcontext():
+        results = [run(model, image[None]) for image in images]
+    logits = [torch.cat(parts) for parts in zip(*(r[1] for r in results), strict=True)]
+    return torch.cat([r[0] for r in results]), logits
+
+
+def with_threads(threads: int, way: Callable[[], Result]) -> Result:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return way()
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def replaced_gate(forward: Callable[[Gate, Tensor], Tensor]) -> Iterator[None]:
+    original = Gate.forward
+    Gate.forward = forward
+    try:
+        yield
+    finally:
+        Gate.forward = original
+
+
+def gate_in_double() -> 'nullcontext[None]':
+    return replaced_gate(lambda self, x: F.linear(x.double(), self.weight.double()))
+
+
+def gate_in_bf16() -> 'nullcontext[None]':
+    return replaced_gate(lambda self, x: F.linear(x, self.weight))
+
+
+def enliven(model: DynamicVis) -> None:
+    """Let mixers act about as strongly as those of the golden files do."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(('spatial_gate.weight', 'out_proj.weight', 'x_proj.weight')):
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        if name.endswith('pos_embed'):
+            torch.nn.init.normal_(parameter, std=0.5)
+
+
+def read_chips(path: Path | None, count: int) -> Tensor:
+    """Cut the first chips of 256 pixels from an image, row by row."""
+    if path is None:
+        pixels = torch.from_numpy(synthetic_scene().astype('float32'))
+    else:
+        with rasterio.open(path) as file:
+            whole = Window(0, 0, file.width, file.height)
+            pixels = torch.from_numpy(
+                file.read((1, 2, 3), window=whole).astype('float32')
+            )
+    tiles = pixels.unfold(1, 256, 256).unfold(2, 256, 256)
+    return tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)[:count].contiguous()
+
+
+if __name__ == '__main__':
+    main()
