@@ -1,0 +1,337 @@
+"""The client: pixels of one grid, with limits, deadlines and retries."""
+
+import os
+import pickle
+import random
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import ee
+import tenacity
+import torch.distributed
+import torch.utils.data
+
+from ..errors import EarthEngineError, SpecError
+from .failures import REMEDIES, Failure, classify
+from .limiter import CancelledError, Limiter
+from .session import is_loopback, session, time_limit, users_session
+
+T = TypeVar('T')
+R = TypeVar('R')
+
+#: First and longest wait between tries, in seconds, when the server names none.
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+
+#: Limiters and counters of this process, by client: equal clients share theirs.
+_shared: dict[Any, 'Traffic'] = {}
+
+
+class Counts(NamedTuple):
+    """What a process has sent and received.
+
+    Attributes:
+        requests: Requests sent.
+        retries: How many of them were repetitions.
+        received: Bytes received.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    received: int = 0
+
+
+class Traffic:
+    """What all equal clients of one process share.
+
+    Attributes:
+        limiter: Admits requests.
+        pool: Threads that make them.
+        threads: Number of these threads.
+        counts: What was sent and received so far.
+    """
+
+    def __init__(self, share: int) -> None:
+        self.limiter = Limiter(share)
+        # More threads than requests in flight: the others decode what has arrived,
+        # or wait before they try again.
+        self.threads = share + share // 2 + 4
+        self.pool = ThreadPoolExecutor(self.threads, 'earth-engine')
+        self.counts = Counts()
+        self._lock = threading.Lock()
+
+    def count(self, *more: int) -> None:
+        """Add to the counts, in their order."""
+        with self._lock:
+            self.counts = Counts(*map(sum, zip(self.counts, more, strict=True)))
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_shared.clear)
+
+
+@dataclass(frozen=True)
+class EarthEngineClient:
+    """How to reach Earth Engine; holds plain values only, so it pickles.
+
+    Earth Engine is initialised when the first pixels are needed, once a process. A
+    session that the user initialised is used as it is. One process can talk to one
+    server as one project at a time, which is how the client library is made.
+
+    Args:
+        project: Google Cloud project; by default that of the environment
+            (``EARTHENGINE_PROJECT``, ``GOOGLE_CLOUD_PROJECT``) or of the credentials.
+        url: Server; by default the high-volume endpoint.
+        credentials: A google-auth object, the path of a service-account key, or None
+            for the stored ones (``earthengine authenticate``, or the application-
+            default ones). A server on this machine needs none.
+        max_concurrency: Requests in flight for the whole job: divided by the ranks of
+            a distributed run and by the workers of a DataLoader, at least 1 each. A
+            project may have 40 (see "Earth Engine quotas").
+        timeout: Seconds for one request.
+        retry_for: Seconds for all tries of one request.
+
+    Raises:
+        SpecError: If a number is not positive.
+    """
+
+    project: str | None = None
+    url: str | None = None
+    credentials: Any = None
+    max_concurrency: int = 32
+    timeout: float = 300.0
+    retry_for: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ('max_concurrency', 'timeout', 'retry_for'):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise SpecError(f'{name}={value!r} is not a number.')
+            if not value > 0:
+                raise SpecError(f'{name}={value!r} is not positive.')
+        if int(self.max_concurrency) != self.max_concurrency:
+            raise SpecError(
+                f'max_concurrency={self.max_concurrency!r} is not a whole number.'
+            )
+        if self.url is not None:
+            object.__setattr__(self, 'url', self.url.rstrip('/'))
+        if isinstance(self.credentials, Path):
+            object.__setattr__(self, 'credentials', str(self.credentials))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The values, completed by a session that the user initialised here."""
+        state = dict(self.__dict__)
+        for name, value in users_session().items():
+            if state[name] is None and _pickles(value):
+                state[name] = value
+        return state
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server runs on this machine, so that nothing else is needed."""
+        return is_loopback(self.url)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Limit, threads and counters of this process."""
+        share = self.share()
+        # Credentials other than a path have no equality of their own.
+        given = self.credentials
+        identity = given if isinstance(given, str) else id(given)
+        key = (self.project, self.url, identity, share)
+        traffic = _shared.get(key)
+        return _shared.setdefault(key, Traffic(share)) if traffic is None else traffic
+
+    def share(self) -> int:
+        """Requests that this process may have in flight."""
+        worker = torch.utils.data.get_worker_info()
+        processes = _ranks() * (1 if worker is None else worker.num_workers)
+        if processes > self.max_concurrency:
+            warnings.warn(
+                f'{processes} processes fetch at a time, more than max_concurrency='
+                f'{self.max_concurrency}: each has one request in flight.',
+                stacklevel=2,
+            )
+        return max(1, int(self.max_concurrency) // processes)
+
+    def request(
+        self,
+        build: Callable[[], dict[str, Any]],
+        parse: Callable[[bytes], R],
+        *,
+        chip: str,
+        cancelled: threading.Event,
+    ) -> R:
+        """Compute pixels, trying again where that may help.
+
+        Args:
+            build: Makes the arguments of ``ee.data.computePixels``; called when Earth
+                Engine is initialised.
+            parse: Makes the result of what was received; raises
+                :class:`~.failures.BrokenAnswerError` if it is not what was asked for.
+            chip: What is fetched, for errors.
+            cancelled: Gives up when set.
+
+        Returns:
+            What *parse* returned.
+
+        Raises:
+            EarthEngineError: Its subclass that fits, if it cannot be had.
+            CancelledError: If *cancelled* was set meanwhile.
+        """
+        result: R = _Request(self, build, parse, chip, cancelled).run()
+        return result
+
+    def map(
+        self, function: Callable[[T, threading.Event], R], items: Iterable[T]
+    ) -> Iterator[R]:
+        """Apply *function* to items in the threads of this process, as they finish.
+
+        Items are taken as threads become free, so that there may be any number. The
+        first exception cancels the rest and is raised.
+        """
+        traffic = self.traffic
+        cancelled = threading.Event()
+        queue = iter(items)
+        # One more for each thread, so that none waits for this one to hand it work.
+        ahead = 2 * traffic.threads
+        running: set[Future[R]] = set()
+        try:
+            while True:
+                for item in islice(queue, ahead - len(running)):
+                    running.add(traffic.pool.submit(function, item, cancelled))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            cancelled.set()
+            for future in running:
+                future.cancel()
+
+
+class _Request:
+    """All tries of one request."""
+
+    def __init__(
+        self,
+        client: EarthEngineClient,
+        build: Callable[[], dict[str, Any]],
+        parse: Callable[[bytes], Any],
+        chip: str,
+        cancelled: threading.Event,
+    ) -> None:
+        self.client = client
+        self.build = build
+        self.parse = parse
+        self.chip = chip
+        self.cancelled = cancelled
+        self.traffic = client.traffic
+        self.started: float | None = None
+        self.failure: Failure | None = None
+
+    def run(self) -> Any:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self.may_try_again),
+            wait=self.wait,
+            stop=self.out_of_time,
+            sleep=tenacity.sleep_using_event(self.cancelled),
+            reraise=True,
+        )
+        try:
+            return retrying(self.attempt)
+        except Exception as error:
+            failure = classify(error)
+            if failure is None:
+                raise
+            attempts = retrying.statistics.get('attempt_number', 1)
+            raise self.final(failure, attempts) from error
+
+    def attempt(self) -> Any:
+        limiter = self.traffic.limiter
+        with limiter.slot(self.cancelled):
+            if self.cancelled.is_set():
+                raise CancelledError
+            if self.started is None:
+                self.started = time.monotonic()
+            try:
+                body = self.send()
+            except Exception as error:
+                failure = classify(error)
+                if failure is not None and failure.quota:
+                    # Nobody waits longer than this request would.
+                    asked, left = failure.retry_after, self.left
+                    limiter.refused(asked if asked < left else 0.0)
+                raise
+            limiter.answered()
+        return self.parse(body)
+
+    def send(self) -> bytes:
+        with session(self.client), time_limit(min(self.client.timeout, self.left)):
+            self.traffic.count(1, 0, 0)
+            body: bytes = ee.data.computePixels(self.build())
+        self.traffic.count(0, 0, len(body))
+        return body
+
+    @property
+    def elapsed(self) -> float:
+        return 0.0 if self.started is None else time.monotonic() - self.started
+
+    @property
+    def left(self) -> float:
+        return self.client.retry_for - self.elapsed
+
+    def may_try_again(self, error: BaseException) -> bool:
+        self.failure = classify(error)
+        return self.failure is not None and self.failure.transient
+
+    def wait(self, state: tenacity.RetryCallState) -> float:
+        assert self.failure is not None  # set by may_try_again
+        # Jitter keeps many processes from asking again at the same moment.
+        longest = min(FIRST_WAIT * 2 ** (state.attempt_number - 1), LONGEST_WAIT)
+        return max(self.failure.retry_after, random.uniform(longest / 2, longest))
+
+    def out_of_time(self, state: tenacity.RetryCallState) -> bool:
+        if self.cancelled.is_set():
+            return True
+        if state.upcoming_sleep >= self.left:
+            return True
+        self.traffic.count(0, 1, 0)
+        return False
+
+    def final(self, failure: Failure, attempts: int) -> EarthEngineError:
+        text = f'{self.chip}: {failure.message}'
+        if failure.status is not None:
+            text += f' (HTTP status {failure.status})'
+        if failure.transient:
+            text += f'; gave up after {attempts} tries in {self.elapsed:.1f} s'
+        remedy = REMEDIES.get(failure.error)
+        return failure.error(
+            f'{text}. {remedy}' if remedy else text,
+            chip=self.chip,
+            status=failure.status,
+            server_message=failure.message,
+        )
+
+
+def _ranks() -> int:
+    """Processes of a distributed run, all nodes together."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    world = os.environ.get('WORLD_SIZE', '1')
+    return max(1, int(world)) if world.isdecimal() else 1
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return False
+    return True

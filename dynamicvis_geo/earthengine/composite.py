@@ -1,0 +1,182 @@
+"""From a :class:`~dynamicvis_geo.specs.SensorSpec` to pixels of a composite."""
+
+import io
+import math
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+import ee
+import numpy as np
+from numpy.typing import NDArray
+
+from ..specs import SensorSpec
+from .failures import BrokenAnswerError
+from .grid import Grid
+
+Pixels = NDArray[np.uint16] | NDArray[np.float32]
+
+#: What stands for a masked pixel on its way: zero is a legal value.
+MASKED: dict[str, float] = {'uint16': 65535, 'float32': -1e30}
+
+#: Limits of one request (documentation of Earth Engine, "ee.data.computePixels"): bytes
+#: before compression, and pixels a side.
+MAX_BYTES = 48 * 2**20
+MAX_SIDE = 32768
+
+#: Classes of the scene classification of Sentinel-2 Level-2A that are clouds: cloud
+#: shadow, cloud of medium probability, of high probability, thin cirrus.
+SCL_CLOUDS = (3, 8, 9, 10)
+CLOUD_SCORE_PLUS = 'GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED'
+
+
+def max_pixels(sensor: SensorSpec) -> int:
+    """How many pixels fit into one request.
+
+    A byte a pixel and band for the mask counts on top of the values (measured).
+    """
+    return MAX_BYTES // (len(sensor.bands) * (np.dtype(sensor.dtype).itemsize + 1))
+
+
+def build_request(
+    sensor: SensorSpec, window: tuple[str, str], grid: Grid
+) -> dict[str, Any]:
+    """Make the arguments of ``ee.data.computePixels``.
+
+    Args:
+        sensor: What imagery, and how it is composed.
+        window: First moment, and first moment after, in ISO form.
+        grid: The pixels.
+
+    Returns:
+        The arguments. Earth Engine has to be initialised.
+    """
+    return {
+        'expression': build_composite(sensor, window, grid.lonlat_boxes),
+        'fileFormat': 'NPY',
+        'bandIds': list(sensor.bands),
+        'grid': grid.to_ee(),
+    }
+
+
+def build_composite(
+    sensor: SensorSpec,
+    window: tuple[str, str],
+    boxes: list[tuple[float, float, float, float]],
+) -> ee.Image:
+    """Compose the scenes of a window that touch a place.
+
+    Args:
+        sensor: What imagery, and how it is composed.
+        window: First moment, and first moment after, in ISO form.
+        boxes: West, south, east, north of the place, in one or two parts.
+
+    Returns:
+        The image, of the sensor's data type, masked pixels holding :data:`MASKED`.
+    """
+    scenes = (
+        ee.ImageCollection(sensor.collection)
+        .filterBounds(_region(boxes))
+        .filterDate(*window)
+    )
+    if sensor.cloudy_pct is not None:
+        clear = ee.Filter.lte('CLOUDY_PIXEL_PERCENTAGE', sensor.cloudy_pct)
+        scenes = scenes.filter(clear)
+    if sensor.cloud_mask == 'scl':
+        scenes = scenes.map(_mask_scl)
+    elif sensor.cloud_mask == 'cs+':
+        threshold = sensor.cloud_threshold
+        scenes = scenes.linkCollection(ee.ImageCollection(CLOUD_SCORE_PLUS), ['cs'])
+        scenes = scenes.map(
+            lambda scene: scene.updateMask(scene.select('cs').gte(threshold))
+        )
+    bands = list(sensor.bands)
+    scenes = scenes.select(bands)
+    image = scenes.median() if sensor.composite == 'median' else scenes.mosaic()
+    # Without scenes the image has no bands: this is where Earth Engine says so.
+    image = image.select(bands)
+    # Also beyond the footprint of the scenes, which unmask() leaves masked by default.
+    image = image.unmask(MASKED[sensor.dtype], False)
+    typed: ee.Image = image.toUint16() if sensor.dtype == 'uint16' else image.toFloat()
+    return typed
+
+
+def _region(boxes: list[tuple[float, float, float, float]]) -> ee.Geometry:
+    rings = [[[[w, s], [e, s], [e, n], [w, n], [w, s]]] for w, s, e, n in boxes]
+    # Edges along parallels, as those of the boxes, rather than great circles.
+    region: ee.Geometry = (
+        ee.Geometry.Polygon(rings[0], None, False)
+        if len(rings) == 1
+        else ee.Geometry.MultiPolygon(rings, None, False)
+    )
+    return region
+
+
+def _mask_scl(scene: ee.Image) -> ee.Image:
+    classes = scene.select('SCL')
+    clear = reduce(
+        lambda mask, other: mask.And(other),
+        [classes.neq(number) for number in SCL_CLOUDS],
+    )
+    return scene.updateMask(clear)
+
+
+def parse_pixels(body: bytes, sensor: SensorSpec, grid: Grid) -> Pixels:
+    """Read an answer, and check that it is the one to what was asked.
+
+    Args:
+        body: A NumPy file: a structured array ``[height, width]``, a field a band.
+        sensor: What was asked for.
+        grid: The pixels that were asked for.
+
+    Returns:
+        The pixels ``[bands, height, width]`` of the sensor's data type, masked ones
+        holding :data:`MASKED`.
+
+    Raises:
+        BrokenAnswerError: If it is anything else.
+    """
+    array = _structured_array(body)
+    dtype = np.dtype(sensor.dtype)
+    fields: Mapping[str, Any] = array.dtype.fields or {}
+    if (
+        array.shape != grid.shape
+        or set(fields) != set(sensor.bands)
+        or any(field[0].newbyteorder('=') != dtype for field in fields.values())
+    ):
+        raise BrokenAnswerError(
+            f'the answer is an array {array.shape} of {array.dtype}, instead of '
+            f'{grid.shape} of {dtype} in the bands {", ".join(sensor.bands)}'
+        )
+    pixels: Pixels = np.empty((len(sensor.bands), *grid.shape), dtype)
+    for i, band in enumerate(sensor.bands):
+        pixels[i] = array[band]
+    return pixels
+
+
+def _structured_array(body: bytes) -> NDArray[np.void]:
+    """Read a NumPy file without copying; ``np.load`` takes ten times as long."""
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(file)
+        else:
+            header = np.lib.format.read_array_header_2_0(file)
+        shape, fortran, dtype = header
+        if file.tell() + math.prod(shape) * dtype.itemsize != len(body):
+            raise ValueError('its length is not that of its array')
+        array = np.frombuffer(body, dtype, offset=file.tell())
+        return array.reshape(shape, order='F' if fortran else 'C')
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise BrokenAnswerError(
+            f'the answer of {len(body)} bytes is no array ({error})'
+        ) from error
+
+
+def no_pixels(sensor: SensorSpec, grid: Grid) -> Pixels:
+    """What a place without any scene looks like: all masked."""
+    pixels: Pixels = np.full(
+        (len(sensor.bands), *grid.shape), MASKED[sensor.dtype], sensor.dtype
+    )
+    return pixels

@@ -1,0 +1,169 @@
+"""What went wrong: an exception of the client library as a fact to act on."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import ee
+import google.auth.exceptions
+from googleapiclient.errors import HttpError
+
+from ..errors import (
+    AuthenticationError,
+    EarthEngineError,
+    NoImageryError,
+    PermissionDeniedError,
+    ProjectError,
+    QuotaError,
+    RequestTooLargeError,
+    UnavailableError,
+)
+
+# The words of the service, as public reports quote them; they are no documented part
+# of its interface, hence generous patterns and a fallback that quotes the words.
+_NO_IMAGERY = re.compile(
+    r'(with|has|have|contains?) no bands|available bands: \[\]|collection is empty'
+    r'|empty collection|no images',
+    re.IGNORECASE,
+)
+_TOO_LARGE = re.compile(
+    r'memory limit exceeded|request size|payload size|too large|too many pixels'
+    r'|pixel grid dimensions|must be less than or equal to|computation timed out',
+    re.IGNORECASE,
+)
+_PROJECT = re.compile(
+    r'not registered|has not been used in project|no project|project .*(not found'
+    r'|disabled|deleted)|required permission to use project|invalid project'
+    r'|serviceusage',
+    re.IGNORECASE,
+)
+
+
+class BrokenAnswerError(Exception):
+    """An answer with status 200 that is not the pixels that were asked for."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed attempt.
+
+    Attributes:
+        message: The words of the server, or of what kept them from arriving.
+        status: HTTP status, None if there was no answer.
+        transient: Whether the same request may well succeed later.
+        retry_after: Seconds that the server asks to wait.
+        error: The exception to raise if it is final.
+    """
+
+    message: str
+    status: int | None
+    transient: bool
+    retry_after: float
+    error: type[EarthEngineError]
+
+    @property
+    def quota(self) -> bool:
+        """Whether too much was asked at a time, or altogether."""
+        return self.status == 429
+
+
+def classify(error: BaseException) -> Failure | None:
+    """Tell what an exception of the client library means.
+
+    Args:
+        error: What a request, or initialising, raised.
+
+    Returns:
+        The failure; None if the exception is none of Earth Engine's or the network's.
+    """
+    if isinstance(error, google.auth.exceptions.GoogleAuthError):
+        transient = isinstance(error, google.auth.exceptions.TransportError)
+        kind = UnavailableError if transient else AuthenticationError
+        status = None if transient else 401
+        return Failure(_words(error), status, transient, 0.0, kind)
+    http = error if isinstance(error, HttpError) else error.__context__
+    if isinstance(http, HttpError):
+        return _from_status(int(http.resp.status), _words(error), _retry_after(http))
+    if isinstance(error, ConnectionError | TimeoutError | BrokenAnswerError):
+        return Failure(_words(error), None, True, 0.0, UnavailableError)
+    if isinstance(error, ee.EEException):
+        return _before_any_request(_words(error))
+    return None
+
+
+def _from_status(status: int, message: str, retry_after: float) -> Failure:
+    transient = status == 429 or status >= 500
+    kind: type[EarthEngineError] = EarthEngineError
+    if status == 429:
+        kind = QuotaError
+    elif status >= 500:
+        kind = UnavailableError
+    elif status == 401:
+        kind = AuthenticationError
+    elif status in (400, 403, 404) and _PROJECT.search(message):
+        kind = ProjectError
+    elif status == 403:
+        kind = PermissionDeniedError
+    elif status == 400 and _NO_IMAGERY.search(message):
+        kind = NoImageryError
+    elif status == 413 or (status == 400 and _TOO_LARGE.search(message)):
+        kind = RequestTooLargeError
+    return Failure(message, status, transient, retry_after, kind)
+
+
+def _before_any_request(message: str) -> Failure:
+    """A refusal of the client library itself: it lacks credentials or a project."""
+    kind: type[EarthEngineError] = EarthEngineError
+    if 'authorize' in message.lower() or 'authenticate' in message.lower():
+        kind = AuthenticationError
+    elif 'project' in message.lower():
+        kind = ProjectError
+    return Failure(message, None, False, 0.0, kind)
+
+
+def _words(error: BaseException) -> str:
+    """The message of an exception on one line, of bearable length."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:500] + ' ...'
+
+
+def _retry_after(error: HttpError) -> float:
+    """Seconds of a Retry-After header, which may also hold a date (RFC 9110)."""
+    value = error.resp.get('retry-after', '').strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        until = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+
+
+#: What to do about each kind of error.
+REMEDIES: dict[type[EarthEngineError], str] = {
+    AuthenticationError: (
+        'Run `earthengine authenticate`, or give credentials= the path of a '
+        'service-account key.'
+    ),
+    ProjectError: (
+        'Name a Google Cloud project that is registered for Earth Engine: project= or '
+        '--project, the variable EARTHENGINE_PROJECT, or `earthengine set_project`. '
+        'Projects are registered at https://code.earthengine.google.com/register.'
+    ),
+    PermissionDeniedError: (
+        'Check that the account may use the project (role Earth Engine Resource '
+        'Viewer and Service Usage Consumer) and may read the collection.'
+    ),
+    QuotaError: (
+        'Lower max_concurrency, leave more time with retry_for, or see the quotas of '
+        'the project in the Google Cloud console.'
+    ),
+    RequestTooLargeError: 'Ask for a shorter window, fewer bands or a coarser scale.',
+    UnavailableError: (
+        'Check the network and https://status.earthengine.app, and run again: what was '
+        'fetched into a cache stays there.'
+    ),
+}

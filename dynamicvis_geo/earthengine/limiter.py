@@ -1,0 +1,104 @@
+"""How many requests a process may have in flight, as the server lets it know."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+#: How often those that wait look whether they are still wanted, in seconds.
+POLL = 0.5
+
+
+class CancelledError(Exception):
+    """Another request of the same batch has failed, so this one was given up."""
+
+
+class Limiter:
+    """A semaphore whose size follows what the server lets in.
+
+    At each refusal (HTTP status 429), what is still in flight is what the server does
+    let in, so that becomes the limit. It grows again by one when ``patience`` times
+    that many requests in a row were answered. A growth that is refused at once doubles
+    the patience (the limit is a real one, so it is tried rarely); one that holds halves
+    it (the trouble is over, so it recovers faster and faster).
+
+    Args:
+        most: Upper bound of the limit.
+        clock: Seconds, monotonic.
+    """
+
+    #: Bounds of the patience, in rounds of answered requests.
+    PATIENCE = (1, 64)
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = most
+        self.limit = most
+        self.in_flight = 0
+        self.refusals = 0
+        self._clock = clock
+        self._free = threading.Condition()
+        self._not_before = 0.0
+        self._patience = 8
+        self._answered = 0
+        self._probing = False
+
+    @contextmanager
+    def slot(self, cancelled: threading.Event | None = None) -> Iterator[None]:
+        """Hold one of the places in flight, waiting for it if need be.
+
+        Args:
+            cancelled: Ends the waiting when set.
+
+        Raises:
+            CancelledError: If *cancelled* is set.
+        """
+        with self._free:
+            while (wait := self._wait()) is None or wait > 0:
+                if cancelled is not None and cancelled.is_set():
+                    raise CancelledError
+                self._free.wait(POLL if wait is None else min(wait, POLL))
+            self.in_flight += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self.in_flight -= 1
+                self._free.notify()
+
+    def _wait(self) -> float | None:
+        """Seconds until a place may be free: 0 now, None when another is given back."""
+        if self.in_flight >= self.limit:
+            return None
+        return max(0.0, self._not_before - self._clock())
+
+    def refused(self, retry_after: float = 0.0) -> None:
+        """Note that the server refused the request of the caller, who holds a slot.
+
+        Args:
+            retry_after: Seconds for which nobody in this process shall ask again.
+        """
+        with self._free:
+            self.refusals += 1
+            self.limit = max(1, min(self.limit, self.in_flight - 1))
+            self._not_before = max(self._not_before, self._clock() + retry_after)
+            self._answered = 0
+            if self._probing:
+                self._probing = False
+                self._patience = min(self._patience * 2, self.PATIENCE[1])
+
+    def answered(self) -> None:
+        """Note that the server answered a request."""
+        with self._free:
+            if self.limit == self.most and not self._probing:
+                return
+            self._answered += 1
+            if self._probing and self._answered >= self.limit:
+                self._probing = False
+                self._patience = max(self._patience // 2, self.PATIENCE[0])
+            if self.limit < self.most and (
+                self._answered >= self._patience * self.limit
+            ):
+                self.limit += 1
+                self._answered = 0
+                self._probing = True
+                self._free.notify()

@@ -1,0 +1,169 @@
+"""Which requests fetch which chips: neighbours share them, large ones are cut."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .composite import MAX_SIDE
+from .grid import Grid
+
+#: Chips that fill more blocks than this are too large to gain from sharing them.
+MOST_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One image to fetch.
+
+    Attributes:
+        grid: Its pixels.
+        window: First moment, and first moment after, in ISO form.
+        id: Its name, for people.
+    """
+
+    grid: Grid
+    window: tuple[str, str]
+    id: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request for pixels.
+
+    Attributes:
+        grid: Its pixels.
+        window: First moment, and first moment after.
+        chips: Positions of the chips that have pixels in it.
+    """
+
+    grid: Grid
+    window: tuple[str, str]
+    chips: tuple[int, ...]
+
+
+def plan(chips: Sequence[Chip], block: int, max_pixels: int) -> list[Request]:
+    """Choose requests that hold the pixels of all chips.
+
+    Chips of one window on one lattice that touch or overlap are covered by blocks, so
+    that each pixel is fetched once. Chips that stand alone, and those for which blocks
+    would fetch more pixels or take more requests, get a request of their own.
+
+    Args:
+        chips: What is wanted.
+        block: Largest side of a block in pixels.
+        max_pixels: Largest number of pixels in a request.
+
+    Returns:
+        The requests, neighbours near each other.
+    """
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, chip in enumerate(chips):
+        groups[(*chip.grid.lattice, *chip.window)].append(i)
+    requests: list[Request] = []
+    for group in groups.values():
+        for cluster in _clusters(chips, group):
+            requests += _cover(chips, cluster, block, max_pixels)
+    return requests
+
+
+def _clusters(chips: Sequence[Chip], group: list[int]) -> Iterator[list[int]]:
+    """Sets of chips that touch or overlap, directly or through others."""
+    if len(group) == 1:
+        yield group
+        return
+    edges = np.array([_edges(chips[i].grid) for i in group])
+    boxes = shapely.box(*edges.T)
+    a, b = shapely.STRtree(boxes).query(boxes, predicate='intersects')
+    touching = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(group),) * 2)
+    count, labels = connected_components(touching, directed=False)
+    members: list[list[int]] = [[] for _ in range(count)]
+    for i, label in zip(group, labels.tolist(), strict=True):
+        members[label].append(i)
+    yield from members
+
+
+def _edges(grid: Grid) -> tuple[float, float, float, float]:
+    """Left, upper, right and lower edge in pixels, whole numbers on its lattice."""
+    col, row = math.floor(grid.col), math.floor(grid.row)
+    return col, row, col + grid.width, row + grid.height
+
+
+def _cover(
+    chips: Sequence[Chip], cluster: list[int], block: int, max_pixels: int
+) -> list[Request]:
+    side = min(math.isqrt(max_pixels), MAX_SIDE)
+    alone = [
+        Request(tile, chips[i].window, (i,))
+        for i in cluster
+        for tile in _tiles(chips[i].grid, side, max_pixels)
+    ]
+    if len(cluster) == 1:
+        return alone
+    block = min(block, side)
+    if any(-(-chips[i].grid.size // block**2) > MOST_BLOCKS for i in cluster):
+        return alone
+    shared = _blocks(chips, cluster, block)
+    pixels, pixels_alone = (
+        sum(request.grid.size for request in requests) for requests in (shared, alone)
+    )
+    if len(shared) < len(alone) and pixels <= pixels_alone:
+        return shared
+    return alone
+
+
+def _tiles(grid: Grid, side: int, max_pixels: int) -> Iterator[Grid]:
+    """A grid in parts that fit into one request each."""
+    if grid.size <= max_pixels and max(grid.shape) <= MAX_SIDE:
+        yield grid
+    else:
+        yield from grid.tiles(side, side)
+
+
+def _blocks(chips: Sequence[Chip], cluster: list[int], block: int) -> list[Request]:
+    """Cut the area of a cluster into blocks that fetch each pixel once."""
+    first = chips[cluster[0]].grid
+    offsets = np.array([first.offset(chips[i].grid) for i in cluster])
+    corner = offsets.min(axis=0)
+    offsets -= corner
+    # Blocks of whole strides do not cut through chips that lie side by side.
+    strides = np.gcd.reduce(offsets, axis=0)
+    height, width = (
+        block // stride * stride if 0 < stride <= block else block
+        for stride in strides.tolist()
+    )
+    # For each block: the chips in it, and the outline of what they need of it.
+    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    outlines: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+    for i, (top, left) in zip(cluster, offsets.tolist(), strict=True):
+        grid = chips[i].grid
+        bottom, right = top + grid.height, left + grid.width
+        for row in range(top // height, (bottom - 1) // height + 1):
+            for col in range(left // width, (right - 1) // width + 1):
+                members[row, col].append(i)
+                t, b, le, r = outlines.get((row, col), (bottom, top, right, left))
+                outlines[row, col] = (
+                    min(t, max(top, row * height)),
+                    max(b, min(bottom, (row + 1) * height)),
+                    min(le, max(left, col * width)),
+                    max(r, min(right, (col + 1) * width)),
+                )
+    window = chips[cluster[0]].window
+    requests = []
+    for key in sorted(members):
+        top, bottom, left, right = outlines[key]
+        part = first.part(
+            int(corner[0]) + top, int(corner[1]) + left, bottom - top, right - left
+        )
+        grids = [chips[i].grid for i in members[key]]
+        # At the rim of an area a block may hold less than its outline.
+        if sum(grid.size for grid in grids) < part.size and all(map(part.holds, grids)):
+            requests += [Request(chips[i].grid, window, (i,)) for i in members[key]]
+        else:
+            requests.append(Request(part, window, tuple(members[key])))
+    return requests

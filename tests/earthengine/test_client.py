@@ -1,0 +1,361 @@
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import google.auth.credentials
+import numpy as np
+import pytest
+
+from dynamicvis_geo.earthengine import EarthEngineClient
+from dynamicvis_geo.earthengine.composite import (
+    build_request,
+    no_pixels,
+    parse_pixels,
+)
+from dynamicvis_geo.earthengine.grid import Grid
+from dynamicvis_geo.errors import (
+    AuthenticationError,
+    EarthEngineError,
+    NoImageryError,
+    PermissionDeniedError,
+    ProjectError,
+    QuotaError,
+    RequestTooLargeError,
+    SpecError,
+    UnavailableError,
+)
+from dynamicvis_geo.specs import SensorSpec
+from tests.earthengine_server import EarthEngineServer
+from tests.earthengine_server.oracle import expected
+
+SENSOR = SensorSpec(cloudy_pct=90)
+WINDOW = ('2022-06-01', '2022-07-21')
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('dynamicvis_geo.earthengine.client.FIRST_WAIT', 0.01)
+
+
+def make_client(server: EarthEngineServer, **options: Any) -> EarthEngineClient:
+    return EarthEngineClient(project='test-project', url=server.url, **options)
+
+
+def tile(i: int, px: int = 16) -> tuple[slice, slice]:
+    left, bottom = 590_000 + 160 * i, 5_580_000
+    return slice(left, left + 10 * px, 10), slice(bottom, bottom + 10 * px, 10)
+
+
+def fetch(client: EarthEngineClient, i: int = 0, sensor: SensorSpec = SENSOR) -> Any:
+    grid = Grid.from_bounds('EPSG:32632', *tile(i))
+    return client.request(
+        lambda: build_request(sensor, WINDOW, grid),
+        lambda body: parse_pixels(body, sensor, grid),
+        chip=f'chip {i}',
+        cancelled=threading.Event(),
+    )
+
+
+def right(pixels: Any, i: int = 0) -> bool:
+    values, valid = expected(32632, *tile(i), WINDOW, SENSOR)
+    assert valid.any()
+    return bool((pixels == np.where(valid, values, 65535)).all())
+
+
+@pytest.mark.parametrize(
+    'fault', [429, 500, 502, 503, 504, 'reset', 'close', 'truncated', 'short', 'html']
+)
+def test_passing_faults_pass(server: EarthEngineServer, fault: int | str) -> None:
+    server.set(script=[fault, fault])
+    assert right(fetch(make_client(server)))
+    assert server.counts()['requests'] == 3
+
+
+def test_a_request_that_hangs_is_tried_again(server: EarthEngineServer) -> None:
+    server.set(script=['hang'])
+    start = time.monotonic()
+    assert right(fetch(make_client(server, timeout=0.5)))
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ('status', 'message', 'error'),
+    [
+        (400, None, EarthEngineError),
+        (400, 'User memory limit exceeded.', RequestTooLargeError),
+        (
+            400,
+            "Pattern 'B4' was applied to an Image with no bands",
+            NoImageryError,
+        ),
+        (401, None, AuthenticationError),
+        (403, None, PermissionDeniedError),
+        (403, 'Project 7 is not registered to use Earth Engine', ProjectError),
+        (404, 'Project not found', ProjectError),
+        (404, None, EarthEngineError),
+        (408, None, EarthEngineError),
+    ],
+)
+def test_lasting_faults_are_told_at_once(
+    server: EarthEngineServer, status: int, message: str | None, error: type
+) -> None:
+    server.set(script=[status], message=message)
+    with pytest.raises(EarthEngineError) as caught:
+        fetch(make_client(server))
+    assert type(caught.value) is error
+    assert caught.value.status == status
+    assert caught.value.chip == 'chip 0'
+    if status != 401:
+        assert (message or f'fail with {status}') in str(caught.value)
+    assert server.counts()['requests'] == 1
+    # Whatever it was, the next request goes through.
+    assert right(fetch(make_client(server)))
+
+
+@pytest.mark.parametrize(
+    ('fault', 'error'), [(429, QuotaError), (503, UnavailableError)]
+)
+def test_tries_end_with_their_time(
+    server: EarthEngineServer, fault: int, error: type
+) -> None:
+    server.set(kinds=[fault], rate=1)
+    start = time.monotonic()
+    with pytest.raises(error, match=r'gave up after \d+ tries') as caught:
+        fetch(make_client(server, retry_for=1))
+    assert time.monotonic() - start < 2
+    assert caught.value.status == fault
+    assert server.counts()['requests'] > 3
+
+
+def test_a_server_that_does_not_answer_ends_with_the_time(
+    server: EarthEngineServer,
+) -> None:
+    server.set(kinds=['hang'], rate=1)
+    start = time.monotonic()
+    with pytest.raises(UnavailableError):
+        fetch(make_client(server, retry_for=1, timeout=30))
+    assert time.monotonic() - start < 2.5
+
+
+def test_retry_after_is_honoured(server: EarthEngineServer) -> None:
+    server.set(script=[503], retry_after=1)
+    start = time.monotonic()
+    assert right(fetch(make_client(server)))
+    assert time.monotonic() - start >= 1
+
+
+def test_a_wait_beyond_the_time_is_not_begun(server: EarthEngineServer) -> None:
+    server.set(script=[429], retry_after=3600)
+    start = time.monotonic()
+    with pytest.raises(QuotaError):
+        fetch(make_client(server, retry_for=5))
+    # Nor does the next request wait for it.
+    assert right(fetch(make_client(server, retry_for=5)))
+    assert time.monotonic() - start < 2
+
+
+def test_initialising_is_tried_again_too() -> None:
+    """A server that comes up late is waited for."""
+    with EarthEngineServer() as first:
+        port = first.url.rsplit(':', 1)[1]
+    client = EarthEngineClient(project='p', url=f'http://127.0.0.1:{port}')
+    result: list[Any] = []
+    thread = threading.Thread(target=lambda: result.append(fetch(client)))
+    thread.start()
+    with EarthEngineServer('--port', port):
+        thread.join(60)
+        assert right(result[0])
+
+
+def test_concurrency_follows_the_server(server: EarthEngineServer) -> None:
+    server.set(limit=4, latency=0.02)
+    client = make_client(server, max_concurrency=16)
+    fetch(client)
+    server.set(limit=4, latency=0.02)
+    results = dict(client.map(lambda i, _: (i, fetch(client, i)), range(80)))
+    assert all(right(results[i], i) for i in range(80))
+    counts = server.counts()
+    assert counts['peak'] <= 16
+    # The first burst is refused but for four; after it, hardly any is.
+    assert counts['refused'] <= 12 + 8
+
+
+def test_map_stops_at_the_first_error(server: EarthEngineServer) -> None:
+    server.set(script=[None] * 5 + [403] * 500, latency=0.02)
+    client = make_client(server, max_concurrency=4)
+    with pytest.raises(PermissionDeniedError):
+        list(client.map(lambda i, _: fetch(client, i), range(200)))
+    time.sleep(0.2)
+    assert server.counts()['requests'] < 40
+
+
+def test_concurrency_is_for_the_whole_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = EarthEngineClient(max_concurrency=32)
+    assert client.share() == 32
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    assert client.share() == 8
+    monkeypatch.setenv('WORLD_SIZE', '64')
+    with pytest.warns(UserWarning, match='max_concurrency'):
+        assert client.share() == 1
+
+
+def in_child(client: EarthEngineClient, first: int, results: Any) -> None:
+    done = client.map(lambda i, _: right(fetch(client, i), i), range(first, first + 30))
+    results.put(list(done))
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_children_of_a_process_that_made_requests(
+    server: EarthEngineServer, method: Any
+) -> None:
+    client = make_client(server, max_concurrency=8)
+    assert right(fetch(client))
+    initialized = server.counts()['initialized']
+    context = multiprocessing.get_context(method)
+    results = context.Queue()
+    children = [
+        context.Process(target=in_child, args=(client, 100 * i, results))
+        for i in range(2)
+    ]
+    for child in children:
+        child.start()
+    # The parent goes on with its connections meanwhile.
+    assert all(right(fetch(client, i), i) for i in range(20))
+    for _ in children:
+        assert results.get(timeout=120) == [True] * 30
+    for child in children:
+        child.join(30)
+        assert child.exitcode == 0
+    if method == 'fork':
+        assert server.counts()['initialized'] == initialized
+
+
+USERS_SESSION = """
+import sys, multiprocessing, threading
+import ee, google.auth.credentials
+sys.path.insert(0, '.')
+ee.deprecation.deprecated_assets = {'': None}
+from tests.earthengine.test_client import fetch, right
+from dynamicvis_geo.earthengine import EarthEngineClient
+
+def child(client, results):
+    pixels = right(fetch(client, 3), 3)
+    results.put((pixels, ee.data._get_state().cloud_api_user_project))
+
+if __name__ == '__main__':
+    ee.Initialize(google.auth.credentials.AnonymousCredentials(),
+                  project='mine', url=sys.argv[1])
+    ee.data.setMaxRetries(3)
+    client = EarthEngineClient(max_concurrency=2)
+    assert right(fetch(client))
+    state = ee.data._get_state()
+    assert state.cloud_api_user_project == 'mine', state
+    assert state.max_retries == 3, state
+    for method in ('fork', 'spawn'):
+        context = multiprocessing.get_context(method)
+        results = context.Queue()
+        process = context.Process(target=child, args=(client, results))
+        process.start()
+        assert results.get(timeout=60) == (True, 'mine'), method
+        process.join()
+    from dynamicvis_geo.errors import SessionError
+    try:
+        fetch(EarthEngineClient(url='http://127.0.0.1:1'))
+    except SessionError:
+        print('good')
+"""
+
+
+def test_a_session_of_the_user_is_left_alone(
+    server: EarthEngineServer, tmp_path: Path
+) -> None:
+    script = tmp_path / 'script.py'
+    script.write_text(USERS_SESSION)
+    run = subprocess.run(
+        [sys.executable, str(script), server.url],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.stdout.strip() == 'good', run.stderr
+
+
+def test_one_process_can_go_from_server_to_server(server: EarthEngineServer) -> None:
+    assert right(fetch(make_client(server)))
+    with EarthEngineServer() as other:
+        assert right(fetch(make_client(other)))
+        assert other.counts()['requests'] == 1
+    assert right(fetch(make_client(server), 1), 1)
+
+
+def test_clients_pickle() -> None:
+    credentials = google.auth.credentials.AnonymousCredentials()
+    client = EarthEngineClient('p', 'http://localhost:1/', credentials, 5, 10, 20)
+    copy = pickle.loads(pickle.dumps(client))
+    assert (copy.project, copy.url, copy.max_concurrency) == ('p', client.url, 5)
+    assert isinstance(copy.credentials, type(credentials))
+
+
+@pytest.mark.parametrize('key', ['missing.json', 'broken.json'])
+def test_a_bad_key_is_named(tmp_path: Path, key: str) -> None:
+    (tmp_path / 'broken.json').write_text('{"type": "service_account"}')
+    path = tmp_path / key
+    with pytest.raises(AuthenticationError, match=key):
+        fetch(EarthEngineClient(credentials=path, project='p'))
+
+
+def test_no_credentials_says_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('CLOUDSDK_CONFIG', str(tmp_path))
+    # Where the library would ask the machine that it runs on.
+    monkeypatch.setenv('NO_GCE_CHECK', 'true')
+    with pytest.raises(AuthenticationError, match='earthengine authenticate'):
+        fetch(EarthEngineClient())
+
+
+def test_no_project_says_what_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('EARTHENGINE_PROJECT', 'GOOGLE_CLOUD_PROJECT'):
+        monkeypatch.delenv(name, raising=False)
+    credentials = google.auth.credentials.AnonymousCredentials()
+    with pytest.raises(ProjectError, match='--project'):
+        fetch(EarthEngineClient(credentials=credentials))
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('max_concurrency', 0),
+        ('max_concurrency', 2.5),
+        ('timeout', -1),
+        ('retry_for', ''),
+    ],
+)
+def test_numbers_are_checked(name: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=name):
+        EarthEngineClient(**{name: value})
+
+
+def test_pixels_that_were_not_asked_for_are_refused(server: EarthEngineServer) -> None:
+    """Another band, type or shape must not be taken for the chip."""
+    client = make_client(server, retry_for=0.3)
+    grid = Grid.from_bounds('EPSG:32632', *tile(0))
+    other = Grid.from_bounds('EPSG:32632', *tile(0, px=17))
+    bands = SensorSpec(cloudy_pct=90, bands=('B8', 'B4', 'B3'))
+    floats = SensorSpec(cloudy_pct=90, dtype='float32')
+    for sensor, asked in ((bands, grid), (floats, grid), (SENSOR, other)):
+        with pytest.raises(UnavailableError, match='instead of'):
+            client.request(
+                lambda sensor=sensor, asked=asked: build_request(sensor, WINDOW, asked),
+                lambda body: parse_pixels(body, SENSOR, grid),
+                chip='chip',
+                cancelled=threading.Event(),
+            )
+    assert (no_pixels(SENSOR, grid) == 65535).all()
