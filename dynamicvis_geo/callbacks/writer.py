@@ -206,6 +206,8 @@ class EmbeddingWriter(BasePredictionWriter):
         """
         if self._sink is None:
             raise RuntimeError('EmbeddingWriter.on_predict_start() has not run')
+        if isinstance(prediction, dict) and not prediction:
+            return  # All chips of the batch were skipped.
         predictions = Predictions.from_step(prediction, self._sink.output)
         with self._staged.errors():
             self._sink.write(predictions)

@@ -36,7 +36,7 @@ Sample = dict[str, Any]
 _WGS84 = CRS.from_epsg(4326)
 
 
-class ChipDataset(Dataset[Sample]):
+class ChipDataset(Dataset[Sample | None]):
     """The chips that samplers choose from datasets, as one map-style dataset.
 
     Freezing them gives every chip a number, so that several CRSs in one run, resuming,
@@ -88,21 +88,22 @@ class ChipDataset(Dataset[Sample]):
         """Return the number of chips."""
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | None:
         """Return one chip.
 
         Args:
             index: Row of the chip; negative ones count from the end.
 
         Returns:
-            The sample of the source dataset, and ``chip``.
+            The sample of the source dataset, and ``chip``; None if that dataset
+            skips the chip.
 
         Raises:
             IndexError: If there is no such row.
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         """Return a batch of chips, in the order asked for.
 
         Each source dataset is asked once, through its own ``__getitems__`` where it has
@@ -119,13 +120,14 @@ class ChipDataset(Dataset[Sample]):
             self._process = os.getpid()
         rows = self._rows(indices)
         chips = self._table[rows]
-        samples: list[Sample] = [{} for _ in rows]
+        samples: list[Sample | None] = [None] * len(rows)
         for source in np.unique(chips['source']):
             positions = np.flatnonzero(chips['source'] == source)
             fetched = _fetch(self.datasets[source], list(queries(chips[positions])))
             for position, sample in zip(positions.tolist(), fetched, strict=True):
-                row = int(rows[position])
-                samples[position] = {**sample, 'chip': torch.tensor([row])}
+                if sample is not None:
+                    row = torch.tensor([int(rows[position])])
+                    samples[position] = {**sample, 'chip': row}
         return samples
 
     @property
@@ -269,9 +271,9 @@ def _refuse_double(
         )
 
 
-def _fetch(dataset: GeoDataset, wanted: list[GeoSlice]) -> Sequence[Sample]:
+def _fetch(dataset: GeoDataset, wanted: list[GeoSlice]) -> Sequence[Sample | None]:
     fetch = getattr(dataset, '__getitems__', None)
-    samples: Sequence[Sample] = (
+    samples: Sequence[Sample | None] = (
         [dataset[query] for query in wanted] if fetch is None else fetch(wanted)
     )
     return samples

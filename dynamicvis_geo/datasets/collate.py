@@ -13,20 +13,24 @@ from dynamicvis_geo.errors import SpecError
 Sample = dict[str, Any]
 
 
-def collate(samples: Sequence[Sample]) -> Sample:
+def collate(samples: Sequence[Sample | None]) -> Sample:
     """Join samples into a batch, alike for all versions of TorchGeo.
 
     Args:
-        samples: Samples with the same keys.
+        samples: Samples with the same keys; None for each chip that was skipped.
 
     Returns:
-        Tensors stacked along a new first axis; lists of everything else.
+        Tensors stacked along a new first axis; lists of everything else. Nothing, if
+        all chips were skipped.
 
     Raises:
         SpecError: If the samples differ in their keys, or their tensors in shape.
     """
-    keys = samples[0].keys()
-    for sample in samples:
+    present = [sample for sample in samples if sample is not None]
+    if not present:
+        return {}
+    keys = present[0].keys()
+    for sample in present:
         if sample.keys() != keys:
             raise SpecError(
                 f'the samples of a batch have different keys: {sorted(keys)} and '
@@ -35,7 +39,7 @@ def collate(samples: Sequence[Sample]) -> Sample:
             )
     batch: Sample = {}
     for key in keys:
-        values = [sample[key] for sample in samples]
+        values = [sample[key] for sample in present]
         if not all(isinstance(value, Tensor) for value in values):
             batch[key] = values
             continue

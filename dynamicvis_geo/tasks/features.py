@@ -110,11 +110,14 @@ class FeatureExtraction(LightningModule):
 
         Returns:
             ``embedding``, float32 ``[B, D]`` or ``[B, D, h, w]``, and all other keys of
-            the batch as they came.
+            the batch as they came; nothing of a batch whose chips were all skipped,
+            which is empty.
 
         Raises:
             SpecError: if the batch has no image, or not one of 3 bands.
         """
+        if not batch:
+            return {}
         if 'image' not in batch:
             raise SpecError(
                 f"the batch has no 'image', only {', '.join(sorted(batch))}: give "

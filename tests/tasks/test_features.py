@@ -10,6 +10,7 @@ from rasterio.transform import from_origin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.datasets import ChipDataset, Scenes, collate
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models import BackboneConfig, DynamicVis
@@ -162,6 +163,34 @@ def test_provenance_says_what_was_done() -> None:
 def test_wrong_arguments(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         FeatureExtraction(Blocks(), **arguments)
+
+
+class WithGaps(ChipDataset):
+    """Chips 1, 4, 5, 6 and 7 have no image: with batches of 4, a whole batch."""
+
+    def __getitems__(self, indices: Any) -> list[dict[str, Any] | None]:
+        samples = super().__getitems__(indices)
+        gaps = (1, 4, 5, 6, 7)
+        return [
+            None if index in gaps else sample
+            for index, sample in zip(indices, samples, strict=True)
+        ]
+
+
+@pytest.mark.parametrize('output', ['pooled', 'grid'])
+def test_skipped_chips_are_left_out_of_batches_and_files(
+    chips: ChipDataset, tmp_path: Path, output: Any
+) -> None:
+    scene = chips.datasets[0]
+    gapped = WithGaps([(scene, GridSampler(scene, 32))])
+    path = tmp_path / ('e.parquet' if output == 'pooled' else 'maps')
+    writer = EmbeddingWriter(path)
+    predictions = predict(
+        FeatureExtraction(Blocks(), output), gapped, callbacks=[writer]
+    )
+    rows = [p['chip'][:, 0].tolist() for p in predictions if p]
+    assert rows == [[0, 2, 3], [8, 9, 10, 11], [12, 13, 14]]
+    assert writer.written == 10
 
 
 def test_batch_without_an_image_or_with_more_bands() -> None:
