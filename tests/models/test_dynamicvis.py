@@ -124,6 +124,19 @@ def test_samples_of_a_batch_do_not_interact(small: DynamicVis) -> None:
         assert parity.relative_error(together[index : index + 1], alone) < 1e-5
 
 
+def test_threads_change_features_by_rounding_at_most(small: DynamicVis) -> None:
+    x = parity.image('threads', (2, 3, 64, 64))
+    before = torch.get_num_threads()
+    maps = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            maps.append(run(small, x)[-1])
+    finally:
+        torch.set_num_threads(before)
+    assert parity.relative_error(maps[1], maps[0]) < 1e-5
+
+
 def test_more_global_tokens_than_tokens_and_stages_that_keep_none() -> None:
     x = parity.image('edge', (1, 3, 64, 64))
     many = DynamicVis(img_size=64, global_token_cfg={'pos': 'head', 'num': 7})
