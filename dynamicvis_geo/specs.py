@@ -13,8 +13,8 @@ import geopandas as gpd
 import pandas as pd
 import shapely
 
-from .errors import SpecError
-from .projections import utm_crs
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.projections import utm_crs
 
 __all__ = ('BBox', 'OutputSpec', 'PointBuffer', 'SensorSpec', 'TemporalSpec')
 

@@ -2,14 +2,22 @@
 
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.datasets.collate import collate
+from dynamicvis_geo.datasets.earthengine import (
+    EarthEngineDataset,
+    FetchReport,
+    collate_present,
+)
 from dynamicvis_geo.datasets.points import assign_points, read_points
 from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
 
 __all__ = (
     'ChipDataset',
+    'EarthEngineDataset',
+    'FetchReport',
     'Scenes',
     'assign_points',
     'collate',
+    'collate_present',
     'open_scenes',
     'read_points',
 )

@@ -1,6 +1,6 @@
 """Pixels from Google Earth Engine: client, composites, cache."""
 
-from .cache import CacheInfo, ChipCache
-from .client import EarthEngineClient
+from dynamicvis_geo.earthengine.cache import CacheInfo, ChipCache
+from dynamicvis_geo.earthengine.client import EarthEngineClient
 
 __all__ = ('CacheInfo', 'ChipCache', 'EarthEngineClient')

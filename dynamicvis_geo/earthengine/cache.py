@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
 
-from ..errors import OutputError, SpecError
-from ..specs import SensorSpec
-from .composite import MASKED, Pixels
-from .sharing import Chip
+from dynamicvis_geo.earthengine.composite import MASKED, Pixels
+from dynamicvis_geo.earthengine.sharing import Chip
+from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.specs import SensorSpec
 
 #: Goes into the keys: to be raised when the same request gives other pixels.
 KEY_VERSION = 1
@@ -146,7 +147,8 @@ class ChipCache:
             size = part.stat().st_size
             part.replace(path)
         except (OSError, RasterioError) as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             raise OutputError(
                 f'{path}: the chip cannot be kept ({error}); free some space, or give '
                 'cache another folder.'

@@ -18,16 +18,24 @@ import tenacity
 import torch.distributed
 import torch.utils.data
 
-from ..errors import EarthEngineError, SpecError
-from .failures import REMEDIES, Failure, classify
-from .limiter import CancelledError, Limiter
-from .session import is_loopback, session, time_limit, users_session
+from dynamicvis_geo.earthengine.failures import REMEDIES, Failure, classify
+from dynamicvis_geo.earthengine.limiter import CancelledError, Limiter
+from dynamicvis_geo.earthengine.session import (
+    is_loopback,
+    session,
+    time_limit,
+    users_session,
+)
+from dynamicvis_geo.errors import EarthEngineError, SpecError
 
 T = TypeVar('T')
 R = TypeVar('R')
 
 #: First and longest wait between tries, in seconds, when the server names none.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+
+#: What the last try gets at least, in seconds.
+LEAST_TIME = 1.0
 
 #: Limiters and counters of this process, by client: equal clients share theirs.
 _shared: dict[Any, 'Traffic'] = {}
@@ -274,7 +282,8 @@ class _Request:
         return self.parse(body)
 
     def send(self) -> bytes:
-        with session(self.client), time_limit(min(self.client.timeout, self.left)):
+        limit = min(self.client.timeout, max(self.left, LEAST_TIME))
+        with session(self.client), time_limit(limit):
             self.traffic.count(1, 0, 0)
             body: bytes = ee.data.computePixels(self.build())
         self.traffic.count(0, 0, len(body))

@@ -10,9 +10,9 @@ import ee
 import numpy as np
 from numpy.typing import NDArray
 
-from ..specs import SensorSpec
-from .failures import BrokenAnswerError
-from .grid import Grid
+from dynamicvis_geo.earthengine.failures import BrokenAnswerError
+from dynamicvis_geo.earthengine.grid import Grid
+from dynamicvis_geo.specs import SensorSpec
 
 Pixels = NDArray[np.uint16] | NDArray[np.float32]
 

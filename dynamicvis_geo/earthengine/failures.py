@@ -9,7 +9,7 @@ import ee
 import google.auth.exceptions
 from googleapiclient.errors import HttpError
 
-from ..errors import (
+from dynamicvis_geo.errors import (
     AuthenticationError,
     EarthEngineError,
     NoImageryError,

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import NoImageryError, RequestTooLargeError
-from ..specs import SensorSpec
-from .cache import ChipCache
-from .client import EarthEngineClient
-from .composite import (
+from dynamicvis_geo.earthengine.cache import ChipCache
+from dynamicvis_geo.earthengine.client import EarthEngineClient
+from dynamicvis_geo.earthengine.composite import (
     Pixels,
     build_request,
     max_pixels,
     no_pixels,
     parse_pixels,
 )
-from .grid import Grid, paste
-from .sharing import Chip, Request, plan
+from dynamicvis_geo.earthengine.grid import Grid, paste
+from dynamicvis_geo.earthengine.sharing import Chip, Request, plan
+from dynamicvis_geo.errors import NoImageryError, RequestTooLargeError
+from dynamicvis_geo.specs import SensorSpec
 
 #: A request of at most this many pixels a side is not cut any further.
 SMALLEST_SIDE = 64

@@ -24,10 +24,10 @@ import torch.utils.data
 from ee import _state
 from google.oauth2 import service_account
 
-from ..errors import AuthenticationError, SessionError
+from dynamicvis_geo.errors import AuthenticationError, SessionError
 
 if TYPE_CHECKING:
-    from .client import EarthEngineClient
+    from dynamicvis_geo.earthengine.client import EarthEngineClient
 
 #: Connections kept open a process; requests beyond it would reconnect each time.
 POOL_SIZE = 128

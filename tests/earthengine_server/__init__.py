@@ -5,6 +5,6 @@ compute pixels, evaluates the expressions that this package sends, and can be to
 fail in many ways. ``python -m tests.earthengine_server`` starts it.
 """
 
-from .process import EarthEngineServer
+from tests.earthengine_server.process import EarthEngineServer
 
 __all__ = ('EarthEngineServer',)

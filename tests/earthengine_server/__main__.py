@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .evaluate import EvaluationError, Evaluator
-from .faults import Faults
-from .world import places
+from tests.earthengine_server.evaluate import EvaluationError, Evaluator
+from tests.earthengine_server.faults import Faults
+from tests.earthengine_server.world import places
 
 FAULTS = Faults()
 LARGEST = 48 * 2**20

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import world
+from tests.earthengine_server import world
 
 
 class EvaluationError(Exception):

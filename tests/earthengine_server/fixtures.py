@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import EarthEngineServer
+from tests.earthengine_server import EarthEngineServer
 
 
 @pytest.fixture(scope='session')

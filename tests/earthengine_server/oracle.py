@@ -8,8 +8,7 @@ import numpy as np
 from pyproj import CRS, Transformer
 
 from dynamicvis_geo.specs import SensorSpec
-
-from . import world
+from tests.earthengine_server import world
 
 CLOUDS = (3, 8, 9, 10)
 

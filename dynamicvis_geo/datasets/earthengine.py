@@ -1,0 +1,442 @@
+"""Any place, any dates: composites from Google Earth Engine as a TorchGeo dataset."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time as clock
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+import torch
+from numpy.typing import NDArray
+from pyproj import CRS
+from torchgeo.datasets import GeoDataset
+from tqdm import tqdm
+
+from dynamicvis_geo.datasets._torchgeo import georeference
+from dynamicvis_geo.datasets.areas import (
+    Area,
+    Window,
+    local_crs,
+    moments,
+    project_area,
+    read_area,
+    read_crs,
+    read_windows,
+)
+from dynamicvis_geo.datasets.chip_ids import chip_ids
+from dynamicvis_geo.datasets.collate import collate
+from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
+from dynamicvis_geo.earthengine.composite import MASKED, Pixels
+from dynamicvis_geo.earthengine.fetch import Fetcher
+from dynamicvis_geo.earthengine.grid import Grid, crs_text
+from dynamicvis_geo.earthengine.sharing import Chip
+from dynamicvis_geo.errors import NoImageryError, SpecError
+from dynamicvis_geo.specs import SensorSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Sample = dict[str, Any]
+#: What selects a chip: slices of x, y and time.
+Query = tuple[slice, slice, slice]
+
+#: Length of a degree of the equator on the WGS 84 ellipsoid in metres.
+METRES_PER_DEGREE = 111319.49079327358
+
+#: Queries that `prefetch` plans at a time.
+SLAB = 20_000
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FetchReport:
+    """What :meth:`EarthEngineDataset.prefetch` did.
+
+    Attributes:
+        chips: Number of chips asked for.
+        fetched: How many were fetched; the others were in the cache.
+        without_imagery: How many of the fetched ones have no valid pixel.
+        requests: Requests sent.
+        retries: How many of them were repetitions.
+        bytes: Bytes received.
+        seconds: Time taken.
+    """
+
+    chips: int
+    fetched: int
+    without_imagery: int
+    requests: int
+    retries: int
+    bytes: int
+    seconds: float
+
+
+def collate_present(samples: Sequence[Sample | None]) -> Sample:
+    """Join samples into a batch, leaving out those that were skipped.
+
+    Args:
+        samples: Samples with the same keys, None for each that was skipped.
+
+    Returns:
+        What :func:`~.collate.collate` makes of the others; an empty dictionary if there
+        are none.
+    """
+    present = [sample for sample in samples if sample is not None]
+    return collate(present) if present else {}
+
+
+class EarthEngineDataset(GeoDataset):
+    """Composites of satellite scenes, made by Earth Engine for exactly what is asked.
+
+    A query gives the CRS, the origin and the number of pixels; the composite is made
+    from the scenes within the query's window of time. Nothing is fetched, and neither
+    network nor credentials are needed, before the first query that is not in the cache.
+
+    A sample holds ``image``, float32 ``[bands, height, width]``, the values of the
+    collection as they are (surface reflectance of Sentinel-2: 0 to 10000) with masked
+    pixels set to ``sensor.fill_value``; ``valid_fraction``, float32 ``[1]``, the share
+    of pixels that no band masks; and the georeference keys of the installed TorchGeo.
+    """
+
+    def __init__(
+        self,
+        roi: Area,
+        time: Window | Sequence[Window],
+        sensor: SensorSpec = SensorSpec(),  # noqa: B008 - frozen
+        *,
+        crs: CRS | str | int | None = None,
+        res: float | tuple[float, float] | None = None,
+        transforms: Callable[[Sample], Sample] | None = None,
+        cache: ChipCache | str | os.PathLike[str] | None = None,
+        client: EarthEngineClient | None = None,
+        on_missing: Literal['raise', 'fill', 'skip'] = 'raise',
+        failures: str | os.PathLike[str] | None = None,
+        block_size: int = 1024,
+    ) -> None:
+        """Describe what there is to fetch.
+
+        Args:
+            roi: The area: a shapely geometry (EPSG:4326), a GeoSeries or GeoDataFrame,
+                a spec, the path of a vector file, or text (WKT in EPSG:4326, or
+                ``minlon,minlat,maxlon,maxlat``).
+            time: A (start, end) pair of dates, the end exclusive, or a TemporalSpec; or
+                a list of them, each for one composite.
+            sensor: What imagery, and how it is composed.
+            crs: CRS of the pixels; the UTM zone in the middle of *roi* (UPS at the
+                poles) by default.
+            res: Size of a pixel in units of the CRS, ``sensor.scale_m`` by default.
+            transforms: A function of a sample that returns a transformed sample.
+            cache: Folder that keeps what was fetched, or a :class:`ChipCache`.
+            client: How to reach Earth Engine.
+            on_missing: What happens to a chip without a single valid pixel:
+                ``'raise'`` an error, ``'fill'`` it with ``sensor.fill_value``, or
+                ``'skip'`` it: its sample is None, which :func:`collate_present` leaves
+                out of the batch.
+            failures: File to which skipped chips are appended, one JSON object a line,
+                from all workers; they are logged in any case.
+            block_size: Largest side, in pixels, of a request that chips of one batch
+                share when they touch or overlap; 1 keeps to a request a chip.
+
+        Raises:
+            SpecError: If an argument cannot be used.
+        """
+        if on_missing not in ('raise', 'fill', 'skip'):
+            raise SpecError(
+                f"on_missing={on_missing!r} is not one of 'raise', 'fill', 'skip'."
+            )
+        if isinstance(block_size, bool) or not isinstance(block_size, int):
+            raise SpecError(f'block_size={block_size!r} is not a whole number.')
+        if block_size < 1:
+            raise SpecError(f'block_size={block_size!r} is not positive.')
+        area, windows = read_area(roi), read_windows(time)
+        target = local_crs(area) if crs is None else read_crs(crs)
+        area = project_area(area, target)
+        intervals = [window.interval for window in windows]
+        self.index = gpd.GeoDataFrame(
+            geometry=np.tile(area.to_numpy(), len(windows)),
+            index=pd.IntervalIndex(
+                [interval for interval in intervals for _ in range(len(area))],
+                closed='both',
+                name='datetime',
+            ),
+            crs=target,
+        )
+        self.sensor = sensor
+        self._res = _resolution(res, sensor, target)
+        self.transforms = transforms
+        if cache is not None and not isinstance(cache, ChipCache):
+            cache = ChipCache(cache)
+        self.cache = cache
+        self.client = client if client is not None else EarthEngineClient()
+        self.on_missing = on_missing
+        self.failures = None if failures is None else Path(failures)
+        self.block_size = block_size
+
+    def __getitem__(self, query: Query) -> Sample | None:  # type: ignore[override]
+        """Fetch one chip.
+
+        Args:
+            query: ``[xmin:xmax:xres, ymin:ymax:yres, tmin:tmax]`` to index; what is
+                left out is that of the whole dataset.
+
+        Returns:
+            The sample; None if it has no imagery and ``on_missing='skip'``.
+
+        Raises:
+            IndexError: If *query* does not touch the area, or lies outside its windows.
+            NoImageryError: If it has no imagery and ``on_missing='raise'``.
+            EarthEngineError: If it cannot be fetched.
+        """
+        return self.__getitems__([query])[0]
+
+    def __getitems__(self, queries: Sequence[Query]) -> list[Sample | None]:
+        """Fetch a batch of chips concurrently.
+
+        Args:
+            queries: As for a single chip.
+
+        Returns:
+            The samples, in the order of the queries.
+
+        Raises:
+            IndexError: As for a single chip.
+            NoImageryError: As for a single chip.
+            EarthEngineError: As for a single chip.
+        """
+        resolved = [self._disambiguate_slice(query) for query in queries]
+        chips = self._chips(resolved)
+        samples: list[Sample | None] = [None] * len(chips)
+        for i, pixels in self._fetcher().fetch(chips):
+            samples[i] = self._sample(resolved[i], chips[i], pixels)
+        return samples
+
+    def prefetch(
+        self, queries: Iterable[Query], *, progress: bool = True
+    ) -> FetchReport:
+        """Fetch chips into the cache ahead of their use.
+
+        Chips that are there already are left alone, so an interrupted run continues
+        where it stopped.
+
+        Args:
+            queries: What to fetch: a sampler, or any number of queries.
+            progress: Whether to draw a progress bar.
+
+        Returns:
+            What was done.
+
+        Raises:
+            SpecError: If the dataset has no cache.
+            IndexError: If a query lies outside the dataset.
+            EarthEngineError: If a chip cannot be fetched.
+        """
+        if self.cache is None:
+            raise SpecError('There is no cache to fetch into: give cache= a folder.')
+        started, before = clock.monotonic(), self.client.traffic.counts
+        total = fetched = empty = 0
+        count = len(queries) if isinstance(queries, Sized) else None
+        remaining = iter(queries)
+        with tqdm(total=count, unit='chip', disable=not progress) as bar:
+            while slab := list(islice(remaining, SLAB)):
+                chips = self._chips([self._disambiguate_slice(q) for q in slab])
+                wanted = [
+                    chip
+                    for chip in chips
+                    if not self.cache.file(self.sensor, chip).exists()
+                ]
+                total += len(chips)
+                bar.update(len(chips) - len(wanted))
+                for _, pixels in self._fetcher().fetch(wanted):
+                    fetched += 1
+                    empty += not self._valid(pixels).any()
+                    counts = self.client.traffic.counts
+                    bar.set_postfix(
+                        MB=f'{(counts.received - before.received) / 1e6:.1f}',
+                        retries=counts.retries - before.retries,
+                        refresh=False,
+                    )
+                    bar.update()
+        counts = self.client.traffic.counts
+        return FetchReport(
+            chips=total,
+            fetched=fetched,
+            without_imagery=empty,
+            requests=counts.requests - before.requests,
+            retries=counts.retries - before.retries,
+            bytes=counts.received - before.received,
+            seconds=clock.monotonic() - started,
+        )
+
+    def plot(
+        self, sample: Sample, show_titles: bool = True, suptitle: str | None = None
+    ) -> Figure:
+        """Draw a sample.
+
+        Args:
+            sample: A sample of this dataset.
+            show_titles: Whether to write the bands above the image.
+            suptitle: Title of the figure.
+
+        Returns:
+            The first three bands as red, green and blue (the first alone, in grey, if
+            there are fewer), from their 2nd to their 98th percentile.
+        """
+        from matplotlib.figure import Figure
+
+        image = sample['image'].detach().cpu().float().numpy()
+        shown = image[:3] if len(image) >= 3 else image[:1]
+        low, high = np.percentile(shown, (2, 98))
+        shown = ((shown - low) / max(high - low, 1e-6)).clip(0, 1)
+        figure = Figure(figsize=(4, 4), layout='constrained')
+        axes = figure.subplots()
+        axes.imshow(np.moveaxis(shown, 0, -1), cmap='gray', vmin=0, vmax=1)
+        axes.axis('off')
+        if show_titles:
+            axes.set_title(', '.join(self.sensor.bands[: len(shown)]))
+        if suptitle is not None:
+            figure.suptitle(suptitle)
+        return figure
+
+    def _fetcher(self) -> Fetcher:
+        return Fetcher(self.sensor, self.client, self.cache, self.block_size)
+
+    def _chips(self, queries: Sequence[Query]) -> list[Chip]:
+        self._require(queries)
+        crs = crs_text(self.crs)
+        table = np.zeros(len(queries), _CHIP)
+        chips = []
+        for row, (x, y, t) in zip(table, queries, strict=True):
+            try:
+                grid = Grid.from_bounds(crs, x, y)
+            except ValueError as error:
+                raise IndexError(f'query: {error}') from error
+            left, _, _, top = grid.bounds
+            row['x'], row['y'] = left, top
+            row['xres'], row['yres'] = grid.xres, grid.yres
+            row['height'], row['width'] = grid.shape
+            row['start'], row['end'] = _nanoseconds(t.start), _nanoseconds(t.stop)
+            chips.append((grid, moments(t.start, t.stop)))
+        ids = chip_ids(self.crs, table)
+        return [Chip(*chip, name) for chip, name in zip(chips, ids, strict=True)]
+
+    def _require(self, queries: Sequence[Query]) -> None:
+        """Check that queries touch the area within one of its windows."""
+        edges = np.array([(x.start, y.start, x.stop, y.stop) for x, y, _ in queries])
+        times = np.array(
+            [(_nanoseconds(t.start), _nanoseconds(t.stop)) for _, _, t in queries]
+        )
+        boxes = shapely.box(*edges.reshape(-1, 4).T)
+        which, rows = self.index.sindex.query(boxes, predicate='intersects')
+        windows = self.index.index
+        left = windows.left.as_unit('ns').asi8[rows]
+        right = windows.right.as_unit('ns').asi8[rows]
+        start, stop = times.reshape(-1, 2)[which].T
+        outside = np.ones(len(queries), bool)
+        outside[which[(start <= right) & (stop >= left)]] = False
+        if outside.any():
+            query = queries[int(outside.argmax())]
+            raise IndexError(
+                f'query: {query} not found in index with bounds: {self.bounds}'
+            )
+
+    def _valid(self, pixels: Pixels) -> NDArray[np.bool_]:
+        """Which values are not masked."""
+        masked = pixels.dtype.type(MASKED[self.sensor.dtype])
+        valid: NDArray[np.bool_] = pixels != masked
+        return valid
+
+    def _sample(self, query: Query, chip: Chip, pixels: Pixels) -> Sample | None:
+        valid = self._valid(pixels)
+        if self.on_missing != 'fill' and not valid.any():
+            self._miss(chip)
+            return None
+        image = pixels.astype(np.float32)
+        image[~valid] = self.sensor.fill_value
+        sample: Sample = {
+            'image': torch.from_numpy(image),
+            'valid_fraction': torch.tensor(
+                [valid.all(axis=0).mean()], dtype=torch.float32
+            ),
+            **georeference(self, query),
+        }
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def _miss(self, chip: Chip) -> None:
+        """Tell of a chip without imagery, as an error or in the list of failures."""
+        clouds = self.sensor.cloudy_pct
+        text = (
+            f'{chip.id}: no imagery of {self.sensor.collection} from {chip.window[0]} '
+            f'to before {chip.window[1]}'
+        )
+        if clouds is not None:
+            text += f' with at most {clouds:g} % of clouds'
+        if self.on_missing == 'raise':
+            raise NoImageryError(
+                f'{text}. Widen the window, raise cloudy_pct, or set on_missing to '
+                "'fill' or 'skip'.",
+                chip=chip.id,
+            )
+        _logger.warning('%s: skipped', text)
+        if self.failures is not None:
+            line = json.dumps(
+                {
+                    'chip': chip.id,
+                    'start': chip.window[0],
+                    'end': chip.window[1],
+                    'error': 'no imagery',
+                    'message': text,
+                }
+            )
+            self.failures.parent.mkdir(parents=True, exist_ok=True)
+            # Lines of this length are appended in one piece, whoever else appends.
+            with self.failures.open('a') as file:
+                file.write(line + '\n')
+
+
+_CHIP = np.dtype(
+    [
+        ('x', np.float64),
+        ('y', np.float64),
+        ('xres', np.float64),
+        ('yres', np.float64),
+        ('width', np.int64),
+        ('height', np.int64),
+        ('start', np.int64),
+        ('end', np.int64),
+    ]
+)
+
+
+@lru_cache(maxsize=4096)
+def _nanoseconds(time: Any) -> int:
+    return pd.Timestamp(time).as_unit('ns').value
+
+
+def _resolution(
+    res: float | tuple[float, float] | None, sensor: SensorSpec, crs: CRS
+) -> tuple[float, float]:
+    """Width and height of a pixel in units of the CRS."""
+    if res is None:
+        unit = crs.axis_info[0].unit_conversion_factor
+        # The factor of angular units leads to radians.
+        metres = METRES_PER_DEGREE * np.degrees(unit) if crs.is_geographic else unit
+        return (float(sensor.scale_m / metres),) * 2
+    pair = tuple(res) if isinstance(res, Sequence) else (res, res)
+    if len(pair) != 2 or not all(
+        isinstance(side, int | float) and np.isfinite(side) and side > 0
+        for side in pair
+    ):
+        raise SpecError(f'res={res!r} is not a positive number, or a pair of them.')
+    return float(pair[0]), float(pair[1])
