@@ -327,7 +327,7 @@ class DynamicVis(nn.Module):
         """
         if x.ndim != 4:
             raise SpecError(f'x has shape {tuple(x.shape)}: give [B, C, H, W]')
-        if generator is None:
+        if generator is None and 'shuffle' in self.path_type:
             generator = torch.Generator().manual_seed(self.shuffle_seed)
         maps = []
         for stage, parts in enumerate(self.layers):
@@ -363,7 +363,7 @@ class DynamicVis(nn.Module):
 def _average_runs(x: Tensor, count: int) -> Tensor:
     """Average ``[B, N, C]`` over *count* runs of tokens, as adaptive pooling does."""
     if x.shape[1] % count == 0:
-        return x.reshape(len(x), count, -1, x.shape[2]).mean(2)
+        return x.reshape(x.shape[0], count, -1, x.shape[2]).mean(2)
     return F.adaptive_avg_pool1d(x.transpose(1, 2), count).transpose(1, 2)
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from dynamicvis_geo.errors import SpecError
@@ -38,6 +39,9 @@ class ScanForm(NamedTuple):
 
     selective_scan: Callable[..., Tensor]
     causal_conv: Callable[..., Tensor]
+
+
+_loaded: dict[str, ScanForm] = {}
 
 
 def scan_forms() -> dict[str, str | None]:
@@ -96,12 +100,19 @@ def check_scan(scan: str) -> None:
         )
 
 
-@functools.cache
 def scan_form(scan: str, device_type: str) -> ScanForm:
     """Give the functions of the form that :func:`resolve_scan` names."""
+    return _loaded[_load(scan, device_type)]
+
+
+# torch.compile takes the name as a constant, and does not trace how it was found.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _load(scan: str, device_type: str) -> str:
     name = resolve_scan(scan, device_type)
-    module = torch_form if name == 'torch' else _module(name)
-    return ScanForm(module.selective_scan, module.causal_conv)
+    if name not in _loaded:
+        module = torch_form if name == 'torch' else _module(name)
+        _loaded[name] = ScanForm(module.selective_scan, module.causal_conv)
+    return name
 
 
 def _unavailable(name: str) -> str | None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -376,16 +376,10 @@ def test_form_of_another_device_is_refused() -> None:
 
 @pytest.fixture
 def not_built(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    caches: list[Callable[[], None]] = [
-        resolve_scan.cache_clear,
-        scan_form.cache_clear,
-    ]
-    for clear in caches:
-        clear()
+    resolve_scan.cache_clear()
     monkeypatch.setattr(scan_c, 'unavailable', lambda: 'it was not built')
     yield
-    for clear in caches:
-        clear()
+    resolve_scan.cache_clear()
 
 
 @pytest.mark.usefixtures('not_built')
