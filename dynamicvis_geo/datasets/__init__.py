@@ -2,11 +2,7 @@
 
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.datasets.collate import collate
-from dynamicvis_geo.datasets.earthengine import (
-    EarthEngineDataset,
-    FetchReport,
-    collate_present,
-)
+from dynamicvis_geo.datasets.earthengine import EarthEngineDataset, FetchReport
 from dynamicvis_geo.datasets.points import assign_points, read_points
 from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
 
@@ -17,7 +13,6 @@ __all__ = (
     'Scenes',
     'assign_points',
     'collate',
-    'collate_present',
     'open_scenes',
     'read_points',
 )

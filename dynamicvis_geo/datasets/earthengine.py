@@ -35,7 +35,6 @@ from dynamicvis_geo.datasets.areas import (
     read_windows,
 )
 from dynamicvis_geo.datasets.chip_ids import chip_ids
-from dynamicvis_geo.datasets.collate import collate
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
 from dynamicvis_geo.earthengine.fetch import Fetcher
@@ -83,20 +82,6 @@ class FetchReport:
     seconds: float
 
 
-def collate_present(samples: Sequence[Sample | None]) -> Sample:
-    """Join samples into a batch, leaving out those that were skipped.
-
-    Args:
-        samples: Samples with the same keys, None for each that was skipped.
-
-    Returns:
-        What :func:`~.collate.collate` makes of the others; an empty dictionary if there
-        are none.
-    """
-    present = [sample for sample in samples if sample is not None]
-    return collate(present) if present else {}
-
-
 class EarthEngineDataset(GeoDataset):
     """Composites of satellite scenes, made by Earth Engine for exactly what is asked.
 
@@ -142,7 +127,7 @@ class EarthEngineDataset(GeoDataset):
             client: How to reach Earth Engine.
             on_missing: What happens to a chip without a single valid pixel:
                 ``'raise'`` an error, ``'fill'`` it with ``sensor.fill_value``, or
-                ``'skip'`` it: its sample is None, which :func:`collate_present` leaves
+                ``'skip'`` it: its sample is None, which :func:`~.collate.collate` leaves
                 out of the batch.
             failures: File to which skipped chips are appended, one JSON object a line,
                 from all workers; they are logged in any case.

@@ -21,7 +21,7 @@ from rasterio.transform import from_origin
 from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset, RasterDataset, stack_samples
 
-from dynamicvis_geo.datasets.earthengine import EarthEngineDataset, collate_present
+from dynamicvis_geo.datasets import EarthEngineDataset, collate
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.errors import NoImageryError, RequestTooLargeError, SpecError
 from dynamicvis_geo.specs import BBox, PointBuffer, SensorSpec, TemporalSpec
@@ -407,7 +407,7 @@ def test_every_chip_is_right_whatever_fails(
         batch_size=15,
         num_workers=workers,
         multiprocessing_context=method,
-        collate_fn=collate_present,
+        collate_fn=collate,
     )
     batches = list(loader)
     images = torch.cat([batch['image'] for batch in batches])
@@ -525,7 +525,7 @@ def test_missing_imagery_is_skipped_and_listed(
         sampler=wanted,
         batch_size=2,
         num_workers=workers,
-        collate_fn=collate_present,
+        collate_fn=collate,
     )
     batches = list(loader)
     assert {} in batches

@@ -130,6 +130,15 @@ def blank(height: int, width: int, bands: tuple[str, ...]) -> bytes:
     return as_npy(pixels)
 
 
+@lru_cache
+def rectangle(side: int) -> bytes:
+    """Three bands of a square as the JSON of a feature."""
+    values = (np.arange(side * side) % 3000).reshape(side, side).tolist()
+    properties = dict.fromkeys(('B4', 'B3', 'B2'), values)
+    feature = {'type': 'Feature', 'geometry': None, 'properties': properties}
+    return json.dumps({'result': feature}).encode()
+
+
 def as_npy(pixels: Any) -> bytes:
     file = io.BytesIO()
     np.save(file, pixels)
@@ -163,6 +172,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == '/faults':
             FAULTS.set(**body)
             self.answer(200, b'{}')
+        elif 'value:compute' in self.path and FAST:
+            # What sampleRectangle() would give for a chip, to compare with.
+            with FAULTS.request({}):
+                time.sleep(FAULTS.latency)
+                self.answer(200, rectangle(SIDE))
         elif 'image:computePixels' in self.path:
             with FAULTS.request(body['grid']) as fault:
                 self.pixels(body, fault)
@@ -240,8 +254,9 @@ parser.add_argument('--port', type=int, default=0)
 parser.add_argument('--latency', type=float, default=0.0, help='seconds an answer')
 parser.add_argument('--limit', type=int, help='requests at a time')
 parser.add_argument('--fast', action='store_true', help='the same pixels everywhere')
+parser.add_argument('--side', type=int, default=512, help='of a JSON answer')
 arguments = parser.parse_args()
-FAST = arguments.fast
+FAST, SIDE = arguments.fast, arguments.side
 FAULTS.set(latency=arguments.latency, limit=arguments.limit)
 server = Server(('127.0.0.1', arguments.port), Handler)
 print(f'http://127.0.0.1:{server.server_port}', flush=True)
