@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     _add_embed(commands)
+    _add_fetch(commands)
+    _add_cache(commands)
     _add_demo(commands)
     _add_info(commands)
     _add_verify(commands)
@@ -96,13 +98,17 @@ def _add_embed(
     parser = _command(
         commands,
         'embed',
-        'embed the chips of GeoTIFFs',
-        'Cut chips from GeoTIFFs, embed them, and write the embeddings with their '
-        'footprints: pooled to one GeoParquet file, or with --grid the feature maps to '
-        'one GeoTIFF a chip.',
+        'embed chips of GeoTIFFs or of Earth Engine composites',
+        'Cut chips from GeoTIFFs, or fetch them from Google Earth Engine; embed them, '
+        'and write the embeddings with their footprints: pooled to one GeoParquet '
+        'file, or with --grid the feature maps to one GeoTIFF a chip.',
     )
     parser.add_argument(
-        'source', type=Path, metavar='SOURCE', help='a GeoTIFF, or a folder of them'
+        'source',
+        type=Path,
+        nargs='?',
+        metavar='SOURCE',
+        help='a GeoTIFF, or a folder of them; without it, chips come from Earth Engine',
     )
     parser.add_argument(
         '--output',
@@ -115,32 +121,13 @@ def _add_embed(
         '--overwrite', action='store_true', help='replace an output that exists'
     )
     chips = parser.add_argument_group('chips')
-    chips.add_argument(
-        '--size',
-        type=_positive,
-        default=512,
-        metavar='PIXELS',
-        help='side of a chip (default: 512)',
-    )
-    chips.add_argument(
-        '--stride',
-        type=_positive,
-        metavar='PIXELS',
-        help='from chip to chip (default: the size, so that chips do not overlap)',
-    )
-    chips.add_argument(
-        '--points',
-        type=Path,
-        metavar='FILE',
-        help='one chip around each point instead of a grid: CSV with columns lon and '
-        'lat, or any vector file',
-    )
+    _add_chips(chips)
     chips.add_argument(
         '--bands',
         type=_bands,
         default=(1, 2, 3),
         metavar='R,G,B',
-        help='bands of the file that stand for red, green and blue (default: 1,2,3)',
+        help='bands of a GeoTIFF that stand for red, green and blue (default: 1,2,3)',
     )
     chips.add_argument(
         '--input-range',
@@ -150,6 +137,7 @@ def _add_embed(
         help='values that become black and white (default: 0,10000, Sentinel-2 surface '
         'reflectance)',
     )
+    _add_imagery(parser.add_argument_group('Earth Engine, without SOURCE'))
     features = parser.add_argument_group('features')
     features.add_argument(
         '--grid', action='store_true', help='feature maps instead of pooled vectors'
@@ -162,6 +150,124 @@ def _add_embed(
     )
     _add_weights(features)
     _add_run_options(parser)
+
+
+def _add_fetch(
+    commands: 'argparse._SubParsersAction[argparse.ArgumentParser]',
+) -> None:
+    parser = _command(
+        commands,
+        'fetch',
+        'fetch chips from Earth Engine into a cache',
+        'Fill a cache ahead of embed, which with the same options then needs no '
+        'network. Interrupted and started again, it continues where it stopped.',
+    )
+    _add_chips(parser.add_argument_group('chips'))
+    _add_imagery(parser.add_argument_group('Earth Engine'))
+
+
+def _add_cache(
+    commands: 'argparse._SubParsersAction[argparse.ArgumentParser]',
+) -> None:
+    parser = _command(
+        commands,
+        'cache',
+        'show or empty a cache of chips',
+        'Show what a cache of chips holds, or remove its chips.',
+    )
+    parser.add_argument('action', choices=('info', 'clear'))
+    parser.add_argument('folder', type=Path, metavar='FOLDER')
+
+
+def _add_chips(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        '--size',
+        type=_positive,
+        metavar='PIXELS',
+        help='side of a chip (default: 512)',
+    )
+    group.add_argument(
+        '--stride',
+        type=_positive,
+        metavar='PIXELS',
+        help='from chip to chip (default: the size, so that chips do not overlap)',
+    )
+    group.add_argument(
+        '--points',
+        type=Path,
+        metavar='FILE',
+        help='one chip around each point instead of a grid: CSV with columns lon and '
+        'lat, or any vector file',
+    )
+
+
+def _add_imagery(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        '--roi',
+        metavar='AREA',
+        help='where, instead of --points: a vector file, WKT in EPSG:4326, or '
+        '--roi=minlon,minlat,maxlon,maxlat',
+    )
+    group.add_argument('--start', metavar='DATE', help='first day, such as 2022-06-01')
+    group.add_argument('--end', metavar='DATE', help='the day after the last')
+    group.add_argument(
+        '--year', type=_positive, metavar='YEAR', help='instead of --start and --end'
+    )
+    group.add_argument(
+        '--buffer',
+        type=float,
+        metavar='METRES',
+        help='half the side of a chip, on the ground, instead of --size',
+    )
+    group.add_argument(
+        '--scale',
+        type=float,
+        default=10.0,
+        metavar='METRES',
+        help='side of a pixel (default: 10)',
+    )
+    group.add_argument(
+        '--cloudy-pct',
+        type=float,
+        default=30.0,
+        metavar='PERCENT',
+        help='scenes with more clouds are left out (default: 30)',
+    )
+    group.add_argument(
+        '--composite',
+        choices=('median', 'mosaic'),
+        default='median',
+        help='how scenes become one image (default: median)',
+    )
+    group.add_argument(
+        '--cloud-mask',
+        choices=('scl', 'cs+'),
+        help='mask clouds pixel by pixel, by the scene classification or by Cloud '
+        'Score+ (default: no mask)',
+    )
+    group.add_argument(
+        '--on-missing',
+        choices=('raise', 'fill', 'skip'),
+        default='raise',
+        help='for a chip without imagery: stop, fill it with zeros, or leave it out '
+        '(default: raise)',
+    )
+    group.add_argument(
+        '--cache', type=Path, metavar='FOLDER', help='keep fetched chips here'
+    )
+    group.add_argument('--project', metavar='ID', help='Google Cloud project')
+    group.add_argument(
+        '--ee-url',
+        metavar='URL',
+        help='server (default: the high-volume endpoint of Earth Engine)',
+    )
+    group.add_argument(
+        '--max-concurrency',
+        type=_positive,
+        default=32,
+        metavar='N',
+        help='requests in flight, of all processes together (default: 32)',
+    )
 
 
 def _add_demo(

@@ -1,13 +1,17 @@
-"""``dynamicvis-geo embed``: the chips of GeoTIFFs, embedded."""
+"""``dynamicvis-geo embed``: chips of GeoTIFFs or of Earth Engine, embedded."""
 
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
 
 import rasterio
-from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.commands.imagery import (
+    CHIP_SIZE,
+    Pairs,
+    check_imagery,
+    earthengine_pairs,
+)
 from dynamicvis_geo.commands.options import backbone_config, choose_device
 from dynamicvis_geo.commands.prediction import predict
 from dynamicvis_geo.datasets import (
@@ -21,8 +25,6 @@ from dynamicvis_geo.samplers import GridSampler, PointSampler
 from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.tasks.features import Output
 
-Pairs = Sequence[tuple[GeoDataset, GridSampler | PointSampler]]
-
 
 def run(arguments: Namespace) -> None:
     """Embed what the arguments name, and print what was written."""
@@ -31,20 +33,27 @@ def run(arguments: Namespace) -> None:
     writer.check(output)
     choose_device(arguments.device)
     config = backbone_config(arguments.weights)
-    scenes = open_scenes(arguments.source, arguments.bands)
-    pairs = _pairs(scenes, arguments)
-    _warn_of_byte_images(scenes, arguments.input_range)
-    _warn_of_padding(pairs, arguments.size)
+    check_imagery(arguments)
+    if arguments.source is None:
+        pairs = earthengine_pairs(arguments)
+    else:
+        pairs = _scene_pairs(arguments)
     module = FeatureExtraction(config, output, arguments.pooling, arguments.input_range)
     print(predict(ChipDataset(pairs), module, writer, arguments))
 
 
-def _pairs(scenes: list[Scenes], arguments: Namespace) -> Pairs:
-    size = arguments.size
+def _scene_pairs(arguments: Namespace) -> Pairs:
+    scenes = open_scenes(arguments.source, arguments.bands)
+    size = arguments.size or CHIP_SIZE
+    pairs: Pairs
     if arguments.points is None:
-        return [(s, GridSampler(s, size, arguments.stride)) for s in scenes]
-    assigned = assign_points(scenes, read_points(arguments.points))
-    return [(scene, PointSampler(scene, points, size)) for scene, points in assigned]
+        pairs = [(s, GridSampler(s, size, arguments.stride)) for s in scenes]
+    else:
+        assigned = assign_points(scenes, read_points(arguments.points))
+        pairs = [(scene, PointSampler(scene, near, size)) for scene, near in assigned]
+    _warn_of_byte_images(scenes, arguments.input_range)
+    _warn_of_padding(pairs, size)
+    return pairs
 
 
 def _warn_of_byte_images(

@@ -90,7 +90,11 @@ def _window(start: int, end: int) -> str:
         return ''
     if start % _DAY == 0 and end - start == _LAST:
         return f'_{_stamp(start)}'
-    return f'_{_stamp(start)}-{_stamp(end)}'
+    if (end - _LAST) % _DAY == 0:
+        # The last instant before a day: the window ends where that day begins.
+        return f'_{_stamp(start)}-{_stamp(end - _LAST + _DAY)}'
+    midnight = 'T000000' if end % _DAY == 0 and end not in _ALWAYS else ''
+    return f'_{_stamp(start)}-{_stamp(end)}{midnight}'
 
 
 def _stamp(nanoseconds: int) -> str:

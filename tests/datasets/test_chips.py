@@ -148,7 +148,7 @@ def test_table() -> None:
     table = chips.chips
     assert table.index.tolist() == [0, 1, 2, 3]
     assert table['chip_id'].iloc[0] == (
-        'EPSG32618_x399360_y4300800_512x512px_20m_20220601-20220901'
+        'EPSG32618_x399360_y4300800_512x512px_20m_20220601-20220901T000000'
     )
     first = table.iloc[0]
     assert [first.minx, first.miny, first.maxx, first.maxy] == [

@@ -108,6 +108,7 @@ def test_official_weights_are_fetched_and_loaded(hub: Hub, official: Path) -> No
         'img_size': [64, 64],
         'implementation': 'native',
         'feature_kind': 'featmap',
+        'scan': 'auto',
         'dtype': 'float32',
     }
 

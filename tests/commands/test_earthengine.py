@@ -1,0 +1,182 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import geopandas as gpd
+import pytest
+
+from dynamicvis_geo import read_provenance
+from tests.earthengine_server import EarthEngineServer
+from tests.earthengine_server.fixtures import running_server, server
+
+__all__ = ('running_server', 'server')
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+WINDOW = ('--start', '2022-06-01', '--end', '2022-07-21', '--cloudy-pct', '90')
+#: Two points in zone 32 and one in zone 33.
+PLOTS = 'id,lon,lat\na,10.3,50.4\nb,12.3,50.4\nc,10.31,50.4\n'
+#: A place that no scene of the server's world shows.
+NOWHERE = 'id,lon,lat\na,10.3,50.4\nnowhere,10.5,40.5\n'
+
+
+@pytest.fixture
+def options(
+    server: EarthEngineServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, ...]:
+    monkeypatch.setattr('dynamicvis_geo.earthengine.client.FIRST_WAIT', 0.01)
+    (tmp_path / 'plots.csv').write_text(PLOTS)
+    (tmp_path / 'nowhere.csv').write_text(NOWHERE)
+    place = ('--ee-url', server.url, '--project', 'test-project')
+    return (*place, *WINDOW, '--size', '64')
+
+
+def embed(run_cli: RunCli, *arguments: str | Path) -> tuple[int, str, str]:
+    return run_cli('embed', '--weights', 'random', '--device', 'cpu', *arguments)
+
+
+def test_points_in_two_zones_are_embedded_in_one_run(
+    run_cli: RunCli, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    output = tmp_path / 'e.parquet'
+    points = ('--points', tmp_path / 'plots.csv')
+    code, out, err = embed(run_cli, *options, *points, '--output', output)
+    assert code == 0, err
+    assert 'embeddings of 3 chips' in out
+    table = gpd.read_parquet(output).set_index('point_id')
+    assert table['crs'].to_dict() == {
+        'a': 'EPSG:32632',
+        'c': 'EPSG:32632',
+        'b': 'EPSG:32633',
+    }
+    assert table['id'].str.endswith('64x64px_10m_20220601-20220721').all()
+    assert table.geometry['b'].contains(gpd.points_from_xy([12.3], [50.4])[0])
+    assert read_provenance(output)['source']['chips'] == 3
+
+
+def test_area_across_two_zones_is_covered(
+    run_cli: RunCli, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    output = tmp_path / 'e.parquet'
+    area = '--roi=11.995,50.4,12.005,50.404'
+    code, _, err = embed(run_cli, *options, area, '--output', output)
+    assert code == 0, err
+    table = gpd.read_parquet(output)
+    assert set(table['crs']) == {'EPSG:32632', 'EPSG:32633'}
+    covered = table.union_all()
+    west, south, east, north = 11.995, 50.4, 12.005, 50.404
+    inside = gpd.GeoSeries.from_wkt(
+        [
+            f'POLYGON (({west} {south}, {east} {south}, {east} {north}, '
+            f'{west} {north}, {west} {south}))'
+        ]
+    )[0]
+    assert inside.difference(covered).area < 1e-9
+
+
+def test_what_was_fetched_ahead_needs_no_server(
+    run_cli: RunCli,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    server: EarthEngineServer,
+) -> None:
+    cache = tmp_path / 'cache'
+    where = ('--points', tmp_path / 'plots.csv', '--cache', cache)
+    code, out, err = run_cli('fetch', *options, *where)
+    assert code == 0, err
+    assert 'holds all 3 chips: fetched 3 (0 without imagery)' in out
+    code, out, _ = run_cli('fetch', *options, *where)
+    assert 'fetched 0' in out
+    code, out, _ = run_cli('cache', 'info', cache)
+    assert 'holds 3 chips' in out
+
+    gone = [o if o != server.url else 'http://127.0.0.1:9' for o in options]
+    output = tmp_path / 'e.parquet'
+    code, _, err = embed(run_cli, *gone, *where, '--output', output)
+    assert code == 0, err
+    assert len(gpd.read_parquet(output)) == 3
+
+    code, out, _ = run_cli('cache', 'clear', cache)
+    assert 'Removed 3 chips' in out
+    _, out, _ = run_cli('cache', 'info', cache)
+    assert 'holds 0 chips' in out
+
+
+@pytest.mark.parametrize(
+    ('on_missing', 'ids', 'code'),
+    [('raise', [], 2), ('skip', ['a'], 0), ('fill', ['a', 'nowhere'], 0)],
+)
+def test_chips_without_imagery(
+    run_cli: RunCli,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    on_missing: str,
+    ids: list[str],
+    code: int,
+) -> None:
+    output = tmp_path / 'e.parquet'
+    got, _, err = embed(
+        run_cli,
+        *options,
+        *('--points', tmp_path / 'nowhere.csv', '--output', output),
+        *('--on-missing', on_missing),
+    )
+    assert got == code, err
+    if code:
+        assert 'no imagery' in err.splitlines()[-1]
+        assert 'x64px_10m_20220601-20220721' in err.splitlines()[-1]
+        assert not output.exists()
+    else:
+        table = gpd.read_parquet(output)
+        assert sorted(table['point_id']) == ids
+        valid = dict(zip(table['point_id'], table['valid_fraction'], strict=True))
+        assert valid.get('nowhere', 0) == 0
+        assert valid['a'] > 0
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('--roi=0,0,1,1', '--year', '2022', '--end', '2023-01-01'), 'or both'),
+        (('--roi=0,0,1,1', '--start', '2022-01-01'), '--year, or both'),
+        (('--year', '2022', '--roi', '0,0,1,1', '--points', 'p.csv'), 'either --roi'),
+        (('--year', '2022'), 'either --roi or --points'),
+        (('--roi=0,0,9', '--year', '2022'), '0,0,9'),
+        (('--roi=0,0,1,1', '--year', '2022', '--buffer', '9', '--size', '8'), 'either'),
+        (('--roi=0,0,1,1', '--year', '2022', '--cloudy-pct', '130'), 'cloudy_pct'),
+        ((), 'nothing to embed'),
+    ],
+)
+def test_options_that_cannot_be_used(
+    run_cli: RunCli, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    code, _, err = embed(run_cli, '--output', tmp_path / 'e.parquet', *arguments)
+    assert code == 2
+    assert words in err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_source_and_earth_engine_exclude_each_other(
+    run_cli: RunCli, tmp_path: Path
+) -> None:
+    code, _, err = embed(
+        run_cli, 'scene.tif', '--year', '2022', '--output', tmp_path / 'e.parquet'
+    )
+    assert code == 2
+    assert '--year' in err
+    assert 'scene.tif' in err
+
+
+def test_buffer_sets_the_size_on_the_ground(
+    run_cli: RunCli, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    output = tmp_path / 'e.parquet'
+    code, _, err = embed(
+        run_cli,
+        *options[:-2],
+        *('--points', tmp_path / 'plots.csv', '--output', output),
+        *('--buffer', '500', '--scale', '20'),
+    )
+    assert code == 0, err
+    table = gpd.read_parquet(output)
+    assert set(table['width']) == {50}
+    assert ((table['maxx'] - table['minx']) == 1000).all()
