@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks import EmbeddingWriter
-    from dynamicvis_geo.datasets import ChipDataset, collate, open_scenes
+    from dynamicvis_geo.datasets import (
+        ChipDataset,
+        EarthEngineDataset,
+        collate,
+        open_scenes,
+    )
+    from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
     from dynamicvis_geo.models import (
         BackboneConfig,
         DynamicVis,
@@ -17,22 +23,37 @@ if TYPE_CHECKING:
     )
     from dynamicvis_geo.provenance import read_provenance
     from dynamicvis_geo.samplers import GridSampler, PointSampler
+    from dynamicvis_geo.specs import (
+        BBox,
+        OutputSpec,
+        PointBuffer,
+        SensorSpec,
+        TemporalSpec,
+    )
     from dynamicvis_geo.tasks import FeatureExtraction
     from dynamicvis_geo.transforms import Preprocess
 
-# Importing PyTorch and TorchGeo takes many seconds: a name's module is imported when the
+# Importing PyTorch and TorchGeo takes seconds: a name's module is imported when the
 # name is first used (PEP 562).
 _MODULES = {
+    'BBox': 'specs',
     'BackboneConfig': 'models',
+    'ChipCache': 'earthengine',
     'ChipDataset': 'datasets',
     'DynamicVis': 'models',
     'DynamicVis_B_Weights': 'models',
     'DynamicVis_L_Weights': 'models',
+    'EarthEngineClient': 'earthengine',
+    'EarthEngineDataset': 'datasets',
     'EmbeddingWriter': 'callbacks',
     'FeatureExtraction': 'tasks',
     'GridSampler': 'samplers',
+    'OutputSpec': 'specs',
+    'PointBuffer': 'specs',
     'PointSampler': 'samplers',
     'Preprocess': 'transforms',
+    'SensorSpec': 'specs',
+    'TemporalSpec': 'specs',
     'collate': 'datasets',
     'dynamicvis_b': 'models',
     'dynamicvis_l': 'models',
@@ -42,16 +63,24 @@ _MODULES = {
 }
 
 __all__ = [
+    'BBox',
     'BackboneConfig',
+    'ChipCache',
     'ChipDataset',
     'DynamicVis',
     'DynamicVis_B_Weights',
     'DynamicVis_L_Weights',
+    'EarthEngineClient',
+    'EarthEngineDataset',
     'EmbeddingWriter',
     'FeatureExtraction',
     'GridSampler',
+    'OutputSpec',
+    'PointBuffer',
     'PointSampler',
     'Preprocess',
+    'SensorSpec',
+    'TemporalSpec',
     'collate',
     'dynamicvis_b',
     'dynamicvis_l',
