@@ -127,8 +127,8 @@ class EarthEngineDataset(GeoDataset):
             client: How to reach Earth Engine.
             on_missing: What happens to a chip without a single valid pixel:
                 ``'raise'`` an error, ``'fill'`` it with ``sensor.fill_value``, or
-                ``'skip'`` it: its sample is None, which :func:`~.collate.collate` leaves
-                out of the batch.
+                ``'skip'`` it: its sample is None, which
+                :func:`~dynamicvis_geo.datasets.collate` leaves out of the batch.
             failures: File to which skipped chips are appended, one JSON object a line,
                 from all workers; they are logged in any case.
             block_size: Largest side, in pixels, of a request that chips of one batch

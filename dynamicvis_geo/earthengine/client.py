@@ -32,7 +32,7 @@ T = TypeVar('T')
 R = TypeVar('R')
 
 #: First and longest wait between tries, in seconds, when the server names none.
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
 
 #: What the last try gets at least, in seconds.
 LEAST_TIME = 1.0

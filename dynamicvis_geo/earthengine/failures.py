@@ -23,8 +23,8 @@ from dynamicvis_geo.errors import (
 # The words of the service, as public reports quote them; they are no documented part
 # of its interface, hence generous patterns and a fallback that quotes the words.
 _NO_IMAGERY = re.compile(
-    r'(with|has|have|contains?) no bands|available bands: \[\]|collection is empty'
-    r'|empty collection|no images',
+    r'\b(no|0|zero) bands|available bands: \[\]|collection is empty|empty collection'
+    r'|no images',
     re.IGNORECASE,
 )
 _TOO_LARGE = re.compile(

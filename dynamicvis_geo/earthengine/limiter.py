@@ -16,11 +16,12 @@ class CancelledError(Exception):
 class Limiter:
     """A semaphore whose size follows what the server lets in.
 
-    At each refusal (HTTP status 429), what is still in flight is what the server does
-    let in, so that becomes the limit. It grows again by one when ``patience`` times
-    that many requests in a row were answered. A growth that is refused at once doubles
-    the patience (the limit is a real one, so it is tried rarely); one that holds halves
-    it (the trouble is over, so it recovers faster and faster).
+    Each refusal (HTTP status 429) lowers the limit by one: when all of a burst but a
+    few are refused, these few, which the server does let in, become the limit at once.
+    It grows again by one when ``patience`` times that many requests were answered. A
+    growth that is refused at once doubles the patience (the limit is a real one, so it
+    is tried rarely); one that holds halves it (the trouble is over, so it recovers
+    faster and faster).
 
     Args:
         most: Upper bound of the limit.
@@ -38,7 +39,7 @@ class Limiter:
         self._clock = clock
         self._free = threading.Condition()
         self._not_before = 0.0
-        self._patience = 8
+        self._patience = 4
         self._answered = 0
         self._probing = False
 
@@ -79,11 +80,11 @@ class Limiter:
         """
         with self._free:
             self.refusals += 1
-            self.limit = max(1, min(self.limit, self.in_flight - 1))
+            self.limit = max(1, self.limit - 1)
             self._not_before = max(self._not_before, self._clock() + retry_after)
-            self._answered = 0
             if self._probing:
                 self._probing = False
+                self._answered = 0
                 self._patience = min(self._patience * 2, self.PATIENCE[1])
 
     def answered(self) -> None:

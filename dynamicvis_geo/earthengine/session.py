@@ -229,7 +229,7 @@ def _project(client: 'EarthEngineClient') -> str | None:
 
 
 def _check_users_session(state: Any, client: 'EarthEngineClient') -> None:
-    if client.url is not None and client.url != state.cloud_api_base_url:
+    if client.url is not None and client.url != state.cloud_api_base_url.rstrip('/'):
         raise SessionError(
             f'Earth Engine is initialised for {state.cloud_api_base_url} in this '
             f'process, so url={client.url!r} cannot be used: call ee.Reset() first, or '
