@@ -120,7 +120,9 @@ def run(model: DynamicVis, images: Tensor) -> Result:
     for hook in hooks:
         hook.remove()
     STAGE_TOKENS.update(logits.shape[1] for logits in seen)
-    return maps, seen
+    # On the CPU a batch is done image by image, and each image calls every gate.
+    gates = len(hooks)
+    return maps, [torch.cat(seen[gate::gates]) for gate in range(gates)]
 
 
 def one_by_one(

@@ -17,6 +17,21 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = dynamicvis_geo.Dynamo
 
 
+def test_backbone_needs_no_package_but_pytorch() -> None:
+    code = """
+import sys
+for name in ('huggingface_hub', 'safetensors', 'torchvision', 'torchgeo', 'lightning'):
+    sys.modules[name] = None
+import torch
+from dynamicvis_geo.models import DynamicVis
+print(DynamicVis(img_size=32).eval()(torch.zeros(1, 3, 32, 32))[0].shape[1])
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == '768'
+
+
 @pytest.mark.parametrize(
     'statement',
     [

@@ -313,6 +313,9 @@ class DynamicVis(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Give the maps of the stages in `out_indices`.
 
+        On the CPU the images of a batch are done one after the other: it is faster,
+        takes less memory, and makes features independent of the batch.
+
         Args:
             x: normalised image, ``[B, in_channels, H, W]`` of `img_size`.
             generator: a CPU generator for the permutations of the ``shuffle`` paths,
@@ -329,6 +332,20 @@ class DynamicVis(nn.Module):
             raise SpecError(f'x has shape {tuple(x.shape)}: give [B, C, H, W]')
         if generator is None and 'shuffle' in self.path_type:
             generator = torch.Generator().manual_seed(self.shuffle_seed)
+        traced = torch.compiler.is_compiling()
+        if traced or x.device.type != 'cpu' or x.shape[0] < 2:
+            return self._forward_together(x, generator)
+        start = None if generator is None else generator.get_state()
+        outputs = []
+        for image in x.split(1):
+            if generator is not None and start is not None:
+                generator.set_state(start)  # A batch shares its permutations.
+            outputs.append(self._forward_together(image, generator))
+        return tuple(torch.cat(maps) for maps in zip(*outputs, strict=True))
+
+    def _forward_together(
+        self, x: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         maps = []
         for stage, parts in enumerate(self.layers):
             patch_embed, mixers, norm = cast(nn.ModuleList, parts)
@@ -363,7 +380,7 @@ class DynamicVis(nn.Module):
 def _average_runs(x: Tensor, count: int) -> Tensor:
     """Average ``[B, N, C]`` over *count* runs of tokens, as adaptive pooling does."""
     if x.shape[1] % count == 0:
-        return x.reshape(x.shape[0], count, -1, x.shape[2]).mean(2)
+        return x.reshape(x.shape[0], count, x.shape[1] // count, x.shape[2]).mean(2)
     return F.adaptive_avg_pool1d(x.transpose(1, 2), count).transpose(1, 2)
 
 

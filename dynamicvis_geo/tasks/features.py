@@ -34,7 +34,7 @@ class FeatureExtraction(LightningModule):
 
     def __init__(
         self,
-        backbone: BackboneConfig | nn.Module | None = None,
+        backbone: BackboneConfig | nn.Module = BackboneConfig(),  # noqa: B008 - frozen
         output: Output = 'pooled',
         pooling: Pooling = 'mean',
         input_range: tuple[float, float] = (0.0, 10000.0),
@@ -52,7 +52,7 @@ class FeatureExtraction(LightningModule):
         if isinstance(backbone, nn.Module):
             self.backbone, described = backbone, _describe(backbone)
         else:
-            self.backbone, described = load_backbone(backbone or BackboneConfig())
+            self.backbone, described = load_backbone(backbone)
         self.preprocess = Preprocess(
             getattr(self.backbone, 'img_size', None), input_range
         )

@@ -121,7 +121,20 @@ def test_samples_of_a_batch_do_not_interact(small: DynamicVis) -> None:
     together = run(small, x)[-1]
     for index in range(3):
         alone = run(small, x[index : index + 1])[-1]
-        assert parity.relative_error(together[index : index + 1], alone) < 1e-5
+        assert torch.equal(together[index : index + 1], alone)
+    assert run(small, x[:0])[-1].shape == (0, 768, 2, 2)
+
+
+def test_batch_shares_its_permutations() -> None:
+    model = DynamicVis(img_size=64, path_type='forward_reverse_shuffle_mean')
+    parity.fill(model)
+    x = parity.image('shuffle', (1, 3, 64, 64)).expand(3, -1, -1, -1)
+    generator = torch.Generator().manual_seed(5)
+    first, second, third = run(model, x, generator=generator)[-1]
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+    again = run(model, x[:1], generator=generator)[-1]
+    assert parity.relative_error(again[0], first) > 1e-3
 
 
 def test_threads_change_features_by_rounding_at_most(small: DynamicVis) -> None:
