@@ -313,8 +313,8 @@ class DynamicVis(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Give the maps of the stages in `out_indices`.
 
-        On the CPU the images of a batch are done one after the other: it is faster,
-        takes less memory, and makes features independent of the batch.
+        On the CPU the images of a batch are done one after the other: it takes no more
+        time, less memory, and makes features independent of the batch.
 
         Args:
             x: normalised image, ``[B, in_channels, H, W]`` of `img_size`.
