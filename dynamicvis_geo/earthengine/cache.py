@@ -154,7 +154,7 @@ class ChipCache:
                 'cache another folder.'
             ) from error
         if self.max_bytes is not None:
-            self._make_room(size)
+            self._make_room(self.max_bytes, size)
 
     def info(self) -> CacheInfo:
         """What the cache holds."""
@@ -187,23 +187,22 @@ class ChipCache:
                 continue
             yield stat.st_mtime, stat.st_size, path
 
-    def _make_room(self, written: int) -> None:
+    def _make_room(self, max_bytes: int, written: int) -> None:
         """Remove the oldest chips if the folder has grown too large."""
-        assert self.max_bytes is not None
         with _lock:
             self._allowance -= written
             if self._allowance > 0:
                 return
             files = sorted(self._files())
             total = sum(size for _, size, _ in files)
-            if total > self.max_bytes:
+            if total > max_bytes:
                 for _, size, path in files:
-                    if total <= KEPT * self.max_bytes:
+                    if total <= KEPT * max_bytes:
                         break
                     path.unlink(missing_ok=True)
                     total -= size
             # Other processes write too: measure again well before the limit is near.
-            self._allowance = max(0, int(self.max_bytes - total) // 8)
+            self._allowance = max(0, int(max_bytes - total) // 8)
 
 
 _lock = threading.Lock()

@@ -302,10 +302,10 @@ class _Request:
         return self.failure is not None and self.failure.transient
 
     def wait(self, state: tenacity.RetryCallState) -> float:
-        assert self.failure is not None  # set by may_try_again
         # Jitter keeps many processes from asking again at the same moment.
         longest = min(FIRST_WAIT * 2 ** (state.attempt_number - 1), LONGEST_WAIT)
-        return max(self.failure.retry_after, random.uniform(longest / 2, longest))
+        asked = 0.0 if self.failure is None else self.failure.retry_after
+        return max(asked, random.uniform(longest / 2, longest))
 
     def out_of_time(self, state: tenacity.RetryCallState) -> bool:
         if self.cancelled.is_set():
