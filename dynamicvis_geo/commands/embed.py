@@ -2,6 +2,7 @@
 
 import warnings
 from argparse import Namespace
+from pathlib import Path
 
 import rasterio
 
@@ -34,12 +35,18 @@ def run(arguments: Namespace) -> None:
     choose_device(arguments.device)
     config = backbone_config(arguments.weights)
     check_imagery(arguments)
+    failures = Path(f'{writer.path}.failures.jsonl')
     if arguments.source is None:
-        pairs = earthengine_pairs(arguments)
+        pairs = earthengine_pairs(arguments, failures)
+        failures.unlink(missing_ok=True)
     else:
         pairs = _scene_pairs(arguments)
     module = FeatureExtraction(config, output, arguments.pooling, arguments.input_range)
-    print(predict(ChipDataset(pairs), module, writer, arguments))
+    chips = ChipDataset(pairs)
+    print(predict(chips, module, writer, arguments))
+    skipped = len(chips) - writer.written
+    if skipped:
+        print(f'Skipped {skipped} chips without imagery: listed in {failures}.')
 
 
 def _scene_pairs(arguments: Namespace) -> Pairs:

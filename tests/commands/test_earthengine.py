@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_chips_without_imagery(
     code: int,
 ) -> None:
     output = tmp_path / 'e.parquet'
-    got, _, err = embed(
+    got, out, err = embed(
         run_cli,
         *options,
         *('--points', tmp_path / 'nowhere.csv', '--output', output),
@@ -131,6 +132,11 @@ def test_chips_without_imagery(
         valid = dict(zip(table['point_id'], table['valid_fraction'], strict=True))
         assert valid.get('nowhere', 0) == 0
         assert valid['a'] > 0
+    failures = tmp_path / 'e.parquet.failures.jsonl'
+    assert failures.exists() == (on_missing == 'skip')
+    if on_missing == 'skip':
+        assert f'Skipped 1 chips without imagery: listed in {failures}.' in out
+        assert json.loads(failures.read_text())['error'] == 'no imagery'
 
 
 @pytest.mark.parametrize(
