@@ -165,7 +165,7 @@ class DynamicVis(nn.Module):
         spatial_token_keep_ratios: each stage keeps one token in this many; 0 or less
             means no selection at all. The official variants "without token selection"
             have ``[1, 1, 1, 1]``: all tokens, sorted by weight.
-        path_type: one of :data:`~dynamicvis_geo.models.mamba.PATH_TYPES`. The
+        path_type: one of :data:`~dynamicvis_geo.models.config.PATH_TYPES`. The
             ``shuffle`` types draw permutations: from *shuffle_seed*, anew at each
             call, so that a call can be repeated (the official code draws from PyTorch's
             global generator).

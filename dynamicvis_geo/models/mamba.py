@@ -5,25 +5,16 @@ Names of parameters and submodules are those of the official checkpoints.
 
 import functools
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models.config import PATH_TYPES
 from dynamicvis_geo.models.mamba2 import HeadGroups, Mamba2Mixer
 from dynamicvis_geo.models.scan_forms import scan_form
-
-PathType = Literal[
-    'forward',
-    'forward_reverse_mean',
-    'forward_reverse_gate',
-    'shuffle',
-    'forward_reverse_shuffle_mean',
-    'forward_reverse_shuffle_gate',
-]
-PATH_TYPES: tuple[str, ...] = get_args(PathType)
 
 
 class RMSNorm(nn.Module):

@@ -7,6 +7,8 @@ sequence from its first token to its last, direction 1 from its last to its firs
 take and give the tokens in their own order, so no flipped copy ever leaves this module.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,6 +90,56 @@ def causal_conv(
     return F.silu(torch.stack(outputs))
 
 
+def needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
+    """Say whether a result of these tensors has to be differentiable."""
+    return torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in tensors
+    )
+
+
+def check_scan_shapes(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    gate: Tensor,
+) -> None:
+    """Raise ValueError unless a kernel can run on the arguments of a scan."""
+    directions, batch, length, channels = u.shape
+    states = A.shape[1]
+    small = directions, batch, length, states
+    shapes = [tuple(t.shape) for t in (dt, A, B, C, D, dt_bias, gate)]
+    if directions > 2 or shapes != [
+        tuple(u.shape),
+        (channels, states),
+        small,
+        small,
+        (channels,),
+        (channels,),
+        (batch, length, channels),
+    ]:
+        raise ValueError(f'shapes {tuple(u.shape)}, {shapes} do not fit each other')
+
+
+def check_conv_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
+) -> None:
+    """Raise ValueError unless a kernel can run on the arguments of a convolution."""
+    channels, taps = x.shape[-1], weight.shape[-1]
+    if (
+        directions not in (1, 2)
+        or weight.shape != (channels, 1, taps)
+        or (bias is not None and bias.shape != (channels,))
+    ):
+        raise ValueError(
+            f'{directions} directions, weight {tuple(weight.shape)} and its bias do '
+            f'not fit x {tuple(x.shape)}'
+        )
+
+
 def _run_directions(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Turn direction 1 round, scan all sequences as one batch, turn it back."""
     turned = [_turn_second(t).flatten(0, 1) for t in (dt, x, B, C)]
@@ -118,7 +170,7 @@ def _chunked_scan(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
         F.pad(t, padding).unflatten(1, (chunks, steps)) for t in (dt, x, B, C)
     )
     A = A.T.contiguous()
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (dt, x, A, B, C))
+    tracked = needs_gradients((dt, x, A, B, C))
     buffer = None if tracked else x.new_empty(sequences, chunks, states, channels)
 
     def advance(state: Tensor, t: int) -> Tensor:

@@ -82,7 +82,7 @@ def selective_scan(
 ) -> Tensor:
     """Run the recurrence of :func:`dynamicvis_geo.models.scan.selective_scan`."""
     tensors = u, dt, A, B, C, D, dt_bias, gate
-    if u.dtype == torch.float64 or _needs_gradients(tensors):
+    if u.dtype == torch.float64 or scan.needs_gradients(tensors):
         return scan.selective_scan(*tensors)
     y: Tensor = _selective_scan(*tensors)
     return y
@@ -92,7 +92,7 @@ def causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> Tensor:
     """Run the convolution of :func:`dynamicvis_geo.models.scan.causal_conv`."""
-    if x.dtype == torch.float64 or _needs_gradients((x, weight, bias)):
+    if x.dtype == torch.float64 or scan.needs_gradients((x, weight, bias)):
         return scan.causal_conv(x, weight, bias, directions)
     h: Tensor = _causal_conv(x, weight, bias, directions)
     return h
@@ -113,18 +113,7 @@ def _selective_scan(
 ) -> Tensor:
     directions, batch, length, channels = u.shape
     states = A.shape[1]
-    small = directions, batch, length, states
-    shapes = [tuple(t.shape) for t in (dt, A, B, C, D, dt_bias, gate)]
-    if directions > 2 or shapes != [
-        tuple(u.shape),
-        (channels, states),
-        small,
-        small,
-        (channels,),
-        (channels,),
-        (batch, length, channels),
-    ]:
-        raise ValueError(f'shapes {tuple(u.shape)}, {shapes} do not fit each other')
+    scan.check_scan_shapes(u, dt, A, B, C, D, dt_bias, gate)
     dtype = _storage(u)
     u_, dt_, B_, C_, gate_ = (_rows(t, dtype) for t in (u, dt, B, C, gate))
     A_, D_, dt_bias_ = (t.to(torch.float32).contiguous() for t in (A, D, dt_bias))
@@ -148,15 +137,7 @@ def _causal_conv(
 ) -> Tensor:
     batch, length, channels = x.shape
     taps = weight.shape[-1]
-    if (
-        directions not in (1, 2)
-        or weight.shape != (channels, 1, taps)
-        or (bias is not None and bias.shape != (channels,))
-    ):
-        raise ValueError(
-            f'{directions} directions, weight {tuple(weight.shape)} and its bias do '
-            f'not fit x {tuple(x.shape)}'
-        )
+    scan.check_conv_shapes(x, weight, bias, directions)
     dtype = _storage(x)
     x_ = _rows(x, dtype)
     weight_ = weight.to(torch.float32).contiguous()
@@ -189,12 +170,6 @@ def _(
 @_causal_conv.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, directions: int) -> Tensor:
     return x.new_empty((directions, *x.shape))
-
-
-def _needs_gradients(tensors: tuple[Tensor | None, ...]) -> bool:
-    return torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in tensors
-    )
 
 
 def _storage(x: Tensor) -> torch.dtype:
