@@ -1,0 +1,104 @@
+"""Arguments that several commands share, and how their values are read."""
+
+import argparse
+from typing import TypeAlias
+
+Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
+
+
+def command(
+    commands: Commands,
+    name: str,
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    """Add a command: its line in the list of all, and its own help."""
+    parser = commands.add_parser(name, help=summary, description=description)
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of an error'
+    )
+    return parser
+
+
+def add_weights(parser: argparse._ActionsContainer) -> None:
+    """Add ``--weights``."""
+    parser.add_argument(
+        '--weights',
+        default='pretrained',
+        metavar='pretrained|random|PATH',
+        help='the published checkpoint, untrained weights for trying things out, or a '
+        'checkpoint file (default: pretrained)',
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        '--device',
+        default='auto',
+        metavar='auto|cpu|cuda|cuda:N|mps',
+        help='where the backbone runs (default: auto)',
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how fast a backbone runs, and where."""
+    group = parser.add_argument_group('running')
+    group.add_argument(
+        '--batch-size',
+        type=positive,
+        default=4,
+        metavar='N',
+        help='chips a forward pass (default: 4)',
+    )
+    group.add_argument(
+        '--num-workers',
+        type=count,
+        default=0,
+        metavar='N',
+        help='processes that read images ahead (default: 0, read in this process)',
+    )
+    add_device(group)
+    group.add_argument(
+        '--precision',
+        choices=('32-true', 'bf16-mixed'),
+        default='32-true',
+        help='of the backbone (default: 32-true)',
+    )
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1."""
+    number = count(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} must be 1 or more')
+    return number
+
+
+def count(text: str) -> int:
+    """Read a whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} must be a whole number')
+    return int(text)
+
+
+def bands(text: str) -> tuple[int, int, int]:
+    """Read the numbers of the red, green and blue band."""
+    numbers = text.split(',')
+    if len(numbers) != 3 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be three band numbers from 1, such as 4,3,2'
+        )
+    red, green, blue = map(int, numbers)
+    return red, green, blue
+
+
+def value_range(text: str) -> tuple[float, float]:
+    """Read the values that become black and white."""
+    try:
+        low, high = map(float, text.split(','))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be two numbers, such as 0,3000'
+        ) from error
+    return low, high

@@ -1,0 +1,214 @@
+"""Arguments of the commands that get images and embed them."""
+
+import argparse
+from pathlib import Path
+
+from dynamicvis_geo.arguments.common import (
+    Commands,
+    add_run_options,
+    add_weights,
+    bands,
+    command,
+    positive,
+    value_range,
+)
+
+
+def add_commands(commands: Commands) -> None:
+    """Add embed, fetch, cache and demo."""
+    _add_embed(commands)
+    _add_fetch(commands)
+    _add_cache(commands)
+    _add_demo(commands)
+
+
+def _add_embed(commands: Commands) -> None:
+    parser = command(
+        commands,
+        'embed',
+        'embed chips of GeoTIFFs or of Earth Engine composites',
+        'Cut chips from GeoTIFFs, or fetch them from Google Earth Engine; embed them, '
+        'and write the embeddings with their footprints: pooled to one GeoParquet '
+        'file, or with --grid the feature maps to one GeoTIFF a chip.',
+    )
+    parser.add_argument(
+        'source',
+        type=Path,
+        nargs='?',
+        metavar='SOURCE',
+        help='a GeoTIFF, or a folder of them; without it, chips come from Earth Engine',
+    )
+    parser.add_argument(
+        '--output',
+        type=Path,
+        required=True,
+        metavar='OUT',
+        help='file that ends in .parquet, or with --grid a folder',
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace an output that exists'
+    )
+    chips = parser.add_argument_group('chips')
+    _add_chips(chips)
+    chips.add_argument(
+        '--bands',
+        type=bands,
+        default=(1, 2, 3),
+        metavar='R,G,B',
+        help='bands of a GeoTIFF that stand for red, green and blue (default: 1,2,3)',
+    )
+    chips.add_argument(
+        '--input-range',
+        type=value_range,
+        default=(0.0, 10000.0),
+        metavar='LOW,HIGH',
+        help='values that become black and white (default: 0,10000, Sentinel-2 surface '
+        'reflectance)',
+    )
+    _add_imagery(parser.add_argument_group('Earth Engine, without SOURCE'))
+    features = parser.add_argument_group('features')
+    features.add_argument(
+        '--grid', action='store_true', help='feature maps instead of pooled vectors'
+    )
+    features.add_argument(
+        '--pooling',
+        choices=('mean', 'max'),
+        default='mean',
+        help='over the cells of a map (default: mean)',
+    )
+    add_weights(features)
+    add_run_options(parser)
+
+
+def _add_fetch(commands: Commands) -> None:
+    parser = command(
+        commands,
+        'fetch',
+        'fetch chips from Earth Engine into a cache',
+        'Fill a cache ahead of embed, which with the same options then needs no '
+        'network. Interrupted and started again, it continues where it stopped.',
+    )
+    _add_chips(parser.add_argument_group('chips'))
+    _add_imagery(parser.add_argument_group('Earth Engine'))
+
+
+def _add_cache(commands: Commands) -> None:
+    parser = command(
+        commands,
+        'cache',
+        'show or empty a cache of chips',
+        'Show what a cache of chips holds, or remove its chips.',
+    )
+    parser.add_argument('action', choices=('info', 'clear'))
+    parser.add_argument('folder', type=Path, metavar='FOLDER')
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = command(
+        commands,
+        'demo',
+        'embed a synthetic scene with random weights',
+        'Make a small synthetic scene that looks like Sentinel-2, embed it with random '
+        'weights, and write the scene, a GeoParquet file, feature maps as GeoTIFFs, '
+        'and a picture. Needs no network.',
+    )
+    parser.add_argument(
+        '--output',
+        type=Path,
+        default=Path('demo-output'),
+        metavar='FOLDER',
+        help='folder for the files (default: demo-output); those of an earlier demo '
+        'are replaced',
+    )
+    add_run_options(parser)
+
+
+def _add_chips(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        '--size',
+        type=positive,
+        metavar='PIXELS',
+        help='side of a chip (default: 512)',
+    )
+    group.add_argument(
+        '--stride',
+        type=positive,
+        metavar='PIXELS',
+        help='from chip to chip (default: the size, so that chips do not overlap)',
+    )
+    group.add_argument(
+        '--points',
+        type=Path,
+        metavar='FILE',
+        help='one chip around each point instead of a grid: CSV with columns lon and '
+        'lat, or any vector file',
+    )
+
+
+def _add_imagery(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        '--roi',
+        metavar='AREA',
+        help='where, instead of --points: a vector file, WKT in EPSG:4326, or '
+        '--roi=minlon,minlat,maxlon,maxlat',
+    )
+    group.add_argument('--start', metavar='DATE', help='first day, such as 2022-06-01')
+    group.add_argument('--end', metavar='DATE', help='the day after the last')
+    group.add_argument(
+        '--year', type=positive, metavar='YEAR', help='instead of --start and --end'
+    )
+    group.add_argument(
+        '--buffer',
+        type=float,
+        metavar='METRES',
+        help='half the side of a chip, on the ground, instead of --size',
+    )
+    group.add_argument(
+        '--scale',
+        type=float,
+        default=10.0,
+        metavar='METRES',
+        help='side of a pixel (default: 10)',
+    )
+    group.add_argument(
+        '--cloudy-pct',
+        type=float,
+        default=30.0,
+        metavar='PERCENT',
+        help='scenes with more clouds are left out (default: 30)',
+    )
+    group.add_argument(
+        '--composite',
+        choices=('median', 'mosaic'),
+        default='median',
+        help='how scenes become one image (default: median)',
+    )
+    group.add_argument(
+        '--cloud-mask',
+        choices=('scl', 'cs+'),
+        help='mask clouds pixel by pixel, by the scene classification or by Cloud '
+        'Score+ (default: no mask)',
+    )
+    group.add_argument(
+        '--on-missing',
+        choices=('raise', 'fill', 'skip'),
+        default='raise',
+        help='for a chip without imagery: stop, fill it with zeros, or leave it out '
+        'and list it in OUT.failures.jsonl (default: raise)',
+    )
+    group.add_argument(
+        '--cache', type=Path, metavar='FOLDER', help='keep fetched chips here'
+    )
+    group.add_argument('--project', metavar='ID', help='Google Cloud project')
+    group.add_argument(
+        '--ee-url',
+        metavar='URL',
+        help='server (default: the high-volume endpoint of Earth Engine)',
+    )
+    group.add_argument(
+        '--max-concurrency',
+        type=positive,
+        default=32,
+        metavar='N',
+        help='requests in flight, of all processes together (default: 32)',
+    )
