@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks import EmbeddingWriter
+    from dynamicvis_geo.datamodules import EmbeddingDataModule
     from dynamicvis_geo.datasets import (
         ChipDataset,
         EarthEngineDataset,
+        FeatureMaps,
+        PooledEmbeddings,
         collate,
         open_scenes,
     )
@@ -45,12 +48,15 @@ _MODULES = {
     'DynamicVis_L_Weights': 'models',
     'EarthEngineClient': 'earthengine',
     'EarthEngineDataset': 'datasets',
+    'EmbeddingDataModule': 'datamodules',
     'EmbeddingWriter': 'callbacks',
     'FeatureExtraction': 'tasks',
+    'FeatureMaps': 'datasets',
     'GridSampler': 'samplers',
     'OutputSpec': 'specs',
     'PointBuffer': 'specs',
     'PointSampler': 'samplers',
+    'PooledEmbeddings': 'datasets',
     'Preprocess': 'transforms',
     'SensorSpec': 'specs',
     'TemporalSpec': 'specs',
@@ -72,12 +78,15 @@ __all__ = [
     'DynamicVis_L_Weights',
     'EarthEngineClient',
     'EarthEngineDataset',
+    'EmbeddingDataModule',
     'EmbeddingWriter',
     'FeatureExtraction',
+    'FeatureMaps',
     'GridSampler',
     'OutputSpec',
     'PointBuffer',
     'PointSampler',
+    'PooledEmbeddings',
     'Preprocess',
     'SensorSpec',
     'TemporalSpec',

@@ -1,0 +1,1 @@
+"""How good features are: splits, probes and their scores."""
