@@ -16,8 +16,9 @@ SPLITS = ('train', 'val', 'test')
 #: Radius of the sphere with the area of the Earth (GRS 80), metres.
 AUTHALIC_RADIUS = 6_371_007.181
 
-#: How many random orders of the blocks are tried.
-_TRIES = 64
+#: How many random orders of the blocks are tried, and how many blocks are dealt in all:
+#: the more blocks there are, the less the order matters.
+_TRIES, _DEALT = 64, 200_000
 
 _SPELLINGS = {
     'train': ('train', 'training', 'trn', 'fit'),
@@ -138,8 +139,9 @@ def spatial_block_split(
     members = np.zeros((len(sizes), codes.max() + 1), np.int64)
     np.add.at(members, (blocks, codes), 1)
     rng = np.random.default_rng(seed)
-    tries = [_deal(rng.permutation(len(sizes)), sizes, shares) for _ in range(_TRIES)]
-    best = min(tries, key=lambda dealt: _badness(dealt, members, shares))
+    tries = max(1, min(_TRIES, _DEALT // len(sizes)))
+    dealt = (_deal(rng.permutation(len(sizes)), sizes, shares) for _ in range(tries))
+    best = min(dealt, key=lambda splits: _badness(splits, members, shares))
     return np.array(SPLITS)[best[blocks]]
 
 
