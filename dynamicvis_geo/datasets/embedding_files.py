@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -76,6 +78,22 @@ def read_schema(part: Path) -> tuple[pa.Schema, int]:
             f'{", ".join(schema.names)}: give a file of pooled embeddings'
         )
     return schema, rows
+
+
+def table_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns that describe the rows.
+
+    Left out are the embeddings, and the bounds of geometries that GeoParquet keeps to
+    filter by, as GeoPandas leaves them out.
+    """
+    geo = json.loads((schema.metadata or {}).get(b'geo', b'{}'))
+    covering = [
+        path[0]
+        for column in geo.get('columns', {}).values()
+        for path in column.get('covering', {}).get('bbox', {}).values()
+    ]
+    hidden = {EMBEDDING, SCALE, *covering}
+    return tuple(name for name in schema.names if name not in hidden)
 
 
 def shared_provenance(parts: Sequence[Path]) -> dict[str, Any]:
@@ -163,7 +181,7 @@ def _state(parts: Sequence[Path]) -> str:
 
 
 def _remove_earlier(folder: Path, stem: str, name: str) -> None:
-    for file in folder.glob(f'.{stem}.*.npy'):
+    for file in folder.glob(f'.{glob.escape(stem)}.*.npy'):
         if file.name != name and len(file.name) == len(name):
             # Windows keeps files that another process has mapped.
             with suppress(OSError):

@@ -77,6 +77,14 @@ def test_labels_and_split_of_another_file(path: Path, tmp_path: Path) -> None:
     assert len(data.joined.unmatched) == 18
 
 
+def test_labels_that_are_not_used_are_told(path: Path) -> None:
+    labels = pd.DataFrame(
+        {'id': [f'chip-{i}' for i in range(9)] + ['elsewhere'], 'v': COVER[:10]}
+    )
+    with pytest.warns(UserWarning, match='1 of 10 labels are not used'):
+        EmbeddingDataModule(path, 'v', labels).setup()
+
+
 def test_labels_by_place(path: Path) -> None:
     labels = pd.DataFrame(
         {'lon': 13 + 0.02 * np.arange(9), 'lat': 48.001, 'v': COVER[:9]}

@@ -62,7 +62,7 @@ def write_part(
         geometry=[footprint(*place) for place in zip(lon, lat, strict=True)],
         crs='EPSG:4326',
     )
-    frame.to_parquet(path)
+    frame.to_parquet(path, write_covering_bbox=True)
     table = pq.read_table(path)
     metadata = dict(table.schema.metadata)
     if provenance is not None:

@@ -118,6 +118,8 @@ def test_table_has_all_other_columns(tmp_path: Path) -> None:
     table = PooledEmbeddings(path).table
     expected = gpd.read_parquet(path).drop(columns='embedding')
     assert table.crs == 'EPSG:4326'
+    # Bounds to filter by are left out, as GeoPandas does.
+    assert 'bbox' not in table
     assert_geodataframe_equal(table, expected)
     assert PooledEmbeddings(path).provenance == {'model': 'm'}
 

@@ -40,7 +40,7 @@ def test_join_by_chip_id(tmp_path: Path) -> None:
         "by id (column 'id')",
         '2 of 4 chips have a label',
         'without one: chip-1, chip-3',
-        '1 of 3 labels belong to no chip',
+        '1 of 3 labels are not used',
         "1 labels have no value in 'cover'",
     ):
         assert part in joined.description
@@ -166,6 +166,32 @@ def test_overlapping_polygons_must_agree(tmp_path: Path) -> None:
         join_labels(chips(tmp_path), fields, 'v')
     fields['v'] = 1
     assert join_labels(chips(tmp_path), fields, 'v').values.tolist() == [1, 1]
+
+
+def test_points_in_other_tables(tmp_path: Path) -> None:
+    table = chips(tmp_path)
+    points = gpd.GeoDataFrame(
+        {'v': [1.0, 2.0]},
+        geometry=[shapely.MultiPoint([(13.0, 48)]), shapely.MultiPoint([(13.02, 48)])],
+        crs='EPSG:4326',
+    )
+    path = tmp_path / 'points.gpkg'
+    points.to_crs('EPSG:32633').to_file(path)
+    joined = join_labels(table, path, 'v', max_distance_m=1)
+    assert joined.rows.tolist() == [0, 1]
+    plain = tmp_path / 'plain.parquet'
+    pd.DataFrame({'Longitude': [13.04], 'Latitude': [48.0], 'v': ['a']}).to_parquet(
+        plain
+    )
+    assert join_labels(table, plain, 'v').rows.tolist() == [2]
+
+
+def test_rows_are_positions_in_a_part_of_a_table(tmp_path: Path) -> None:
+    part = chips(tmp_path).iloc[[3, 1]]
+    labels = pd.DataFrame({'id': ['chip-1'], 'v': ['a']})
+    joined = join_labels(part, labels, 'v')
+    assert joined.rows.tolist() == [1]
+    assert joined.unmatched == ('chip-3',)
 
 
 def test_labels_of_several_classes(tmp_path: Path) -> None:
