@@ -25,6 +25,8 @@ EMBEDDING, SCALE = 'embedding', 'scale'
 
 #: Memory that the vectors decoded at a time take, bytes.
 _BLOCK_BYTES = 16 * 2**20
+#: Where mapped arrays lie that cannot lie beside their embeddings.
+_CACHE = Path('~/.cache/dynamicvis_geo')
 #: To be raised when the mapped arrays are made in another way.
 _LAYOUT = 1
 
@@ -137,7 +139,9 @@ def map_embeddings(path: Path, parts: Sequence[Path]) -> Path:
     """
     path = path.resolve()
     name = f'.{path.name}.{_state(parts)}.npy'
-    folders = [path.parent, Path('~/.cache/dynamicvis_geo').expanduser()]
+    # Files of one name from several folders must not drive each other out.
+    place = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
+    folders = [path.parent, _CACHE.expanduser() / place]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name

@@ -48,7 +48,7 @@ def random_split(
     Raises:
         SpecError: If a fraction is wrong, or a split would have no sample.
     """
-    sizes = _sizes(count, _checked(fractions), 'samples')
+    sizes = _sizes(count, _checked(fractions))
     splits = np.repeat(SPLITS, sizes)
     return np.random.default_rng(seed).permutation(splits)
 
@@ -85,7 +85,7 @@ def stratified_split(
     owed = np.zeros(len(shares))
     for code, name in enumerate(names):
         members = np.flatnonzero(codes == code)
-        sizes = _sizes(len(members), shares, f'samples of class {name}', owed)
+        sizes = _sizes(len(members), shares, f' of class {name}', owed)
         owed += shares * len(members) - sizes
         splits[members] = rng.permutation(np.repeat(SPLITS, sizes))
     return splits
@@ -233,7 +233,7 @@ def _checked(fractions: Sequence[float]) -> NDArray[np.float64]:
 def _sizes(
     count: int,
     shares: NDArray[np.float64],
-    what: str,
+    which: str = '',
     owed: NDArray[np.float64] | float = 0.0,
 ) -> NDArray[np.int64]:
     """Divide a number, at least one for each share above 0.
@@ -243,7 +243,10 @@ def _sizes(
     """
     wanted = int((shares > 0).sum())
     if count < wanted:
-        raise SpecError(f'{count} {what}, too few for {wanted} splits: add some')
+        raise SpecError(
+            f'{count} sample{"s" * (count != 1)}{which}, too few for {wanted} splits: '
+            f'add some{", or leave the class out" if which else ""}'
+        )
     exact = shares * count
     sizes = np.floor(exact).astype(np.int64)
     order = np.argsort(sizes - exact - owed, kind='stable')
