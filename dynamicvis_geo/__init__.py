@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         open_scenes,
     )
     from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
+    from dynamicvis_geo.embedding import Embedding, get_embedding, get_embeddings_batch
     from dynamicvis_geo.models import (
         BackboneConfig,
         DynamicVis,
@@ -45,6 +46,7 @@ _MODULES = {
     'DynamicVis_L_Weights': 'models',
     'EarthEngineClient': 'earthengine',
     'EarthEngineDataset': 'datasets',
+    'Embedding': 'embedding',
     'EmbeddingWriter': 'callbacks',
     'FeatureExtraction': 'tasks',
     'GridSampler': 'samplers',
@@ -57,6 +59,8 @@ _MODULES = {
     'collate': 'datasets',
     'dynamicvis_b': 'models',
     'dynamicvis_l': 'models',
+    'get_embedding': 'embedding',
+    'get_embeddings_batch': 'embedding',
     'load_backbone': 'models',
     'open_scenes': 'datasets',
     'read_provenance': 'provenance',
@@ -72,6 +76,7 @@ __all__ = [
     'DynamicVis_L_Weights',
     'EarthEngineClient',
     'EarthEngineDataset',
+    'Embedding',
     'EmbeddingWriter',
     'FeatureExtraction',
     'GridSampler',
@@ -84,6 +89,8 @@ __all__ = [
     'collate',
     'dynamicvis_b',
     'dynamicvis_l',
+    'get_embedding',
+    'get_embeddings_batch',
     'load_backbone',
     'open_scenes',
     'read_provenance',
