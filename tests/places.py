@@ -79,7 +79,7 @@ def pixels_of(meta: dict[str, Any], sensor: SensorSpec = SENSOR) -> Any:
         slice(minx, maxx, sensor.scale_m),
         slice(miny, maxy, sensor.scale_m),
     )
-    values, valid = expected(meta['crs'], x, y, DATES, sensor)
+    values, valid = expected(meta['crs'], x, y, (meta['start'], meta['end']), sensor)
     return np.where(valid, values, sensor.fill_value), valid
 
 

@@ -126,6 +126,7 @@ def test_call_of_the_established_adapter(earth: dict[str, Any]) -> None:
     [PLOT, BBox(10.3, 50.4, 10.306, 50.403), EVERYWHERE[2], PointBuffer(10, -85, 325)],
 )
 def test_pixels_are_those_of_the_place(earth: dict[str, Any], spatial: Any) -> None:
+    earth['temporal'] = TemporalSpec.range('2022-06-01', '2022-06-21')
     result = get_embedding(
         spatial=spatial, backbone=Native(), output=OutputSpec.grid(), **earth
     )
