@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         open_scenes,
     )
     from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
+    from dynamicvis_geo.embedding import Embedding, get_embedding, get_embeddings_batch
     from dynamicvis_geo.models import (
         BackboneConfig,
         DynamicVis,
@@ -49,6 +50,7 @@ _MODULES = {
     'EarthEngineClient': 'earthengine',
     'EarthEngineDataset': 'datasets',
     'EmbeddingDataModule': 'datamodules',
+    'Embedding': 'embedding',
     'EmbeddingWriter': 'callbacks',
     'FeatureExtraction': 'tasks',
     'FeatureMaps': 'datasets',
@@ -63,6 +65,8 @@ _MODULES = {
     'collate': 'datasets',
     'dynamicvis_b': 'models',
     'dynamicvis_l': 'models',
+    'get_embedding': 'embedding',
+    'get_embeddings_batch': 'embedding',
     'load_backbone': 'models',
     'open_scenes': 'datasets',
     'read_provenance': 'provenance',
@@ -79,6 +83,7 @@ __all__ = [
     'EarthEngineClient',
     'EarthEngineDataset',
     'EmbeddingDataModule',
+    'Embedding',
     'EmbeddingWriter',
     'FeatureExtraction',
     'FeatureMaps',
@@ -93,6 +98,8 @@ __all__ = [
     'collate',
     'dynamicvis_b',
     'dynamicvis_l',
+    'get_embedding',
+    'get_embeddings_batch',
     'load_backbone',
     'open_scenes',
     'read_provenance',
