@@ -36,7 +36,16 @@ CHIP = np.dtype(
 def freeze(
     source: int, dataset: GeoDataset, sampler: Iterable[Any]
 ) -> NDArray[np.void]:
-    """Return the chips of one sampler as a table."""
+    """Return the chips of one sampler as a table.
+
+    Samplers with a method ``table`` hand over all chips as one, without a Python object
+    for each: an array of :data:`CHIP`.
+    """
+    make_table = getattr(sampler, 'table', None)
+    if make_table is not None:
+        table: NDArray[np.void] = make_table()
+        table['source'] = source
+        return table
     slices = iter(sampler)
     first = next(slices, None)
     if first is None:

@@ -6,12 +6,13 @@ import itertools
 import operator
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from pyproj import CRS
@@ -20,6 +21,7 @@ from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
 from dynamicvis_geo.datasets.chip_ids import chip_ids, crs_name
+from dynamicvis_geo.datasets.chip_order import hilbert_order, reorder, slabs
 from dynamicvis_geo.datasets.chip_table import (
     CHIP,
     GeoSlice,
@@ -27,13 +29,18 @@ from dynamicvis_geo.datasets.chip_table import (
     freeze,
     queries,
 )
+from dynamicvis_geo.datasets.doubles import refuse_double
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
 from dynamicvis_geo.datasets.sources import describe
 from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]
+Order = Literal['sampler', 'hilbert']
 
 _WGS84 = CRS.from_epsg(4326)
+_NONE = np.empty(0, CHIP)
+#: Ids that are compared at a time.
+MANY = 200_000
 
 
 class ChipDataset(Dataset[Sample | None]):
@@ -44,14 +51,19 @@ class ChipDataset(Dataset[Sample | None]):
     are for any PyTorch dataset. A sample is the sample of the source dataset and
     ``chip``, int64 ``[1]``: the row of the chip in :attr:`chips`.
 
-    The table takes 60 bytes a chip (and the ids of points), in memory that DataLoader
+    The table takes 61 bytes a chip (and the ids of points), in memory that DataLoader
     workers share, however they are started.
+
+    :meth:`restrict` sets chips aside, such as those that an earlier run has finished:
+    they keep their rows, but are not fetched.
     """
 
     def __init__(
         self,
         pairs: Iterable[tuple[GeoDataset, Iterable[Any]]],
         skip: Iterable[str] = (),
+        *,
+        order: Order = 'sampler',
     ) -> None:
         """Go through the samplers once and keep what they yield.
 
@@ -59,30 +71,42 @@ class ChipDataset(Dataset[Sample | None]):
             pairs: Datasets, each with a sampler that yields slices ``(x, y)`` or
                 ``(x, y, t)``: those of this package, of TorchGeo, or a list. Batch
                 samplers are refused.
-            skip: Ids of chips to leave out, such as those already done.
+            skip: Ids of chips to leave out for good: they get no row.
+            order: How the rows follow each other: ``'sampler'``, pair by pair as the
+                samplers yield them; or ``'hilbert'``, which keeps neighbours together:
+                pair by pair, time window by time window, along a Hilbert curve. A batch
+                of successive rows is then compact, and shares requests and cached
+                files.
 
         Raises:
             SpecError: If an argument has a value that cannot be used, or two datasets
                 have the same chip.
         """
-        if isinstance(skip, str):
-            raise SpecError(f'skip={skip!r} must be a set of chip ids, not one string')
+        if order not in get_args(Order):
+            choices = ', '.join(get_args(Order))
+            raise SpecError(f'order={order!r} is unknown: choose one of {choices}')
+        done = _ids_array('skip', skip)
         pairs = [_checked_pair(pair) for pair in pairs]
         self.datasets = [dataset for dataset, _ in pairs]
         self._crs = [CRS.from_user_input(dataset.crs) for dataset in self.datasets]
         tables = [freeze(i, *pair) for i, pair in enumerate(pairs)]
-        table = np.concatenate([np.empty(0, CHIP), *tables])
         self._point_ids = _gather_point_ids(pairs, tables)
+        table = tables[0] if len(tables) == 1 else np.concatenate(tables or [_NONE])
+        del tables
+        refuse_double(table, self._crs, self.datasets)
+        if order == 'hilbert':
+            rows = hilbert_order(table)
+            reorder(table, rows)
+            if self._point_ids is not None:
+                self._point_ids = self._point_ids.take(pa.array(rows))
         self._sources = [describe(*pair) for pair in pairs]
         self._process = os.getpid()
         # A tensor, because PyTorch moves tensors to shared memory where it pickles a
         # dataset for its workers; NumPy arrays would be copied to each.
         self._bytes = torch.from_numpy(table.view(np.uint8))
-        _refuse_double(table, self._crs, self.datasets)
-        done = frozenset(skip)
-        if done:
-            ids = self._ids(table)
-            self._keep(np.array([name not in done for name in ids], dtype=bool))
+        if len(done):
+            self._keep(~self._among(done))
+        self._aside = torch.zeros(len(self), dtype=torch.bool)
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -96,7 +120,7 @@ class ChipDataset(Dataset[Sample | None]):
 
         Returns:
             The sample of the source dataset, and ``chip``; None if that dataset
-            skips the chip.
+            skips the chip, or it is set aside.
 
         Raises:
             IndexError: If there is no such row.
@@ -120,15 +144,45 @@ class ChipDataset(Dataset[Sample | None]):
             self._process = os.getpid()
         rows = self._rows(indices)
         chips = self._table[rows]
+        wanted = ~self._aside.numpy()[rows]
         samples: list[Sample | None] = [None] * len(rows)
-        for source in np.unique(chips['source']):
-            positions = np.flatnonzero(chips['source'] == source)
+        for source in np.unique(chips['source'][wanted]):
+            positions = np.flatnonzero(wanted & (chips['source'] == source))
             fetched = _fetch(self.datasets[source], list(queries(chips[positions])))
             for position, sample in zip(positions.tolist(), fetched, strict=True):
                 if sample is not None:
                     row = torch.tensor([int(rows[position])])
                     samples[position] = {**sample, 'chip': row}
         return samples
+
+    def restrict(
+        self,
+        leave_out: pa.StringArray | pa.ChunkedArray | Iterable[str] = (),
+        only: pa.StringArray | pa.ChunkedArray | Iterable[str] | None = None,
+    ) -> None:
+        """Set chips aside: they keep their rows, but are not fetched.
+
+        Each call replaces what the one before it said; without arguments all chips are
+        wanted again. To be called before a DataLoader starts its workers.
+
+        Args:
+            leave_out: Ids of chips to set aside, such as those already done. Ids of
+                other chips do no harm.
+            only: Ids of the chips to keep, such as those that failed; None keeps all.
+
+        Raises:
+            SpecError: If an argument is one string.
+        """
+        aside = self._among(_ids_array('leave_out', leave_out))
+        if only is not None:
+            aside |= ~self._among(_ids_array('only', only))
+        self._aside = torch.from_numpy(aside)
+
+    @property
+    def remaining(self) -> NDArray[np.int64]:
+        """Rows of the chips that are not set aside, ascending."""
+        rows: NDArray[np.int64] = np.flatnonzero(~self._aside.numpy())
+        return rows
 
     @property
     def chips(self) -> gpd.GeoDataFrame:
@@ -203,6 +257,22 @@ class ChipDataset(Dataset[Sample | None]):
             raise IndexError(f'chip {rows[wrong][0]} of {length} chips')
         return np.where(rows < 0, rows + length, rows)
 
+    def _among(self, names: pa.StringArray | pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Say which chips have one of the names.
+
+        Both sides are taken in parts: the set that PyArrow makes of many names takes
+        several times their memory.
+        """
+        found = np.zeros(len(self), dtype=bool)
+        if not len(names):
+            return found
+        for rows in slabs(np.arange(len(self)), MANY):
+            ids = pa.array(self._ids(self._table[rows]), pa.string())
+            for start in range(0, len(names), MANY):
+                among = pc.is_in(ids, value_set=names.slice(start, MANY))
+                found[rows] |= among.to_numpy(zero_copy_only=False)
+        return found
+
     def _ids(self, chips: NDArray[np.void]) -> list[str]:
         ids = np.empty(len(chips), dtype=object)
         for source in np.unique(chips['source']):
@@ -210,6 +280,19 @@ class ChipDataset(Dataset[Sample | None]):
             ids[at] = chip_ids(self._crs[source], chips[at])
         names: list[str] = ids.tolist()
         return names
+
+
+def _ids_array(name: str, ids: Any) -> pa.StringArray | pa.ChunkedArray:
+    if isinstance(ids, str):
+        raise SpecError(f'{name}={ids!r} must be a set of chip ids, not one string')
+    try:
+        if isinstance(ids, pa.Array | pa.ChunkedArray):
+            return ids.cast(pa.string())
+        return pa.array(ids, pa.string())
+    except (pa.ArrowException, TypeError) as error:
+        raise SpecError(
+            f'{name} must be chip ids, which are strings: {error}'
+        ) from error
 
 
 def _checked_pair(pair: Any) -> tuple[GeoDataset, Iterable[Any]]:
@@ -243,32 +326,6 @@ def _gather_point_ids(
     if not any(hasattr(sampler, 'point_ids') for _, sampler in pairs):
         return None
     return pa.array(itertools.chain(*parts), pa.string())
-
-
-def _refuse_double(
-    table: NDArray[np.void], crs: Sequence[CRS], datasets: Sequence[GeoDataset]
-) -> None:
-    """Refuse chips of different datasets that would have the same id."""
-    if len({id(dataset) for dataset in datasets}) < 2:
-        return
-    frame = pd.DataFrame({name: table[name] for name in CHIP.names or ()})
-    first_crs = np.array([crs.index(one) for one in crs])
-    first_dataset = np.array(
-        [next(i for i, two in enumerate(datasets) if two is one) for one in datasets]
-    )
-    frame['crs'] = first_crs[table['source']]
-    frame['source'] = first_dataset[table['source']]
-    place = [name for name in frame.columns if name != 'source']
-    frame = frame.drop_duplicates()
-    double = frame[frame.duplicated(place, keep=False)]
-    if len(double):
-        one, two = double['source'].iloc[0], double['source'].iloc[-1]
-        names = [type(datasets[i]).__name__ for i in (one, two)]
-        raise SpecError(
-            f'pairs: datasets {one} ({names[0]}) and {two} ({names[1]}) have the same '
-            'chip (CRS, place, size and time), which could not be told apart: join '
-            'them with & or |, or make a ChipDataset of each'
-        )
 
 
 def _fetch(dataset: GeoDataset, wanted: list[GeoSlice]) -> Sequence[Sample | None]:

@@ -105,6 +105,12 @@ class GridSampler(Sampler[GeoSlice]):
             self._cols, self._tops, self.size, self._windows, self._times
         )
 
+    def table(self) -> NDArray[np.void]:
+        """Return all chips at once, as a ChipDataset keeps them."""
+        return self._lattice.table(
+            self._cols, self._tops, self.size, self._windows, self._times
+        )
+
     @property
     def provenance(self) -> dict[str, Any]:
         """What is needed to lay out the same grid again."""

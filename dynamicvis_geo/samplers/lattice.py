@@ -21,6 +21,7 @@ from torchgeo.datasets import (
     XarrayDataset,
 )
 
+from dynamicvis_geo.datasets.chip_table import CHIP
 from dynamicvis_geo.errors import SpecError
 
 #: Deviations below this share of a pixel are rounding, not geometry.
@@ -145,6 +146,25 @@ class Lattice:
             west, east, south, north, windows.tolist(), strict=True
         ):
             yield slice(x0, x1, self.xres), slice(y0, y1, self.yres), times[window]
+
+    def table(
+        self,
+        cols: Ints,
+        tops: Ints,
+        size: tuple[int, int],
+        windows: Ints,
+        times: list[slice],
+    ) -> NDArray[np.void]:
+        """Return what :meth:`slices` yields as a table of chips."""
+        chips = np.zeros(len(cols), CHIP)
+        chips['x'] = self.x + cols * self.xres
+        chips['y'] = self.y + tops * self.yres
+        chips['height'], chips['width'] = size
+        chips['xres'], chips['yres'] = self.xres, self.yres
+        for name, side in (('start', 'start'), ('end', 'stop')):
+            moments = [getattr(time, side).as_unit('ns').value for time in times]
+            chips[name] = np.array(moments, np.int64)[windows]
+        return chips
 
 
 def _phase(edge: float, res: float) -> float:

@@ -88,6 +88,12 @@ class PointSampler(Sampler[GeoSlice]):
             self._cols, self._tops, self.size, self._windows, self._times
         )
 
+    def table(self) -> NDArray[np.void]:
+        """Return all chips at once, as a ChipDataset keeps them."""
+        return self._lattice.table(
+            self._cols, self._tops, self.size, self._windows, self._times
+        )
+
     @property
     def provenance(self) -> dict[str, Any]:
         """What is needed, beside the points, to lay out the same chips again."""
