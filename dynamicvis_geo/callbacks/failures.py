@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dynamicvis_geo.callbacks.keys import chip_keys, join_keys
 from dynamicvis_geo.callbacks.predictions import ChipTable, Failure
 from dynamicvis_geo.callbacks.run_folder import run_folder_of
+from dynamicvis_geo.chip_keys import chip_keys, join_keys
 
 _COLUMNS = ['id', 'point_id', 'reason', 'message', 'datetime', 'start', 'end', 'crs']
 

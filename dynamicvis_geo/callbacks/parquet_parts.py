@@ -16,11 +16,11 @@ from dynamicvis_geo.callbacks.geoparquet import (
     embedding_schema,
     embedding_table,
 )
-from dynamicvis_geo.callbacks.keys import chip_keys, join_keys
 from dynamicvis_geo.callbacks.parquet_merge import merge_parts
 from dynamicvis_geo.callbacks.predictions import Predictions
 from dynamicvis_geo.callbacks.run_folder import run_folder_of, write_atomically
 from dynamicvis_geo.callbacks.sink import Job
+from dynamicvis_geo.chip_keys import chip_keys, join_keys
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import (
     PARQUET_METADATA_FILE,

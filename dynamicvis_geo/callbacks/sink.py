@@ -72,7 +72,7 @@ class Sink(Protocol):
 
     @classmethod
     def finished(cls, target: Path) -> pa.StringArray:
-        """Keys (:func:`~.keys.chip_keys`) of what is on disk, or ids if all differ."""
+        """Keys of what is on disk, as ``chip_keys`` makes them, or mere ids."""
 
     def write(self, predictions: Predictions) -> None:
         """Take one batch; chips taken before are replaced or left, never doubled."""

@@ -28,7 +28,6 @@ from dynamicvis_geo.callbacks.failures import (
     merge_failures,
 )
 from dynamicvis_geo.callbacks.formats import FORMATS, is_folder, resolve_format
-from dynamicvis_geo.callbacks.keys import join_keys
 from dynamicvis_geo.callbacks.parents import Parent
 from dynamicvis_geo.callbacks.predictions import (
     ChipTable,
@@ -39,6 +38,7 @@ from dynamicvis_geo.callbacks.predictions import (
 from dynamicvis_geo.callbacks.rendezvous import Rendezvous
 from dynamicvis_geo.callbacks.run_folder import RunFolder
 from dynamicvis_geo.callbacks.sink import Job, Sink
+from dynamicvis_geo.chip_keys import join_keys
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.provenance import run_history, run_provenance
 

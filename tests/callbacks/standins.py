@@ -37,6 +37,10 @@ class Chips(Dataset[dict[str, Tensor] | None]):
             'chip': torch.tensor([index]),
         }
 
+    @property
+    def remaining(self) -> list[int]:
+        return [i for i in range(self.count) if i not in self.left_out]
+
     def restrict(self, leave_out: Any = (), only: Any = None) -> None:
         ids, out = range(self.count), {str(key) for key in leave_out}
         wanted = None if only is None else {str(key) for key in only}
