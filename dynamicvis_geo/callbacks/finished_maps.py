@@ -77,9 +77,7 @@ def staged_batch(
         **{name: rows[name].dt.tz_localize('UTC') for name in ('start', 'end')},
     }
     arrays = [
-        _array(
-            columns[field.name] if field.name in columns else rows[field.name], field
-        )
+        _array(columns.get(field.name, rows.get(field.name)), field)
         for field in CHIP_SCHEMA
     ]
     values = pa.array(np.ascontiguousarray(maps).reshape(-1))
@@ -187,9 +185,9 @@ class FinishedMaps:
 
     def of_crs(self, crs: str) -> npt.NDArray[np.void]:
         """Return the chips of one CRS."""
-        if crs not in self.crs:
-            return self.chips[:0]
-        return self.chips[self.chips['source'] == self.crs.index(crs)]
+        source = self.crs.index(crs) if crs in self.crs else -1
+        chips: npt.NDArray[np.void] = self.chips[self.chips['source'] == source]
+        return chips
 
 
 class StagedMaps:

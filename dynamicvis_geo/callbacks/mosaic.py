@@ -332,7 +332,7 @@ class Layout:
         last = (places[:, 1:] + size - 1) // shard
         pairs = []
         for down, across in np.ndindex(*((last - first).max(axis=0, initial=0) + 1)):
-            at = first + (down, across)
+            at = first + np.array([down, across])
             there = np.flatnonzero((at <= last).all(axis=1))
             pairs.append(np.column_stack([places[there, 0], at[there], there]))
         table = np.concatenate(pairs)
@@ -367,7 +367,7 @@ class Layout:
         Returns:
             Rows of *places*, ``[rows, columns]``; -1 where there is no chip.
         """
-        top, left, rows, columns = window
+        rows, columns = window[2:]
         height, width = self.map_size
         aspect = self.cell[0] / self.cell[1]
         # Whole numbers, where cells are square, so that ties are ties.
@@ -438,7 +438,7 @@ def _chunk(
 def _shard(
     chunk: tuple[int, int], extent: tuple[int, int], cell_bytes: int
 ) -> tuple[int, int]:
-    """Return the rows and columns of a shard: a square of chunks, no larger than all."""
+    """Return the rows and columns of a shard: as many chunks each way."""
     count = max(1, math.isqrt(SHARD_BYTES // (chunk[0] * chunk[1] * cell_bytes)))
     rows, columns = (
         side * min(count, -(-length // side))

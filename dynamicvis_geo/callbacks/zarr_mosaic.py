@@ -276,10 +276,8 @@ class ZarrMosaic:
         create_group(new, mosaic.layout, mosaic.crs, self._attributes())
         self._gather(mosaic, new)
         consolidate(new)
-        group, old = (
-            self._job.target / mosaic.name,
-            replaced_folder(self._job.target) / mosaic.name,
-        )
+        group = self._job.target / mosaic.name
+        old = replaced_folder(self._job.target) / mosaic.name
         if group.exists():
             old.parent.mkdir(parents=True, exist_ok=True)
             if old.exists():

@@ -183,7 +183,7 @@ class ChipDataset(Dataset[Sample | None]):
     def table(self) -> NDArray[np.void]:
         """All chips as plain numbers, type :data:`.chip_table.CHIP`; do not change it.
 
-        Unlike :attr:`chips` it costs nothing. ``source`` is a row of :attr:`source_crs`.
+        Unlike :attr:`chips` it costs nothing; ``source`` counts :attr:`source_crs`.
         """
         return self._table
 
