@@ -123,12 +123,12 @@ def staged_name(run: str, rank: int, number: int) -> str:
 
 def finished_ids(target: Path) -> pa.StringArray:
     """Return the ids of all chips on disk, each once."""
-    parts = [pa.chunked_array([], pa.string())]
+    parts = []
     if (target / CHIPS_FILE).exists():
         parts.append(_read_stored(target, ['id'])['id'])
     parts.extend(_read_staged(file, ['id'])['id'] for file in _staged_files(target))
-    ids = pa.chunked_array([chunk for part in parts for chunk in part.chunks])
-    return ids.unique() if len(ids) else pa.array([], pa.string())
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    return pa.chunked_array(chunks, pa.string()).unique()
 
 
 @dataclass(frozen=True)

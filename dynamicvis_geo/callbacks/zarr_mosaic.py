@@ -115,9 +115,10 @@ class ZarrMosaic:
         """
         require_zarr()
         self._job = job
-        self._dimensions = job.dimensions
         self._planned = _planned(job.chips)
         self._grids, self._old = self._prepare()
+        known = (layout.dimensions for layout in self._old.values())
+        self._dimensions = next(known, job.dimensions)
         self._maps: dict[str, tuple[int, int, int]] = {}
         self._batches: list[pa.RecordBatch] = []
         self._flushed = 0
@@ -197,6 +198,9 @@ class ZarrMosaic:
         """Put the shards of all processes in place, and describe them."""
         target = self._job.target
         target.mkdir(parents=True, exist_ok=True)
+        for pattern in ('*.partial', '*/*.partial'):
+            for file in target.glob(pattern):  # What a killed run has left.
+                file.unlink()
         finished = FinishedMaps.of(target)
         if finished.shapes:
             self._dimensions = finished.shapes[0][0]
@@ -298,8 +302,8 @@ class ZarrMosaic:
         temporary = path.with_name(f'.{CHIPS_FILE}.partial')
         writer = GeoParquetWriter(temporary, table.schema)
         try:
-            for batch in table.to_batches(max_chunksize=_ROW_GROUP):
-                writer.write(pa.Table.from_batches([batch]))
+            for first in range(0, len(table), _ROW_GROUP):
+                writer.write(table.slice(first, _ROW_GROUP).combine_chunks())
         except BaseException:
             writer.abort()
             raise
