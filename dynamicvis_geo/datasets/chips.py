@@ -236,6 +236,19 @@ class ChipDataset(Dataset[Sample | None]):
         return gpd.GeoDataFrame(columns, index=pd.Index(rows, name='chip'))
 
     @property
+    def table(self) -> NDArray[np.void]:
+        """All chips as plain numbers, type :data:`.chip_table.CHIP`; do not change it.
+
+        Unlike :attr:`chips` it costs nothing; ``source`` counts :attr:`source_crs`.
+        """
+        return self._table
+
+    @property
+    def source_crs(self) -> list[CRS]:
+        """CRS of each pair of dataset and sampler."""
+        return list(self._crs)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What the chips are cut from and how, as plain values for JSON."""
         return {'chips': len(self), 'sources': self._sources}
