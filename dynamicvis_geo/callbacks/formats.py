@@ -5,14 +5,16 @@ from pathlib import Path
 from dynamicvis_geo.callbacks.geotiff import GeoTIFFFolder
 from dynamicvis_geo.callbacks.parquet_parts import GeoParquetParts
 from dynamicvis_geo.callbacks.sink import Sink
+from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
 from dynamicvis_geo.errors import OutputError
 
 FORMATS: dict[str, type[Sink]] = {
     'geoparquet': GeoParquetParts,
     'geotiff': GeoTIFFFolder,
+    'zarr': ZarrMosaic,
 }
 
-_SUFFIXES = {'.parquet': 'geoparquet', '.geoparquet': 'geoparquet'}
+_SUFFIXES = {'.parquet': 'geoparquet', '.geoparquet': 'geoparquet', '.zarr': 'zarr'}
 
 
 def resolve_format(path: Path, name: str | None) -> str:

@@ -26,6 +26,7 @@ The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the prove
 """
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -198,6 +199,8 @@ class Extent:
 
     def add(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Take account of the geometries of some rows."""
+        if not rows.num_rows:
+            return
         footprints = shapely.from_wkb(
             rows.column('geometry').to_numpy(zero_copy_only=False)
         )
@@ -250,6 +253,40 @@ class GeoParquetWriter:
         # Closing writes, and writing may be what has failed (a full disk).
         with suppress(OSError):
             self._file.close()
+
+
+def write_geoparquet(
+    path: Path,
+    table: pa.Table,
+    provenance: Mapping[str, Any],
+    row_group: int | None = None,
+) -> None:
+    """Write a table with footprints as a file that appears whole, and is on disk then.
+
+    Args:
+        path: The file.
+        table: Rows with ``geometry`` (WKB, EPSG:4326) and ``bbox``.
+        provenance: What made them.
+        row_group: Rows of a row group; one row group for all by default.
+    """
+    extent = Extent()
+    extent.add(table)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        writer = GeoParquetWriter(temporary, table.schema, extent, provenance)
+        try:
+            for first in range(0, table.num_rows, row_group or max(1, table.num_rows)):
+                writer.write(table.slice(first, row_group).combine_chunks())
+        except BaseException:
+            writer.abort()
+            raise
+        writer.close()
+        with temporary.open('rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _geo_metadata(extent: Extent) -> str:

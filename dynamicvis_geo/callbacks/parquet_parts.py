@@ -15,6 +15,7 @@ from dynamicvis_geo.callbacks.geoparquet import (
     GeoParquetWriter,
     embedding_schema,
     embedding_table,
+    write_geoparquet,
 )
 from dynamicvis_geo.callbacks.parquet_merge import merge_parts
 from dynamicvis_geo.callbacks.predictions import Predictions
@@ -80,24 +81,7 @@ class GeoParquetParts:
         table = embedding_table(rows, batch.embedding, batch.valid_fraction, job.dtype)
         name = f'part-{job.run}-{job.rank:05d}-{self._count:06d}.parquet'
         folder = _parts_folder(job.target)
-        temporary = folder / f'.{name}.{os.getpid()}.partial'
-        try:
-            extent = Extent()
-            extent.add(table)
-            provenance = self._provenance()
-            writer = GeoParquetWriter(temporary, table.schema, extent, provenance)
-            try:
-                writer.write(table)
-            except BaseException:
-                writer.abort()
-                raise
-            writer.close()
-            with temporary.open('rb') as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / name)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_geoparquet(folder / name, table, self._provenance())
         self._buffer = []
         self._count += 1
 

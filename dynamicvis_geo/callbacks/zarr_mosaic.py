@@ -54,9 +54,10 @@ from dynamicvis_geo.callbacks.finished_maps import (
     staged_name,
     write_staged,
 )
-from dynamicvis_geo.callbacks.geoparquet import GeoParquetWriter
+from dynamicvis_geo.callbacks.geoparquet import write_geoparquet
 from dynamicvis_geo.callbacks.mosaic import ChipGrid, Layout, open_times
 from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
+from dynamicvis_geo.callbacks.run_folder import write_atomically
 from dynamicvis_geo.callbacks.sink import Job
 from dynamicvis_geo.callbacks.zarr_assembly import (
     Mosaic,
@@ -105,6 +106,8 @@ class ZarrMosaic:
 
     output: ClassVar[str] = 'grid'
     dtypes: ClassVar[tuple[str, ...]] = ('float32', 'float16')
+    metadata: ClassVar[str] = METADATA_FILE
+    members: ClassVar[tuple[str, ...]] = ('*',)
 
     def __init__(self, job: Job) -> None:
         """Prepare to write.
@@ -126,14 +129,13 @@ class ZarrMosaic:
         self._taken = np.zeros(count, bool)
 
     @classmethod
+    def recover(cls, target: Path) -> None:
+        """Nothing: :meth:`complete` does again what was left half done."""
+
+    @classmethod
     def finished(cls, target: Path) -> pa.StringArray:
         """Ids of the chips that are on disk already, without repetition."""
         return finished_ids(target)
-
-    @classmethod
-    def leftovers(cls, target: Path) -> list[Path]:
-        """Files and folders of the output besides *target*: none."""
-        return []
 
     def write(self, predictions: Predictions) -> None:
         """Take one batch.
@@ -211,7 +213,7 @@ class ZarrMosaic:
                 self._replace(mosaic)
         self._write_chips(finished)
         text = to_json(self._provenance(), indent=2)
-        _write_whole(target / METADATA_FILE, f'{text}\n'.encode())
+        write_atomically(target / METADATA_FILE, f'{text}\n'.encode())
         zarr = require_zarr()
         zarr.open_group(str(target), mode='a', zarr_format=3, use_consolidated=False)
         consolidate(target)
@@ -298,19 +300,9 @@ class ZarrMosaic:
         table = finished.table.sort_by([*keys, ('minx', 'ascending')])
         if table['point_id'].null_count == len(table):
             table = table.drop_columns('point_id')
-        path = self._job.target / CHIPS_FILE
-        temporary = path.with_name(f'.{CHIPS_FILE}.partial')
-        writer = GeoParquetWriter(temporary, table.schema)
-        try:
-            for first in range(0, len(table), _ROW_GROUP):
-                writer.write(table.slice(first, _ROW_GROUP).combine_chunks())
-        except BaseException:
-            writer.abort()
-            raise
-        writer.close(self._provenance())
-        with temporary.open('rb') as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_geoparquet(
+            self._job.target / CHIPS_FILE, table, self._provenance(), _ROW_GROUP
+        )
 
     def _provenance(self) -> dict[str, Any]:
         described = describe_embeddings('pixel', self._dimensions)
@@ -355,13 +347,3 @@ def _cast(maps: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
             "dtype='float32'"
         )
     return cast
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole and on disk."""
-    temporary = path.with_name(f'.{path.name}.partial')
-    with temporary.open('wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

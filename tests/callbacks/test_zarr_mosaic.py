@@ -16,17 +16,20 @@ import pytest
 import rasterio
 import shapely
 from rasterio.transform import from_origin
+from torch.utils.data import Subset
 
-from dynamicvis_geo.callbacks import mosaic
+from dynamicvis_geo.callbacks import EmbeddingWriter, mosaic
 from dynamicvis_geo.callbacks.predictions import Predictions
 from dynamicvis_geo.callbacks.sink import Job
 from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
+from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import read_provenance
 from dynamicvis_geo.samplers import GridSampler, PointSampler
 from tests.callbacks.conftest import DatedImages, UndatedImages
-from tests.callbacks.standins import Chips
+from tests.callbacks.standins import Chips, Task
+from tests.callbacks.test_writer import predict
 
 xr = pytest.importorskip('xarray')
 zarr = pytest.importorskip('zarr')
@@ -381,7 +384,6 @@ def test_flushed_chips_are_finished(
     sink.flush()
     finished = ZarrMosaic.finished(target).to_pylist()
     assert finished == [ids[4], ids[2], ids[3]]
-    assert ZarrMosaic.leftovers(target) == []
     # The next run may leave out what is done, or have only that left.
     left = grid(skip=finished)
     assert len(left) == 9
@@ -621,3 +623,30 @@ def test_two_processes(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None
         process.join(180)
         assert process.exitcode == 0
     assert_same(target, drive(tmp_path / 'other.zarr', chips))
+
+
+def test_a_trainer_writes_and_extends_a_store(
+    tmp_path: Path, make_chips: Callable[..., ChipDataset]
+) -> None:
+    chips = make_chips()
+    target = tmp_path / 'maps.zarr'
+    first = EmbeddingWriter(target)
+    predict(first, Subset(chips, range(4)), Task('grid'), collate_fn=collate)
+    second = EmbeddingWriter(target)
+    predict(second, chips, Task('grid'), collate_fn=collate)
+    assert first.summary is not None
+    assert second.summary is not None
+    assert (first.summary.written, second.summary.written) == (4, 2)
+    assert read_provenance(target)['emb:type'] == 'pixel'
+    assert len(read_provenance(target)['runs']) == 2
+    with xr.open_zarr(target, group='EPSG_32618') as mosaic:
+        cells = mosaic['embeddings'].isel(time=0, embedding=0)
+        assert cells.shape == (8, 12)
+        for row in range(6):
+            sample = chips[row]
+            at = chips.rows([row]).iloc[0]
+            inside = cells.sel(
+                x=slice(at['minx'], at['maxx']), y=slice(at['maxy'], at['miny'])
+            )
+            np.testing.assert_array_equal(inside, sample['image'][0, ::8, ::8])
+    assert {entry.name for entry in tmp_path.iterdir()} == {'scene', 'maps.zarr'}
