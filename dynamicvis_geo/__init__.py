@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks import EmbeddingWriter
+    from dynamicvis_geo.datamodules import (
+        ChipDataModule,
+        EarthEngineDataModule,
+        ScenesDataModule,
+    )
     from dynamicvis_geo.datasets import (
         ChipDataset,
         EarthEngineDataset,
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
         load_backbone,
     )
     from dynamicvis_geo.provenance import read_provenance
-    from dynamicvis_geo.samplers import GridSampler, PointSampler
+    from dynamicvis_geo.samplers import ContiguousSampler, GridSampler, PointSampler
     from dynamicvis_geo.specs import (
         BBox,
         OutputSpec,
@@ -39,11 +44,14 @@ _MODULES = {
     'BBox': 'specs',
     'BackboneConfig': 'models',
     'ChipCache': 'earthengine',
+    'ChipDataModule': 'datamodules',
     'ChipDataset': 'datasets',
+    'ContiguousSampler': 'samplers',
     'DynamicVis': 'models',
     'DynamicVis_B_Weights': 'models',
     'DynamicVis_L_Weights': 'models',
     'EarthEngineClient': 'earthengine',
+    'EarthEngineDataModule': 'datamodules',
     'EarthEngineDataset': 'datasets',
     'EmbeddingWriter': 'callbacks',
     'FeatureExtraction': 'tasks',
@@ -52,6 +60,7 @@ _MODULES = {
     'PointBuffer': 'specs',
     'PointSampler': 'samplers',
     'Preprocess': 'transforms',
+    'ScenesDataModule': 'datamodules',
     'SensorSpec': 'specs',
     'TemporalSpec': 'specs',
     'collate': 'datasets',
@@ -66,11 +75,14 @@ __all__ = [
     'BBox',
     'BackboneConfig',
     'ChipCache',
+    'ChipDataModule',
     'ChipDataset',
+    'ContiguousSampler',
     'DynamicVis',
     'DynamicVis_B_Weights',
     'DynamicVis_L_Weights',
     'EarthEngineClient',
+    'EarthEngineDataModule',
     'EarthEngineDataset',
     'EmbeddingWriter',
     'FeatureExtraction',
@@ -79,6 +91,7 @@ __all__ = [
     'PointBuffer',
     'PointSampler',
     'Preprocess',
+    'ScenesDataModule',
     'SensorSpec',
     'TemporalSpec',
     'collate',

@@ -58,6 +58,8 @@ class FeatureExtraction(LightningModule):
         )
         self.requires_grad_(False)
         self.eval()
+        # In a run with more processes than chips, some get none.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         #: What the features are made of, ready for JSON.
         self.provenance: dict[str, Any] = {
             'backbone': described,

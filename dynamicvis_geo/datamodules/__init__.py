@@ -1,0 +1,7 @@
+"""Data for a Trainer, put together from files and arguments."""
+
+from dynamicvis_geo.datamodules.chips import ChipDataModule
+from dynamicvis_geo.datamodules.earthengine import EarthEngineDataModule
+from dynamicvis_geo.datamodules.scenes import ScenesDataModule
+
+__all__ = ('ChipDataModule', 'EarthEngineDataModule', 'ScenesDataModule')
