@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks import EmbeddingWriter
     from dynamicvis_geo.datamodules import EmbeddingDataModule
+    from dynamicvis_geo.datamodules import (
+        ChipDataModule,
+        EarthEngineDataModule,
+        ScenesDataModule,
+    )
     from dynamicvis_geo.datasets import (
         ChipDataset,
         EarthEngineDataset,
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
         load_backbone,
     )
     from dynamicvis_geo.provenance import read_provenance
-    from dynamicvis_geo.samplers import GridSampler, PointSampler
+    from dynamicvis_geo.samplers import ContiguousSampler, GridSampler, PointSampler
     from dynamicvis_geo.specs import (
         BBox,
         OutputSpec,
@@ -43,11 +48,14 @@ _MODULES = {
     'BBox': 'specs',
     'BackboneConfig': 'models',
     'ChipCache': 'earthengine',
+    'ChipDataModule': 'datamodules',
     'ChipDataset': 'datasets',
+    'ContiguousSampler': 'samplers',
     'DynamicVis': 'models',
     'DynamicVis_B_Weights': 'models',
     'DynamicVis_L_Weights': 'models',
     'EarthEngineClient': 'earthengine',
+    'EarthEngineDataModule': 'datamodules',
     'EarthEngineDataset': 'datasets',
     'EmbeddingDataModule': 'datamodules',
     'Embedding': 'embedding',
@@ -60,6 +68,7 @@ _MODULES = {
     'PointSampler': 'samplers',
     'PooledEmbeddings': 'datasets',
     'Preprocess': 'transforms',
+    'ScenesDataModule': 'datamodules',
     'SensorSpec': 'specs',
     'TemporalSpec': 'specs',
     'collate': 'datasets',
@@ -76,11 +85,14 @@ __all__ = [
     'BBox',
     'BackboneConfig',
     'ChipCache',
+    'ChipDataModule',
     'ChipDataset',
+    'ContiguousSampler',
     'DynamicVis',
     'DynamicVis_B_Weights',
     'DynamicVis_L_Weights',
     'EarthEngineClient',
+    'EarthEngineDataModule',
     'EarthEngineDataset',
     'Embedding',
     'EmbeddingDataModule',
@@ -93,6 +105,7 @@ __all__ = [
     'PointSampler',
     'PooledEmbeddings',
     'Preprocess',
+    'ScenesDataModule',
     'SensorSpec',
     'TemporalSpec',
     'collate',

@@ -2,33 +2,55 @@
 
 from typing import Any
 
+import numpy as np
 import shapely
+from numpy.typing import ArrayLike, NDArray
 from pyproj import CRS
 
-__all__ = ('lonlat_centre', 'utm_crs', 'utm_zone')
+__all__ = ('lonlat_centre', 'utm_codes', 'utm_crs', 'utm_zone')
+
+
+def utm_codes(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.int64]:
+    """EPSG codes of the projections in metres that suit places best.
+
+    UTM zones are 6 degrees wide, but for south-western Norway (32V reaches west to 3
+    degrees east) and for Svalbard (31X, 33X, 35X and 37X take the place of seven
+    zones), as drawn in NGA.SIG.0012, "The Universal Grids and the Transverse Mercator
+    and Polar Stereographic Map Projections". A border belongs to the zone east or north
+    of it.
+
+    Args:
+        lon: Longitudes in degrees; any turn of the globe.
+        lat: Latitudes in degrees.
+
+    Returns:
+        The UTM zone on WGS 84 of each place (EPSG:326xx north, 327xx south); UPS
+        (EPSG:32661, EPSG:32761) from 84 degrees north and beyond 80 degrees south.
+    """
+    lon = (np.asarray(lon, dtype=np.float64) + 180) % 360 - 180
+    lat = np.asarray(lat, dtype=np.float64)
+    zone = np.floor((lon + 180) / 6).astype(np.int64) + 1
+    norway = (lat >= 56) & (lat < 64) & (lon >= 3) & (lon < 12)
+    svalbard = (lat >= 72) & (lon >= 0) & (lon < 42)
+    zone = np.where(norway, 32, zone)
+    zone = np.where(svalbard, 31 + 2 * np.floor((lon + 3) / 12).astype(np.int64), zone)
+    codes = np.where(lat >= 0, 32600, 32700) + zone
+    codes = np.where(lat >= 84, 32661, codes)
+    polar: NDArray[np.int64] = np.where(lat < -80, 32761, codes)
+    return polar
 
 
 def utm_zone(lon: float, lat: float) -> int:
     """UTM zone number of a place.
-
-    Zones are 6 degrees wide, but for south-western Norway (32V reaches west to 3
-    degrees east) and for Svalbard (31X, 33X, 35X and 37X take the place of seven
-    zones), as drawn in NGA.SIG.0012, "The Universal Grids and the Transverse Mercator
-    and Polar Stereographic Map Projections".
 
     Args:
         lon: Longitude in degrees; any turn of the globe.
         lat: Latitude in degrees, -80 to 84.
 
     Returns:
-        The zone, 1 to 60.
+        The zone, 1 to 60: see :func:`utm_codes`.
     """
-    lon = (lon + 180) % 360 - 180
-    if 56 <= lat < 64 and 3 <= lon < 12:
-        return 32
-    if lat >= 72 and 0 <= lon < 42:
-        return 31 + 2 * (int(lon + 3) // 12)
-    return int((lon + 180) // 6) + 1
+    return int(utm_codes(lon, lat)) % 100
 
 
 def utm_crs(lon: float, lat: float) -> CRS:
@@ -39,14 +61,9 @@ def utm_crs(lon: float, lat: float) -> CRS:
         lat: Latitude in degrees.
 
     Returns:
-        The place's UTM zone on WGS 84 (EPSG:326xx north, 327xx south); UPS
-        (EPSG:32661, EPSG:32761) from 84 degrees north and beyond 80 degrees south.
+        The place's UTM zone, or UPS: see :func:`utm_codes`.
     """
-    if lat >= 84:
-        return CRS.from_epsg(32661)
-    if lat < -80:
-        return CRS.from_epsg(32761)
-    return CRS.from_epsg((32600 if lat >= 0 else 32700) + utm_zone(lon, lat))
+    return CRS.from_epsg(int(utm_codes(lon, lat)))
 
 
 def lonlat_centre(geometry: Any) -> tuple[float, float]:

@@ -9,12 +9,11 @@ from rasterio.merge import merge
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.commands.prediction import predict
-from dynamicvis_geo.datasets import ChipDataset, open_scenes
+from dynamicvis_geo.datamodules import ScenesDataModule
 from dynamicvis_geo.demo import synthetic_scene, write_scene
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.plotting import plot_features
-from dynamicvis_geo.samplers import GridSampler
 from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.tasks.features import Output
 
@@ -37,8 +36,12 @@ def run(arguments: Namespace) -> None:
         'nothing.\n'
     )
     warnings.filterwarnings('ignore', message='.*random.*')
-    (scene,) = open_scenes(folder / 'scene.tif')
-    chips = ChipDataset([(scene, GridSampler(scene, CHIP))])
+    chips = ScenesDataModule(
+        folder / 'scene.tif',
+        size=CHIP,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+    )
     config = BackboneConfig.from_env(weights='random')
     outputs: dict[str, Output] = {
         'embeddings.parquet': 'pooled',

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from dynamicvis_geo.commands.imagery import earthengine_pairs
+from dynamicvis_geo.commands.imagery import earthengine
 from dynamicvis_geo.datasets.earthengine import EarthEngineDataset
 from dynamicvis_geo.errors import SpecError
 
@@ -13,7 +13,7 @@ def run(arguments: Namespace) -> None:
         raise SpecError('fetch needs --cache FOLDER: where the chips are kept')
     reports = [
         dataset.prefetch(sampler)
-        for dataset, sampler in earthengine_pairs(arguments)
+        for dataset, sampler in earthengine(arguments).pairs
         if isinstance(dataset, EarthEngineDataset)
     ]
     chips, fetched, empty, requests, retries, received = (

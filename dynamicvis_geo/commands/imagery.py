@@ -1,26 +1,17 @@
-"""What the options for Earth Engine mean."""
+"""What the options for imagery mean."""
 
 from argparse import Namespace
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-import geopandas as gpd
-import shapely
-from pyproj import CRS
-from torchgeo.datasets import GeoDataset
-
-from dynamicvis_geo.datasets import read_points
-from dynamicvis_geo.datasets.areas import read_area
-from dynamicvis_geo.datasets.earthengine import EarthEngineDataset
-from dynamicvis_geo.datasets.zones import split_area, split_points
+from dynamicvis_geo.datamodules import (
+    ChipDataModule,
+    EarthEngineDataModule,
+    ScenesDataModule,
+)
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.samplers import GridSampler, PointSampler
 from dynamicvis_geo.specs import SensorSpec, TemporalSpec
 
-Pairs = Sequence[tuple[GeoDataset, GridSampler | PointSampler]]
-
-CHIP_SIZE = 512
 _ONLY_EARTH_ENGINE = ('roi', 'start', 'end', 'year', 'buffer', 'cache')
 
 
@@ -43,57 +34,64 @@ def check_imagery(arguments: Namespace) -> None:
         )
 
 
-def earthengine_pairs(arguments: Namespace, failures: Path | None = None) -> Pairs:
-    """Make a dataset and its sampler for each UTM zone that is asked for.
+def imagery(arguments: Namespace) -> ChipDataModule:
+    """Make the data module that the options of ``embed`` describe.
+
+    Raises:
+        SpecError: if options are missing, contradict each other, or have values that
+            cannot be used.
+    """
+    loading = {
+        'batch_size': arguments.batch_size,
+        'num_workers': arguments.num_workers,
+    }
+    check_imagery(arguments)
+    if arguments.source is None:
+        return earthengine(arguments, **loading)
+    return ScenesDataModule(
+        arguments.source,
+        arguments.bands,
+        arguments.size,
+        arguments.stride,
+        arguments.points,
+        **loading,
+    )
+
+
+def earthengine(arguments: Namespace, **loading: Any) -> EarthEngineDataModule:
+    """Make the data module that the options for Earth Engine describe.
 
     Args:
         arguments: the options.
-        failures: file to which chips are appended that ``--on-missing skip`` left out.
+        **loading: how batches are loaded.
 
     Raises:
         SpecError: if options are missing or have values that cannot be used.
-        SourceError: if the points cannot be read.
     """
     if (arguments.roi is None) == (arguments.points is None):
         raise SpecError('give either --roi or --points: where the chips are')
-    window = _window(arguments)
-    size = _chip_size(arguments)
-    sensor = SensorSpec(
-        scale_m=arguments.scale,
-        cloudy_pct=arguments.cloudy_pct,
-        composite=arguments.composite,
-        cloud_mask=arguments.cloud_mask,
+    return EarthEngineDataModule(
+        roi=arguments.roi,
+        points=arguments.points,
+        time=_window(arguments),
+        size=arguments.size,
+        stride=arguments.stride,
+        buffer_m=arguments.buffer,
+        sensor=SensorSpec(
+            scale_m=arguments.scale,
+            cloudy_pct=arguments.cloudy_pct,
+            composite=arguments.composite,
+            cloud_mask=arguments.cloud_mask,
+        ),
+        client=EarthEngineClient(
+            project=arguments.project,
+            url=arguments.ee_url,
+            max_concurrency=arguments.max_concurrency,
+        ),
+        cache=arguments.cache,
+        on_missing=arguments.on_missing,
+        **loading,
     )
-    client = EarthEngineClient(
-        project=arguments.project,
-        url=arguments.ee_url,
-        max_concurrency=arguments.max_concurrency,
-    )
-
-    def dataset(roi: gpd.GeoSeries, crs: CRS) -> EarthEngineDataset:
-        return EarthEngineDataset(
-            roi,
-            window,
-            sensor,
-            crs=crs,
-            cache=arguments.cache,
-            client=client,
-            on_missing=arguments.on_missing,
-            failures=failures,
-        )
-
-    pairs: list[tuple[GeoDataset, GridSampler | PointSampler]] = []
-    if arguments.points is None:
-        for crs, area in split_area(read_area(arguments.roi)):
-            zone = dataset(area, crs)
-            pairs.append((zone, GridSampler(zone, size, arguments.stride)))
-        return pairs
-    for crs, points in split_points(read_points(arguments.points)):
-        near = points.to_crs(crs)
-        squares = near.buffer(size * arguments.scale, cap_style='square')
-        zone = dataset(gpd.GeoSeries([shapely.union_all(squares)], crs=crs), crs)
-        pairs.append((zone, PointSampler(zone, near, size)))
-    return pairs
 
 
 def _window(arguments: Namespace) -> TemporalSpec:
@@ -103,17 +101,3 @@ def _window(arguments: Namespace) -> TemporalSpec:
     if year is None and start is not None and end is not None:
         return TemporalSpec.range(start, end)
     raise SpecError('give either --year, or both --start and --end: when')
-
-
-def _chip_size(arguments: Namespace) -> int:
-    if arguments.buffer is None:
-        return arguments.size or CHIP_SIZE
-    if arguments.size is not None:
-        raise SpecError('give either --size or --buffer: both set the size of a chip')
-    size: int = round(2 * arguments.buffer / arguments.scale)
-    if size < 1:
-        raise SpecError(
-            f'--buffer {arguments.buffer:g} is less than half a pixel of '
-            f'{arguments.scale:g} m: give more metres'
-        )
-    return size

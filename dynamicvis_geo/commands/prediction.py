@@ -6,16 +6,15 @@ import warnings
 from argparse import Namespace
 
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.commands.options import choose_device
-from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datamodules import ChipDataModule
 from dynamicvis_geo.tasks import FeatureExtraction
 
 
 def predict(
-    chips: ChipDataset,
+    data: ChipDataModule,
     module: FeatureExtraction,
     writer: EmbeddingWriter,
     options: Namespace,
@@ -23,21 +22,15 @@ def predict(
     """Embed chips and write them.
 
     Args:
-        chips: what to embed.
+        data: the chips to embed.
         module: the task.
         writer: where to.
-        options: ``batch_size``, ``num_workers``, ``device`` and ``precision``.
+        options: ``device`` and ``precision``.
 
     Returns:
         a sentence that says what was written, how many chips, and how long it took.
     """
     quieten_lightning()
-    loader = DataLoader(
-        chips,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        collate_fn=collate,
-    )
     accelerator, devices = choose_device(options.device)
     trainer = Trainer(
         accelerator=accelerator,
@@ -49,7 +42,7 @@ def predict(
         enable_model_summary=False,
     )
     start = time.perf_counter()
-    trainer.predict(module, loader, return_predictions=False)
+    trainer.predict(module, datamodule=data, return_predictions=False)
     seconds = time.perf_counter() - start
     kind = 'feature maps' if module.output == 'grid' else 'embeddings'
     return (

@@ -3,3 +3,8 @@
 from dynamicvis_geo.datamodules.embedding import EmbeddingDataModule
 
 __all__ = ('EmbeddingDataModule',)
+from dynamicvis_geo.datamodules.chips import ChipDataModule
+from dynamicvis_geo.datamodules.earthengine import EarthEngineDataModule
+from dynamicvis_geo.datamodules.scenes import ScenesDataModule
+
+__all__ = ('ChipDataModule', 'EarthEngineDataModule', 'ScenesDataModule')

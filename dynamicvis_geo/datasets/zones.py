@@ -1,13 +1,16 @@
 """Areas and points anywhere on Earth, divided among the projections that suit them."""
 
+from __future__ import annotations
+
 from functools import lru_cache
 from itertools import pairwise
 
 import geopandas as gpd
+import numpy as np
 import shapely
 from pyproj import CRS
 
-from dynamicvis_geo.projections import utm_crs
+from dynamicvis_geo.projections import utm_codes
 
 #: Latitudes at which zones change: the poles, Norway, Svalbard and the equator.
 _PARALLELS = (-90, -80, 0, 56, 64, 72, 84, 90)
@@ -22,16 +25,24 @@ def split_area(area: gpd.GeoSeries) -> list[tuple[CRS, gpd.GeoSeries]]:
         area: geometries in any CRS, cut at the antimeridian if in degrees.
 
     Returns:
-        pairs of a projection and the part of *area* in its zone, in EPSG:4326; zones
-        that the area only touches are left out.
+        pairs of a projection and the part of *area* in its zone, in EPSG:4326, sorted
+        by EPSG code. Zones that a polygon or line only touches are left out.
     """
-    lonlat = area.to_crs('EPSG:4326').union_all()
-    dimensions = shapely.get_dimensions(lonlat)
+    parts = shapely.get_parts(shapely.get_parts(area.to_crs('EPSG:4326').values))
+    dimensions = shapely.get_dimensions(parts)
+    kinds = [
+        (dimension, shapely.union_all(parts[dimensions == dimension]))
+        for dimension in np.unique(dimensions)
+    ]
     pairs = []
-    for crs, zone in _zones():
-        part = shapely.intersection(lonlat, zone)
-        if not part.is_empty and shapely.get_dimensions(part) == dimensions:
-            pairs.append((crs, gpd.GeoSeries([part], crs='EPSG:4326')))
+    for code, zone in zones().items():
+        found = []
+        for dimension, geometry in kinds:
+            part = shapely.intersection(geometry, zone)
+            if not part.is_empty and shapely.get_dimensions(part) == dimension:
+                found.append(part)
+        if found:
+            pairs.append((CRS.from_epsg(code), gpd.GeoSeries(found, crs='EPSG:4326')))
     return pairs
 
 
@@ -42,21 +53,22 @@ def split_points(points: gpd.GeoDataFrame) -> list[tuple[CRS, gpd.GeoDataFrame]]
         points: points in any CRS.
 
     Returns:
-        pairs of a projection and the points of its zone, in the order of *points*.
+        pairs of a projection and the points of its zone, in the order of *points*;
+        sorted by EPSG code.
     """
     lonlat = points.geometry.to_crs('EPSG:4326')
-    epsg = [utm_crs(point.x, point.y).to_epsg() for point in lonlat]
-    groups = points.groupby(epsg, sort=True)
+    groups = points.groupby(utm_codes(lonlat.x, lonlat.y), sort=True)
     return [(CRS.from_epsg(int(code)), part) for code, part in groups]
 
 
 @lru_cache(maxsize=1)
-def _zones() -> list[tuple[CRS, shapely.Geometry]]:
-    cells: dict[CRS, list[shapely.Geometry]] = {}
+def zones() -> dict[int, shapely.Geometry]:
+    """Outline in EPSG:4326 of each UTM zone, and of UPS, by EPSG code, sorted."""
+    edges = np.arange(-180, 181, _MERIDIANS)
+    cells: dict[int, list[shapely.Geometry]] = {}
     for south, north in pairwise(_PARALLELS):
-        for west in range(-180, 180, _MERIDIANS):
-            east = west + _MERIDIANS
-            crs = utm_crs((west + east) / 2, (south + north) / 2)
-            cells.setdefault(crs, []).append(shapely.box(west, south, east, north))
-    zones = sorted(cells.items(), key=lambda zone: zone[0].to_string())
-    return [(crs, shapely.union_all(boxes)) for crs, boxes in zones]
+        middle = edges[:-1] + _MERIDIANS / 2
+        codes = utm_codes(middle, np.full(len(middle), (south + north) / 2))
+        for code, (west, east) in zip(codes.tolist(), pairwise(edges), strict=True):
+            cells.setdefault(code, []).append(shapely.box(west, south, east, north))
+    return {code: shapely.union_all(cells[code]) for code in sorted(cells)}

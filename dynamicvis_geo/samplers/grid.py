@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import geopandas as gpd
 import numpy as np
@@ -104,6 +105,31 @@ class GridSampler(Sampler[GeoSlice]):
         return self._lattice.slices(
             self._cols, self._tops, self.size, self._windows, self._times
         )
+
+    @property
+    def windows(self) -> int:
+        """Number of time windows."""
+        return len(self._times)
+
+    def boxes(self, rows: Ints) -> NDArray[np.object_]:
+        """Return the outlines of some chips in the CRS of the dataset.
+
+        Args:
+            rows: Positions of the chips in the order in which they come.
+        """
+        height, width = self.size
+        return self._lattice.boxes(self._cols[rows], self._tops[rows], width, height)
+
+    def select(self, keep: NDArray[np.bool_]) -> Self:
+        """Return a sampler that yields some of these chips only.
+
+        Args:
+            keep: For every chip whether it stays.
+        """
+        chosen = copy.copy(self)
+        chosen._windows = self._windows[keep]
+        chosen._cols, chosen._tops = self._cols[keep], self._tops[keep]
+        return chosen
 
     def table(self) -> NDArray[np.void]:
         """Return all chips at once, as a ChipDataset keeps them."""

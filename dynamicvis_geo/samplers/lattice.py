@@ -101,7 +101,12 @@ class Lattice:
         return cls(_phase(west, xres), _phase(north, yres), xres, yres)
 
     def boxes(
-        self, cols: Ints, tops: Ints, widths: Ints, heights: Ints, shrink: float = 0.0
+        self,
+        cols: Ints,
+        tops: Ints,
+        widths: Ints | int,
+        heights: Ints | int,
+        shrink: float = 0.0,
     ) -> NDArray[np.object_]:
         """Return rectangles of pixels as polygons.
 

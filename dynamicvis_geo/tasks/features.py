@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.models.weights import load_backbone
+from dynamicvis_geo.tasks.sharding import refuse_unsharded
 from dynamicvis_geo.transforms import Preprocess
 
 Output = Literal['pooled', 'grid']
@@ -59,6 +60,8 @@ class FeatureExtraction(LightningModule):
         )
         self.requires_grad_(False)
         self.eval()
+        # In a run with more processes than chips, some get none.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         #: What the features are made of, ready for JSON.
         self.provenance: dict[str, Any] = {
             'backbone': described,
@@ -120,6 +123,14 @@ class FeatureExtraction(LightningModule):
         if self.pooling == 'mean':
             return features.mean((2, 3))
         return features.amax((2, 3))
+
+    def on_predict_start(self) -> None:
+        """Refuse dataloaders that the processes of a run cannot share.
+
+        Raises:
+            SpecError: If chips would be done by every process, twice, or not at all.
+        """
+        refuse_unsharded(self.trainer)
 
     def predict_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0

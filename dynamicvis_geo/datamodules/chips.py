@@ -1,0 +1,123 @@
+"""Chips of any TorchGeo datasets for a prediction run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from torchgeo.datasets import GeoDataset
+
+from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.samplers import ContiguousSampler
+
+Pairs: TypeAlias = Sequence[tuple[GeoDataset, Iterable[Any]]]
+
+
+class ChipDataModule(LightningDataModule):
+    """The chips that samplers choose from datasets, divided among all processes.
+
+    One DataLoader goes over the chips of all datasets, neighbours together; each
+    process of a distributed run takes one run of them, and every chip is taken exactly
+    once. Chips that are set aside (:meth:`~dynamicvis_geo.ChipDataset.restrict`) are
+    left out before they are divided.
+
+    Attributes:
+        chips: The chips, once ``setup('predict')`` has run, as a Trainer does.
+    """
+
+    chips: ChipDataset
+
+    def __init__(
+        self,
+        pairs: Pairs = (),
+        batch_size: int = 4,
+        num_workers: int = 0,
+        persistent_workers: bool = False,
+        prefetch_factor: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """Keep the arguments.
+
+        Args:
+            pairs: Datasets, each with a sampler, as
+                :class:`~dynamicvis_geo.ChipDataset` takes them.
+            batch_size: Chips a batch.
+            num_workers: Processes that get images ahead, for each process that
+                predicts; with 0 it gets them itself.
+            persistent_workers: Whether the workers live on between runs; without
+                effect if there are none.
+            prefetch_factor: Batches that each worker gets ahead; None leaves it to
+                PyTorch (2). Without effect if there are no workers.
+            pin_memory: Whether batches are put into page-locked memory, from which they
+                reach a GPU faster.
+
+        Raises:
+            SpecError: If a number is out of range.
+        """
+        super().__init__()
+        for name, value, least in (
+            ('batch_size', batch_size, 1),
+            ('num_workers', num_workers, 0),
+            ('prefetch_factor', prefetch_factor, 1),
+        ):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SpecError(f'{name}={value!r} must be a whole number from {least}')
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.persistent_workers = persistent_workers
+        self.prefetch_factor = prefetch_factor
+        self.pin_memory = pin_memory
+        # With more processes than chips, some get none.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._given = pairs
+        self._pairs: Pairs | None = None
+
+    @property
+    def pairs(self) -> Pairs:
+        """The datasets and their samplers, laid out when they are first asked for.
+
+        Raises:
+            SpecError: If an argument has a value that cannot be used.
+            SourceError: If a file cannot be used.
+        """
+        if self._pairs is None:
+            self._pairs = self._make_pairs()
+        return self._pairs
+
+    def _make_pairs(self) -> Pairs:
+        return self._given
+
+    def setup(self, stage: str = 'predict') -> None:
+        """Lay out the chips, the same ones in every process.
+
+        Args:
+            stage: Only ``'predict'`` needs them.
+
+        Raises:
+            SpecError: If an argument has a value that cannot be used.
+            SourceError: If a file cannot be used.
+        """
+        if stage == 'predict' and not hasattr(self, 'chips'):
+            self.chips = ChipDataset(self.pairs, order='hilbert')
+            # The samplers of many chips take memory, and are not needed any more.
+            self._pairs = None
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return a DataLoader over what this process takes of the remaining chips."""
+        self.setup('predict')
+        workers = self.num_workers > 0
+        return DataLoader(
+            self.chips,
+            batch_size=self.batch_size,
+            sampler=ContiguousSampler(self.chips.remaining),
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.persistent_workers and workers,
+            prefetch_factor=self.prefetch_factor if workers else None,
+            pin_memory=self.pin_memory,
+        )

@@ -1,0 +1,141 @@
+"""Any place, any dates: chips from Google Earth Engine for a prediction run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import geopandas as gpd
+from pyproj import CRS
+
+from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
+from dynamicvis_geo.datamodules.zones import grid_pairs, point_pairs
+from dynamicvis_geo.datasets import EarthEngineDataset, read_points
+from dynamicvis_geo.datasets.areas import read_area, read_windows
+from dynamicvis_geo.earthengine import EarthEngineClient
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.specs import SensorSpec, TemporalSpec
+
+#: Side of a chip in pixels: that of the backbone's input.
+CHIP_SIZE = 512
+
+
+class EarthEngineDataModule(ChipDataModule):
+    """Chips of an area or around points, anywhere on Earth, from Earth Engine.
+
+    Places are divided among UTM zones (UPS at the poles), and all zones are one
+    :attr:`chips`. An area is covered with a grid of chips that is fixed to the CRS of
+    each zone; where zones meet, a chip belongs to the zone in which its centre lies,
+    and what is left bare between two grids is filled with chips of one of them, so that
+    nothing is left out and no chip occurs twice.
+
+    Arguments are plain values, which a YAML file can hold, or Python objects.
+    """
+
+    def __init__(
+        self,
+        roi: Any = None,
+        points: Any = None,
+        time: Any = None,
+        size: int | None = None,
+        stride: int | None = None,
+        buffer_m: float | None = None,
+        sensor: SensorSpec = SensorSpec(),  # noqa: B008 - frozen
+        client: EarthEngineClient = EarthEngineClient(),  # noqa: B008 - frozen
+        cache: str | os.PathLike[str] | None = None,
+        on_missing: Literal['raise', 'fill', 'skip'] = 'raise',
+        batch_size: int = 4,
+        num_workers: int = 0,
+        persistent_workers: bool = False,
+        prefetch_factor: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """Keep the arguments; nothing is read or fetched yet.
+
+        Args:
+            roi: Area to cover with chips: the path of a vector file, WKT in EPSG:4326,
+                ``'minlon,minlat,maxlon,maxlat'``, a shapely geometry, a GeoDataFrame,
+                or a spec.
+            points: Instead of *roi*, places that get one chip each: the path of a CSV
+                with columns lon and lat, or of a vector file; or a GeoDataFrame.
+            time: When: (start, end), the end exclusive, or a TemporalSpec; or a list of
+                them, each for one composite.
+            size: Side of a chip in pixels; 512 by default.
+            stride: Pixels from chip to chip, for *roi*; *size* by default.
+            buffer_m: Half the side of a chip in metres, instead of *size*.
+            sensor: What imagery, and how it is composed.
+            client: How to reach Earth Engine.
+            cache: Folder that keeps what was fetched.
+            on_missing: What happens to a chip without a single valid pixel, as
+                :class:`~dynamicvis_geo.EarthEngineDataset` has it.
+            batch_size: As for :class:`ChipDataModule`.
+            num_workers: As for :class:`ChipDataModule`.
+            persistent_workers: As for :class:`ChipDataModule`.
+            prefetch_factor: As for :class:`ChipDataModule`.
+            pin_memory: As for :class:`ChipDataModule`.
+
+        Raises:
+            SpecError: If arguments are missing, contradict each other, or have values
+                that cannot be used.
+        """
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            persistent_workers=persistent_workers,
+            prefetch_factor=prefetch_factor,
+            pin_memory=pin_memory,
+        )
+        if (roi is None) == (points is None):
+            raise SpecError('give either roi or points: where the chips are')
+        if points is not None and stride is not None:
+            raise SpecError(
+                f'stride={stride!r} is for a grid: leave it out, or give roi in place '
+                'of points'
+            )
+        if time is None:
+            raise SpecError(
+                "time is missing: give (start, end), such as ('2024-06-01', "
+                "'2024-09-01')"
+            )
+        self.roi, self.points = roi, points
+        self.time: Sequence[TemporalSpec] = read_windows(time)
+        self.size = _chip_size(size, buffer_m, sensor.scale_m)
+        self.stride = stride
+        self.sensor, self.client = sensor, client
+        self.cache = cache
+        self.on_missing = on_missing
+
+    def _make_pairs(self) -> Pairs:
+        if self.points is None:
+            area = read_area(self.roi)
+            return grid_pairs(area, self._dataset, self.size, self.stride)
+        points = self.points
+        if isinstance(points, str | os.PathLike):
+            points = read_points(points)
+        return point_pairs(points, self._dataset, self.size)
+
+    def _dataset(self, area: gpd.GeoSeries, crs: CRS) -> EarthEngineDataset:
+        return EarthEngineDataset(
+            area,
+            self.time,
+            self.sensor,
+            crs=crs,
+            cache=self.cache,
+            client=self.client,
+            on_missing=self.on_missing,
+        )
+
+
+def _chip_size(size: int | None, buffer_m: float | None, scale_m: float) -> int:
+    if buffer_m is None:
+        return CHIP_SIZE if size is None else size
+    if size is not None:
+        raise SpecError('give either size or buffer_m: both set the size of a chip')
+    pixels = round(2 * buffer_m / scale_m)
+    if pixels < 1:
+        raise SpecError(
+            f'buffer_m={buffer_m:g} is less than half a pixel of {scale_m:g} m: give '
+            'more metres'
+        )
+    return pixels

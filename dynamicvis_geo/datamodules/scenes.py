@@ -1,0 +1,111 @@
+"""Chips of local GeoTIFFs for a prediction run."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from torchgeo.datasets import GeoDataset
+
+from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
+from dynamicvis_geo.datamodules.earthengine import CHIP_SIZE
+from dynamicvis_geo.datasets import assign_points, open_scenes, read_points
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.samplers import GridSampler, PointSampler
+
+
+class ScenesDataModule(ChipDataModule):
+    """Chips of a GeoTIFF, or of all in a folder, each in its own CRS.
+
+    Arguments are plain values, which a YAML file can hold, or Python objects.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        bands: tuple[int, int, int] = (1, 2, 3),
+        size: int | None = None,
+        stride: int | None = None,
+        points: Any = None,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        persistent_workers: bool = False,
+        prefetch_factor: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """Keep the arguments; nothing is read yet.
+
+        Args:
+            path: A GeoTIFF, or a folder of them.
+            bands: Three band numbers, from 1: red, green and blue.
+            size: Side of a chip in pixels; 512 by default.
+            stride: Pixels from chip to chip; *size* by default.
+            points: One chip around each point instead of a grid: the path of a CSV with
+                columns lon and lat, or of a vector file; or a GeoDataFrame.
+            batch_size: As for :class:`ChipDataModule`.
+            num_workers: As for :class:`ChipDataModule`.
+            persistent_workers: As for :class:`ChipDataModule`.
+            prefetch_factor: As for :class:`ChipDataModule`.
+            pin_memory: As for :class:`ChipDataModule`.
+
+        Raises:
+            SpecError: If a number is out of range, or arguments contradict each other.
+        """
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            persistent_workers=persistent_workers,
+            prefetch_factor=prefetch_factor,
+            pin_memory=pin_memory,
+        )
+        if points is not None and stride is not None:
+            raise SpecError(
+                f'stride={stride!r} is for a grid: leave it out, or leave out points'
+            )
+        self.path = path
+        self.bands = bands
+        self.size = CHIP_SIZE if size is None else size
+        self.stride = stride
+        self.points = points
+
+    def _make_pairs(self) -> Pairs:
+        scenes = open_scenes(self.path, self.bands)
+        pairs: Pairs
+        if self.points is None:
+            pairs = [(s, GridSampler(s, self.size, self.stride)) for s in scenes]
+        else:
+            points = self.points
+            if isinstance(points, str | os.PathLike):
+                points = read_points(points)
+            pairs = [
+                (scene, PointSampler(scene, near, self.size))
+                for scene, near in assign_points(scenes, points)
+            ]
+        for scene, sampler in pairs:
+            _warn_of_padding(scene, sampler, self.size)
+        return pairs
+
+
+def _warn_of_padding(scene: GeoDataset, sampler: Iterable[Any], size: int) -> None:
+    """Say how little of a chip an image fills that is smaller than one."""
+    x, y, _ = scene.bounds
+    width, height = (round((s.stop - s.start) / s.step) for s in (x, y))
+    if min(width, height) >= size:
+        return
+    covered = [
+        _overlap(x, chip[0]) * _overlap(y, chip[1]) / (x.step * y.step * size**2)
+        for chip in sampler
+    ]
+    warnings.warn(
+        f'chips of {size} x {size} pixels are larger than the image of {width} x '
+        f'{height} pixels: they are padded, and at most the fraction '
+        f'{max(covered):.3f} of one is valid; a smaller size avoids it',
+        stacklevel=2,
+    )
+
+
+def _overlap(one: slice, other: slice) -> float:
+    length: float = min(one.stop, other.stop) - max(one.start, other.start)
+    return max(0.0, length)
