@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         SensorSpec,
         TemporalSpec,
     )
-    from dynamicvis_geo.tasks import FeatureExtraction
+    from dynamicvis_geo.tasks import FeatureExtraction, LinearProbe
     from dynamicvis_geo.transforms import Preprocess
 
 # Importing PyTorch and TorchGeo takes seconds: a name's module is imported when the
@@ -53,6 +53,7 @@ _MODULES = {
     'FeatureExtraction': 'tasks',
     'FeatureMaps': 'datasets',
     'GridSampler': 'samplers',
+    'LinearProbe': 'tasks',
     'OutputSpec': 'specs',
     'PointBuffer': 'specs',
     'PointSampler': 'samplers',
@@ -83,6 +84,7 @@ __all__ = [
     'FeatureExtraction',
     'FeatureMaps',
     'GridSampler',
+    'LinearProbe',
     'OutputSpec',
     'PointBuffer',
     'PointSampler',

@@ -15,7 +15,12 @@ from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
-from dynamicvis_geo.datasets.scene_files import ALWAYS, find_files, one_line, window_of_name
+from dynamicvis_geo.datasets.scene_files import (
+    ALWAYS,
+    find_files,
+    one_line,
+    window_of_name,
+)
 from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
 
