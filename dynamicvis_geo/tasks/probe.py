@@ -430,7 +430,8 @@ class LinearProbe(LightningModule):
             return [made]
         loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
         datasets = [getattr(loader, 'dataset', None) for loader in loaders]
-        return [d.provenance for d in datasets if hasattr(d, 'provenance')]
+        found = [getattr(dataset, 'provenance', None) for dataset in datasets]
+        return [made for made in found if made is not None]
 
     def _check_loaders(self, loaders: Any) -> None:
         for made in self._provenances(loaders):
