@@ -73,8 +73,8 @@ class EmbeddingDataModule(LightningDataModule):
             path: A GeoParquet file of pooled embeddings, or a folder of its parts.
             target: Column of the labels.
             labels: File or table of labels, joined as
-                :func:`~dynamicvis_geo.datasets.join_labels` says; None if the labels
-                are a column of the embeddings.
+                :func:`~dynamicvis_geo.datasets.join_labels` says, with a warning if
+                some cannot be used; None if the labels are a column of the embeddings.
             split: 'random', 'stratified', 'spatial' (whole blocks of land), or the name
                 of a column, of the labels or else of the embeddings, that says train,
                 val or test.
@@ -268,6 +268,8 @@ class EmbeddingDataModule(LightningDataModule):
                 on=self.on,
                 max_distance_m=self.max_distance_m,
             )
+            if joined.unused or joined.missing:
+                warnings.warn(joined.description, stacklevel=3)
             rows, values, beside = joined.rows, joined.values, joined.labels
         splits = None
         if self.split not in DRAWN:

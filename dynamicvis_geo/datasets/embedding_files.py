@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,6 +25,8 @@ EMBEDDING, SCALE = 'embedding', 'scale'
 
 #: Memory that the vectors decoded at a time take, bytes.
 _BLOCK_BYTES = 16 * 2**20
+#: Where mapped arrays lie that cannot lie beside their embeddings.
+_CACHE = Path('~/.cache/dynamicvis_geo')
 #: To be raised when the mapped arrays are made in another way.
 _LAYOUT = 1
 
@@ -78,6 +82,22 @@ def read_schema(part: Path) -> tuple[pa.Schema, int]:
     return schema, rows
 
 
+def table_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns that describe the rows.
+
+    Left out are the embeddings, and the bounds of geometries that GeoParquet keeps to
+    filter by, as GeoPandas leaves them out.
+    """
+    geo = json.loads((schema.metadata or {}).get(b'geo', b'{}'))
+    covering = [
+        path[0]
+        for column in geo.get('columns', {}).values()
+        for path in column.get('covering', {}).get('bbox', {}).values()
+    ]
+    hidden = {EMBEDDING, SCALE, *covering}
+    return tuple(name for name in schema.names if name not in hidden)
+
+
 def shared_provenance(parts: Sequence[Path]) -> dict[str, Any]:
     """Return what made the parts of one table; empty for files of other programs.
 
@@ -119,7 +139,9 @@ def map_embeddings(path: Path, parts: Sequence[Path]) -> Path:
     """
     path = path.resolve()
     name = f'.{path.name}.{_state(parts)}.npy'
-    folders = [path.parent, Path('~/.cache/dynamicvis_geo').expanduser()]
+    # Files of one name from several folders must not drive each other out.
+    place = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
+    folders = [path.parent, _CACHE.expanduser() / place]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
@@ -163,7 +185,7 @@ def _state(parts: Sequence[Path]) -> str:
 
 
 def _remove_earlier(folder: Path, stem: str, name: str) -> None:
-    for file in folder.glob(f'.{stem}.*.npy'):
+    for file in folder.glob(f'.{glob.escape(stem)}.*.npy'):
         if file.name != name and len(file.name) == len(name):
             # Windows keeps files that another process has mapped.
             with suppress(OSError):

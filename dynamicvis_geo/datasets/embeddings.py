@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from torchgeo.datasets import NonGeoDataset
 
 from dynamicvis_geo.datasets.embedding_files import (
-    EMBEDDING,
-    SCALE,
     find_parts,
     map_embeddings,
     one_line,
     read_schema,
     shared_provenance,
+    table_columns,
 )
 from dynamicvis_geo.datasets.targets import Labels, encode_labels
 from dynamicvis_geo.errors import SourceError, SpecError
@@ -82,12 +81,11 @@ class PooledEmbeddings(NonGeoDataset):
         self.path = Path(path).expanduser()
         self.transforms = transforms
         self._parts = find_parts(self.path)
-        names = read_schema(self._parts[0])[0].names
-        self.columns = tuple(name for name in names if name not in (EMBEDDING, SCALE))
+        self.columns = table_columns(read_schema(self._parts[0])[0])
         self.provenance = shared_provenance(self._parts)
         self._mapped = map_embeddings(self.path, self._parts)
         self.embeddings = np.load(self._mapped, mmap_mode='r')
-        self.rows: NDArray[np.int64] = np.arange(len(self.embeddings))
+        self.rows: NDArray[np.int64] = np.arange(len(self.embeddings), dtype=np.int64)
         self.labels: Labels | None = None
         self._table: gpd.GeoDataFrame | None = None
         if target is not None:

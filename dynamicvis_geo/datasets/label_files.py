@@ -107,7 +107,8 @@ def label_geometries(labels: pd.DataFrame, source: str) -> gpd.GeoSeries:
     kinds = set(places.geom_type)
     if kinds == {'MultiPoint'} and (shapely.get_num_geometries(places) == 1).all():
         # Some formats know no single points.
-        places, kinds = places.centroid, {'Point'}
+        places = gpd.GeoSeries(shapely.get_geometry(places, 0), crs=places.crs)
+        kinds = {'Point'}
     if kinds == {'Point'}:
         return places.to_crs('EPSG:4326')
     if not kinds <= {'Polygon', 'MultiPolygon'}:

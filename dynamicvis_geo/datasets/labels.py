@@ -41,12 +41,12 @@ class JoinedLabels:
     """The chips that have a label.
 
     Attributes:
-        rows: int64 ``[n]``, row of each such chip in the table, ascending.
+        rows: int64 ``[n]``, position of each such chip in the table, ascending.
         values: The label of each, ``[n]``, none missing; named as the target.
         labels: The row of the labels that each came from, ``[n]``.
         how: 'id', 'nearest' or 'within'.
         unmatched: Names of the chips that have no label.
-        unused: Number of labels that belong to no chip.
+        unused: Number of labels that no chip has.
         missing: Number of labels without a value, which were left out.
         description: All this in words.
     """
@@ -324,8 +324,9 @@ def _joined(
     by: str,
 ) -> JoinedLabels:
     rows, chosen = pairs.T
-    without = np.setdiff1d(np.arange(len(table)), rows)
-    unmatched = tuple(_chip_names(table).iloc[without])
+    without = np.ones(len(table), dtype=bool)
+    without[rows] = False
+    unmatched = tuple(_chip_names(table)[without])
     missing = count - len(labels)
     unused = len(labels) - len(np.unique(chosen))
     parts = [f'{source}: joined {by}, {len(rows)} of {len(table)} chips have a label']
@@ -333,7 +334,7 @@ def _joined(
         more = ', ...' if len(unmatched) > NAMED else ''
         parts.append(f'without one: {", ".join(unmatched[:NAMED])}{more}')
     if unused:
-        parts.append(f'{unused} of {len(labels)} labels belong to no chip')
+        parts.append(f'{unused} of {len(labels)} labels are not used')
     if missing:
         parts.append(f'{missing} labels have no value in {target!r} and were left out')
     beside = labels.iloc[chosen].reset_index(drop=True)

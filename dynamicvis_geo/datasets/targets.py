@@ -105,8 +105,9 @@ def _numbers(values: pd.Series) -> NDArray[np.float32]:
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
         raise SpecError(
-            f'column {values.name!r} holds {values.iloc[bad[0]]!r}, which is no finite '
-            "number: a regression needs numbers; for classes, give task='multiclass'"
+            f'column {values.name!r} holds {str(values.iloc[bad[0]])!r}, which is no '
+            'finite number: a regression needs numbers; for classes, give '
+            "task='multiclass'"
         )
     return numbers.astype(np.float32)
 

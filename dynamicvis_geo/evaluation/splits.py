@@ -16,8 +16,9 @@ SPLITS = ('train', 'val', 'test')
 #: Radius of the sphere with the area of the Earth (GRS 80), metres.
 AUTHALIC_RADIUS = 6_371_007.181
 
-#: How many random orders of the blocks are tried.
-_TRIES = 64
+#: How many random orders of the blocks are tried, and how many blocks are dealt in all:
+#: the more blocks there are, the less the order matters.
+_TRIES, _DEALT = 64, 200_000
 
 _SPELLINGS = {
     'train': ('train', 'training', 'trn', 'fit'),
@@ -47,7 +48,7 @@ def random_split(
     Raises:
         SpecError: If a fraction is wrong, or a split would have no sample.
     """
-    sizes = _sizes(count, _checked(fractions), 'samples')
+    sizes = _sizes(count, _checked(fractions))
     splits = np.repeat(SPLITS, sizes)
     return np.random.default_rng(seed).permutation(splits)
 
@@ -84,7 +85,7 @@ def stratified_split(
     owed = np.zeros(len(shares))
     for code, name in enumerate(names):
         members = np.flatnonzero(codes == code)
-        sizes = _sizes(len(members), shares, f'samples of class {name}', owed)
+        sizes = _sizes(len(members), shares, f' of class {name}', owed)
         owed += shares * len(members) - sizes
         splits[members] = rng.permutation(np.repeat(SPLITS, sizes))
     return splits
@@ -138,8 +139,9 @@ def spatial_block_split(
     members = np.zeros((len(sizes), codes.max() + 1), np.int64)
     np.add.at(members, (blocks, codes), 1)
     rng = np.random.default_rng(seed)
-    tries = [_deal(rng.permutation(len(sizes)), sizes, shares) for _ in range(_TRIES)]
-    best = min(tries, key=lambda dealt: _badness(dealt, members, shares))
+    tries = max(1, min(_TRIES, _DEALT // len(sizes)))
+    dealt = (_deal(rng.permutation(len(sizes)), sizes, shares) for _ in range(tries))
+    best = min(dealt, key=lambda splits: _badness(splits, members, shares))
     return np.array(SPLITS)[best[blocks]]
 
 
@@ -231,7 +233,7 @@ def _checked(fractions: Sequence[float]) -> NDArray[np.float64]:
 def _sizes(
     count: int,
     shares: NDArray[np.float64],
-    what: str,
+    which: str = '',
     owed: NDArray[np.float64] | float = 0.0,
 ) -> NDArray[np.int64]:
     """Divide a number, at least one for each share above 0.
@@ -241,7 +243,10 @@ def _sizes(
     """
     wanted = int((shares > 0).sum())
     if count < wanted:
-        raise SpecError(f'{count} {what}, too few for {wanted} splits: add some')
+        raise SpecError(
+            f'{count} sample{"s" * (count != 1)}{which}, too few for {wanted} splits: '
+            f'add some{", or leave the class out" if which else ""}'
+        )
     exact = shares * count
     sizes = np.floor(exact).astype(np.int64)
     order = np.argsort(sizes - exact - owed, kind='stable')
