@@ -181,6 +181,8 @@ class LinearProbe(LightningModule):
             ``[B]`` or ``[B, h, w]``. NaN where features are not finite.
         """
         out: Tensor = self(features)
+        known = features.isfinite().all(1, keepdim=True)
+        out = out.masked_fill(~known, torch.nan)
         if self.task == 'regression':
             return out.squeeze(1)
         return out.sigmoid() if self.task == 'multilabel' else out.softmax(1)
