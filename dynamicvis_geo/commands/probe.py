@@ -18,6 +18,7 @@ from dynamicvis_geo.datamodules import EmbeddingDataModule
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.evaluation import Results, evaluate
 from dynamicvis_geo.evaluation.figures import plot_predicted
+from dynamicvis_geo.evaluation.problem import as_problem
 from dynamicvis_geo.plotting import plot_confusion_matrix
 from dynamicvis_geo.tasks import LinearProbe, load_probe
 from dynamicvis_geo.tasks.probe_inputs import Task
@@ -48,6 +49,8 @@ def run(arguments: Namespace) -> None:
         task=arguments.task,
         seed=arguments.seed,
     )
+    # What cannot be evaluated is refused here, before the training.
+    as_problem(data)
     _print_data(data)
     with _staged(output) as folder:
         probe = _fit(data, arguments, folder)
@@ -124,6 +127,8 @@ def _fit(data: EmbeddingDataModule, arguments: Namespace, folder: Path) -> Linea
     warnings.filterwarnings('ignore', '.*for one or more classes was `nan`.*')
     warnings.filterwarnings('ignore', '.*number of training batches.*log interval.*')
     warnings.filterwarnings('ignore', '.*have no `val_dataloader`.*')
+    # Small sets in small batches: an epoch is at least 16 steps where it can be.
+    data.batch_size = min(data.batch_size, max(16, len(data.rows('train')) // 16))
     probe = LinearProbe(
         cast(Task, data.task),
         data.dim,
@@ -182,4 +187,5 @@ def _write(
             figure.savefig(folder / f'predicted-{name}.png', dpi=120)
         else:
             figure = plot_confusion_matrix(results.confusion(method), results.classes)
+            figure.axes[0].set_title(method)
             figure.savefig(folder / f'confusion-{name}.png', dpi=120)
