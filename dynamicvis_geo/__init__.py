@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         SensorSpec,
         TemporalSpec,
     )
-    from dynamicvis_geo.tasks import FeatureExtraction
+    from dynamicvis_geo.tasks import FeatureExtraction, LinearProbe
     from dynamicvis_geo.transforms import Preprocess
 
 # Importing PyTorch and TorchGeo takes seconds: a name's module is imported when the
@@ -63,6 +63,7 @@ _MODULES = {
     'FeatureExtraction': 'tasks',
     'FeatureMaps': 'datasets',
     'GridSampler': 'samplers',
+    'LinearProbe': 'tasks',
     'OutputSpec': 'specs',
     'PointBuffer': 'specs',
     'PointSampler': 'samplers',
@@ -100,6 +101,7 @@ __all__ = [
     'FeatureExtraction',
     'FeatureMaps',
     'GridSampler',
+    'LinearProbe',
     'OutputSpec',
     'PointBuffer',
     'PointSampler',
