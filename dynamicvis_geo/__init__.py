@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks import EmbeddingWriter
-    from dynamicvis_geo.datamodules import EmbeddingDataModule
     from dynamicvis_geo.datamodules import (
         ChipDataModule,
         EarthEngineDataModule,
+        EmbeddingDataModule,
         ScenesDataModule,
     )
     from dynamicvis_geo.datasets import (

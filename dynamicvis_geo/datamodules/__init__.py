@@ -1,10 +1,13 @@
 """Data for a Trainer, put together from files and arguments."""
 
-from dynamicvis_geo.datamodules.embedding import EmbeddingDataModule
-
-__all__ = ('EmbeddingDataModule',)
 from dynamicvis_geo.datamodules.chips import ChipDataModule
 from dynamicvis_geo.datamodules.earthengine import EarthEngineDataModule
+from dynamicvis_geo.datamodules.embedding import EmbeddingDataModule
 from dynamicvis_geo.datamodules.scenes import ScenesDataModule
 
-__all__ = ('ChipDataModule', 'EarthEngineDataModule', 'ScenesDataModule')
+__all__ = (
+    'ChipDataModule',
+    'EarthEngineDataModule',
+    'EmbeddingDataModule',
+    'ScenesDataModule',
+)
