@@ -194,7 +194,7 @@ def _add_imagery(group: argparse._ActionsContainer) -> None:
         choices=('raise', 'fill', 'skip'),
         default='raise',
         help='for a chip without imagery: stop, fill it with zeros, or leave it out '
-        'and list it in OUT.failures.jsonl (default: raise)',
+        '(default: raise)',
     )
     group.add_argument(
         '--cache', type=Path, metavar='FOLDER', help='keep fetched chips here'

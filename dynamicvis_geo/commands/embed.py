@@ -2,7 +2,6 @@
 
 import warnings
 from argparse import Namespace
-from pathlib import Path
 
 import rasterio
 
@@ -35,10 +34,8 @@ def run(arguments: Namespace) -> None:
     choose_device(arguments.device)
     config = backbone_config(arguments.weights)
     check_imagery(arguments)
-    failures = Path(f'{writer.path}.failures.jsonl')
     if arguments.source is None:
-        pairs = earthengine_pairs(arguments, failures)
-        failures.unlink(missing_ok=True)
+        pairs = earthengine_pairs(arguments)
     else:
         pairs = _scene_pairs(arguments)
     module = FeatureExtraction(config, output, arguments.pooling, arguments.input_range)
@@ -46,7 +43,7 @@ def run(arguments: Namespace) -> None:
     print(predict(chips, module, writer, arguments))
     skipped = len(chips) - writer.written
     if skipped:
-        print(f'Skipped {skipped} chips without imagery: listed in {failures}.')
+        print(f'Skipped {skipped} chips without imagery.')
 
 
 def _scene_pairs(arguments: Namespace) -> Pairs:

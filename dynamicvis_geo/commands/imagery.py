@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 import geopandas as gpd
 import shapely
@@ -43,12 +42,11 @@ def check_imagery(arguments: Namespace) -> None:
         )
 
 
-def earthengine_pairs(arguments: Namespace, failures: Path | None = None) -> Pairs:
+def earthengine_pairs(arguments: Namespace) -> Pairs:
     """Make a dataset and its sampler for each UTM zone that is asked for.
 
     Args:
         arguments: the options.
-        failures: file to which chips are appended that ``--on-missing skip`` left out.
 
     Raises:
         SpecError: if options are missing or have values that cannot be used.
@@ -79,7 +77,6 @@ def earthengine_pairs(arguments: Namespace, failures: Path | None = None) -> Pai
             cache=arguments.cache,
             client=client,
             on_missing=arguments.on_missing,
-            failures=failures,
         )
 
     pairs: list[tuple[GeoDataset, GridSampler | PointSampler]] = []

@@ -3,11 +3,13 @@
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.datasets.collate import collate
 from dynamicvis_geo.datasets.earthengine import EarthEngineDataset, FetchReport
+from dynamicvis_geo.datasets.failures import ChipFailure
 from dynamicvis_geo.datasets.points import assign_points, read_points
 from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
 
 __all__ = (
     'ChipDataset',
+    'ChipFailure',
     'EarthEngineDataset',
     'FetchReport',
     'Scenes',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import geopandas as gpd
@@ -27,16 +27,24 @@ from dynamicvis_geo.datasets.chip_table import (
     freeze,
     queries,
 )
+from dynamicvis_geo.datasets.failures import (
+    ChipFailure,
+    OnError,
+    check_on_error,
+    fetch_each,
+)
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
 from dynamicvis_geo.datasets.sources import describe
 from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]
+#: What there is for a chip: None if its dataset gives nothing and does not say why.
+Found = Sample | ChipFailure | None
 
 _WGS84 = CRS.from_epsg(4326)
 
 
-class ChipDataset(Dataset[Sample | None]):
+class ChipDataset(Dataset[Found]):
     """The chips that samplers choose from datasets, as one map-style dataset.
 
     Freezing them gives every chip a number, so that several CRSs in one run, resuming,
@@ -52,6 +60,7 @@ class ChipDataset(Dataset[Sample | None]):
         self,
         pairs: Iterable[tuple[GeoDataset, Iterable[Any]]],
         skip: Iterable[str] = (),
+        on_error: OnError = 'raise',
     ) -> None:
         """Go through the samplers once and keep what they yield.
 
@@ -60,6 +69,10 @@ class ChipDataset(Dataset[Sample | None]):
                 ``(x, y, t)``: those of this package, of TorchGeo, or a list. Batch
                 samplers are refused.
             skip: Ids of chips to leave out, such as those already done.
+            on_error: Whether an error that concerns one chip, such as an image that
+                cannot be read, is raised (``'raise'``) or becomes a
+                :class:`~dynamicvis_geo.datasets.ChipFailure` in place of the sample
+                (``'skip'``). Errors that concern the whole run are always raised.
 
         Raises:
             SpecError: If an argument has a value that cannot be used, or two datasets
@@ -67,6 +80,8 @@ class ChipDataset(Dataset[Sample | None]):
         """
         if isinstance(skip, str):
             raise SpecError(f'skip={skip!r} must be a set of chip ids, not one string')
+        check_on_error(on_error)
+        self.on_error: OnError = on_error
         pairs = [_checked_pair(pair) for pair in pairs]
         self.datasets = [dataset for dataset, _ in pairs]
         self._crs = [CRS.from_user_input(dataset.crs) for dataset in self.datasets]
@@ -88,22 +103,23 @@ class ChipDataset(Dataset[Sample | None]):
         """Return the number of chips."""
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Sample | None:
+    def __getitem__(self, index: int) -> Found:
         """Return one chip.
 
         Args:
             index: Row of the chip; negative ones count from the end.
 
         Returns:
-            The sample of the source dataset, and ``chip``; None if that dataset
-            skips the chip.
+            The sample of the source dataset, and ``chip``; a
+            :class:`~dynamicvis_geo.datasets.ChipFailure` if it cannot be had and is to
+            be skipped; None if the source dataset gives None.
 
         Raises:
             IndexError: If there is no such row.
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Found]:
         """Return a batch of chips, in the order asked for.
 
         Each source dataset is asked once, through its own ``__getitems__`` where it has
@@ -119,16 +135,12 @@ class ChipDataset(Dataset[Sample | None]):
             forget_file_handles()
             self._process = os.getpid()
         rows = self._rows(indices)
-        chips = self._table[rows]
-        samples: list[Sample | None] = [None] * len(rows)
-        for source in np.unique(chips['source']):
-            positions = np.flatnonzero(chips['source'] == source)
-            fetched = _fetch(self.datasets[source], list(queries(chips[positions])))
-            for position, sample in zip(positions.tolist(), fetched, strict=True):
-                if sample is not None:
-                    row = torch.tensor([int(rows[position])])
-                    samples[position] = {**sample, 'chip': row}
-        return samples
+        found: list[Found] = [None] * len(rows)
+        for positions, dataset, wanted in self._parts(rows):
+            fetched = fetch_each(dataset, wanted, self.on_error)
+            for i, one in zip(positions, fetched, strict=True):
+                found[i] = _of_chip(int(rows[i]), one)
+        return found
 
     @property
     def chips(self) -> gpd.GeoDataFrame:
@@ -189,6 +201,16 @@ class ChipDataset(Dataset[Sample | None]):
         # A view kept for long would miss the move to shared memory.
         table: NDArray[np.void] = self._bytes.numpy().view(CHIP)
         return table
+
+    def _parts(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[list[int], GeoDataset, list[GeoSlice]]]:
+        """Divide a batch by source: positions in it, the dataset, and its queries."""
+        chips = self._table[rows]
+        for source in np.unique(chips['source']):
+            positions = np.flatnonzero(chips['source'] == source)
+            wanted = list(queries(chips[positions]))
+            yield positions.tolist(), self.datasets[source], wanted
 
     def _keep(self, keep: NDArray[np.bool_]) -> None:
         self._bytes = torch.from_numpy(self._table[keep].view(np.uint8))
@@ -271,12 +293,10 @@ def _refuse_double(
         )
 
 
-def _fetch(dataset: GeoDataset, wanted: list[GeoSlice]) -> Sequence[Sample | None]:
-    fetch = getattr(dataset, '__getitems__', None)
-    samples: Sequence[Sample | None] = (
-        [dataset[query] for query in wanted] if fetch is None else fetch(wanted)
-    )
-    return samples
+def _of_chip(row: int, found: Sample | Exception | None) -> Found:
+    if isinstance(found, Exception):
+        return ChipFailure.of(row, found)
+    return None if found is None else {**found, 'chip': torch.tensor([row])}
 
 
 def _timestamps(values: NDArray[np.int64], never: pd.Timestamp) -> pd.DatetimeIndex:

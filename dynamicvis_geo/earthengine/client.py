@@ -197,15 +197,18 @@ class EarthEngineClient:
         return result
 
     def map(
-        self, function: Callable[[T, threading.Event], R], items: Iterable[T]
+        self,
+        function: Callable[[T, threading.Event], R],
+        items: Iterable[T],
+        cancelled: threading.Event | None = None,
     ) -> Iterator[R]:
         """Apply *function* to items in the threads of this process, as they finish.
 
         Items are taken as threads become free, so that there may be any number. The
-        first exception cancels the rest and is raised.
+        first exception sets *cancelled*, which gives up the rest, and is raised.
         """
         traffic = self.traffic
-        cancelled = threading.Event()
+        cancelled = threading.Event() if cancelled is None else cancelled
         queue = iter(items)
         # One more for each thread, so that none waits for this one to hand it work.
         ahead = 2 * traffic.threads
