@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import geopandas as gpd
@@ -15,7 +16,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pyproj import CRS
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
@@ -34,6 +36,13 @@ from dynamicvis_geo.datasets.failures import (
     fetch_each,
 )
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
+from dynamicvis_geo.datasets.read_ahead import (
+    ReadAhead,
+    begin,
+    chips_ahead,
+    reads_ahead,
+)
+from dynamicvis_geo.datasets.retries import RetryCount
 from dynamicvis_geo.datasets.sources import describe
 from dynamicvis_geo.errors import SpecError
 
@@ -90,6 +99,9 @@ class ChipDataset(Dataset[Found]):
         self._point_ids = _gather_point_ids(pairs, tables)
         self._sources = [describe(*pair) for pair in pairs]
         self._process = os.getpid()
+        self._expected: Tensor | None = None
+        self._ahead: ReadAhead[list[Found]] | None = None
+        self._retries = RetryCount()
         # A tensor, because PyTorch moves tensors to shared memory where it pickles a
         # dataset for its workers; NumPy arrays would be copied to each.
         self._bytes = torch.from_numpy(table.view(np.uint8))
@@ -135,12 +147,37 @@ class ChipDataset(Dataset[Found]):
             forget_file_handles()
             self._process = os.getpid()
         rows = self._rows(indices)
-        found: list[Found] = [None] * len(rows)
-        for positions, dataset, wanted in self._parts(rows):
-            fetched = fetch_each(dataset, wanted, self.on_error)
-            for i, one in zip(positions, fetched, strict=True):
-                found[i] = _of_chip(int(rows[i]), one)
-        return found
+        try:
+            ahead = self._read_ahead() if len(rows) else None
+            return self._load(rows) if ahead is None else ahead.take(rows)
+        finally:
+            self._retries.report(self.datasets)
+
+    def expect(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        """Announce the order in which a DataLoader will ask for chips.
+
+        Its workers then fetch batches of datasets that can do so (those with ``begin``,
+        as Earth Engine's) before they are asked for. Wrong announcements cost time, and
+        never give other samples. To be called before the workers start.
+
+        Args:
+            rows: Rows of all chips in the order of the sampler, in this process of a
+                distributed run.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        self._expected = torch.from_numpy(self._rows(np.asarray(rows)))
+        # Processes that were sent this dataset must not share a count.
+        self._retries = RetryCount()
+
+    @property
+    def retries(self) -> int:
+        """Requests repeated so far, by this process and its DataLoader workers.
+
+        A worker reports after each batch.
+        """
+        return self._retries.total(self.datasets)
 
     @property
     def chips(self) -> gpd.GeoDataFrame:
@@ -201,6 +238,55 @@ class ChipDataset(Dataset[Found]):
         # A view kept for long would miss the move to shared memory.
         table: NDArray[np.void] = self._bytes.numpy().view(CHIP)
         return table
+
+    def _load(self, rows: NDArray[np.int64]) -> list[Found]:
+        return self._gather(
+            rows,
+            (
+                (positions, fetch_each(dataset, wanted, self.on_error))
+                for positions, dataset, wanted in self._parts(rows)
+            ),
+        )
+
+    def _begin(
+        self, rows: NDArray[np.int64], cancelled: threading.Event
+    ) -> Callable[[], list[Found]]:
+        """Begin what can be done in the background; all else waits for the call."""
+        parts = [
+            (positions, begin(dataset, wanted, self.on_error, cancelled))
+            for positions, dataset, wanted in self._parts(rows)
+        ]
+        return lambda: self._gather(rows, ((at, finish()) for at, finish in parts))
+
+    def _read_ahead(self) -> ReadAhead[list[Found]] | None:
+        """Return what reads ahead in a worker, if anything does."""
+        worker = get_worker_info()
+        if worker is None or self._expected is None or not reads_ahead(self.datasets):
+            return None
+        if self._ahead is None:
+            self._ahead = ReadAhead(
+                self._expected,
+                worker.id,
+                worker.num_workers,
+                self._begin,
+                self._chips_ahead,
+            )
+        return self._ahead
+
+    def _chips_ahead(self, row: int) -> int:
+        chip = self._table[row]
+        return chips_ahead(self.datasets, int(chip['width']) * int(chip['height']))
+
+    def _gather(
+        self,
+        rows: NDArray[np.int64],
+        parts: Iterable[tuple[list[int], Sequence[Sample | Exception | None]]],
+    ) -> list[Found]:
+        found: list[Found] = [None] * len(rows)
+        for positions, part in parts:
+            for i, one in zip(positions, part, strict=True):
+                found[i] = _of_chip(int(rows[i]), one)
+        return found
 
     def _parts(
         self, rows: NDArray[np.int64]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time as clock
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from dynamicvis_geo.datasets.areas import (
     project_area,
     read_area,
     read_crs,
+    read_resolution,
     read_windows,
 )
 from dynamicvis_geo.datasets.chip_ids import chip_ids
@@ -39,10 +41,12 @@ from dynamicvis_geo.datasets.failures import (
     concerns_one_chip,
 )
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
+from dynamicvis_geo.earthengine.client import Traffic
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
 from dynamicvis_geo.earthengine.fetch import Fetcher, Outcome
 from dynamicvis_geo.earthengine.grid import Grid, crs_text
 from dynamicvis_geo.earthengine.sharing import Chip
+from dynamicvis_geo.earthengine.threads import in_background
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
 from dynamicvis_geo.specs import SensorSpec
 
@@ -54,9 +58,6 @@ Sample = dict[str, Any]
 Query = tuple[slice, slice, slice]
 #: Which errors take the place of what they are about.
 Keep = Callable[[EarthEngineError], bool]
-
-#: Length of a degree of the equator on the WGS 84 ellipsoid in metres.
-METRES_PER_DEGREE = 111319.49079327358
 
 #: Queries that `prefetch` plans at a time.
 SLAB = 20_000
@@ -163,7 +164,7 @@ class EarthEngineDataset(GeoDataset):
             crs=target,
         )
         self.sensor = sensor
-        self._res = _resolution(res, sensor, target)
+        self._res = read_resolution(res, sensor.scale_m, target)
         self.transforms = transforms
         if cache is not None and not isinstance(cache, ChipCache):
             cache = ChipCache(cache)
@@ -233,6 +234,42 @@ class EarthEngineDataset(GeoDataset):
         return self._samples(
             resolved, chips, self._fetcher().fetch_each(chips, keep), keep
         )
+
+    def begin(
+        self,
+        queries: Sequence[Query],
+        on_error: OnError = 'skip',
+        cancelled: threading.Event | None = None,
+    ) -> Callable[[], list[Sample | EarthEngineError]]:
+        """Begin to fetch a batch in the background; nothing is raised here.
+
+        Args:
+            queries: As for a single chip.
+            on_error: As for :meth:`fetch_each`.
+            cancelled: Gives up when set.
+
+        Returns:
+            A function that waits for the batch, and gives or raises what
+            :meth:`fetch_each` would. Transforms run in the thread that calls it.
+        """
+
+        def download() -> tuple[list[Query], list[Chip], list[tuple[int, Outcome]]]:
+            resolved, chips = self._resolve(queries)
+            outcomes = self._fetcher().fetch_each(chips, _keeper(on_error), cancelled)
+            return resolved, chips, list(outcomes)
+
+        future = in_background(download)
+        return lambda: self._samples(*future.result(), _keeper(on_error))
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that this process may have in flight."""
+        return self.client.share()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What equal clients sent and received in this process."""
+        return self.client.traffic
 
     def prefetch(
         self, queries: Iterable[Query], *, progress: bool = True
@@ -446,21 +483,3 @@ _CHIP = np.dtype(
 @lru_cache(maxsize=4096)
 def _nanoseconds(time: Any) -> int:
     return pd.Timestamp(time).as_unit('ns').value
-
-
-def _resolution(
-    res: float | tuple[float, float] | None, sensor: SensorSpec, crs: CRS
-) -> tuple[float, float]:
-    """Width and height of a pixel in units of the CRS."""
-    if res is None:
-        unit = crs.axis_info[0].unit_conversion_factor
-        # The factor of angular units leads to radians.
-        metres = METRES_PER_DEGREE * np.degrees(unit) if crs.is_geographic else unit
-        return (float(sensor.scale_m / metres),) * 2
-    pair = tuple(res) if isinstance(res, Sequence) else (res, res)
-    if len(pair) != 2 or not all(
-        isinstance(side, int | float) and np.isfinite(side) and side > 0
-        for side in pair
-    ):
-        raise SpecError(f'res={res!r} is not a positive number, or a pair of them.')
-    return float(pair[0]), float(pair[1])

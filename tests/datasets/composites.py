@@ -1,5 +1,7 @@
 """Datasets of the stand-in server, their chips, and what must be in them."""
 
+import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -49,3 +51,16 @@ def assert_right(dataset: Any, where: Any, sample: Any, window: Any = WINDOW) ->
     assert (sample['image'].numpy() == image).all()
     assert sample['valid_fraction'].shape == (1,)
     assert sample['valid_fraction'].item() == pytest.approx(valid.mean(), abs=1e-6)
+
+
+def batches_before(error: type[Exception], loader: Iterable[Any]) -> list[Any]:
+    """What a DataLoader gives before it raises an error."""
+    batches = []
+    try:
+        for batch in loader:
+            batches.append(batch)
+    except error as caught:
+        # Workers end at once only if nothing keeps their iterator alive.
+        traceback.clear_frames(caught.__traceback__)
+        return batches
+    raise AssertionError(f'no {error.__name__}')
