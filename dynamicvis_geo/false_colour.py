@@ -200,7 +200,7 @@ class Canvas:
         return cls(picture, (west, south, east, north))
 
     def paint(self, chip: pd.Series, picture: Picture) -> None:
-        """Paint a picture where its chip lies, pixels from the cells at their middles."""
+        """Paint a picture where its chip lies, from the cells at pixel middles."""
         west, south, east, north = self.bounds
         height, width = self.picture.shape[:2]
         rows, i = _cells(

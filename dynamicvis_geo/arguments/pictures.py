@@ -58,8 +58,8 @@ def _add_pca(kinds: Commands) -> None:
         'pca',
         'feature maps in false colour',
         'Show the three main components of feature maps as red, green and blue. One '
-        'PCA is fitted to all maps, so that colours can be compared. Maps that cover an '
-        'area are put together, others become a contact sheet.',
+        'PCA is fitted to all maps, so that colours can be compared. Maps that cover '
+        'an area are put together, others become a contact sheet.',
     )
     _add_input(parser, 'a folder of feature maps (embed --grid), or one of them')
     _add_output(

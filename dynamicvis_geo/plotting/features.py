@@ -114,7 +114,7 @@ def sheet(count: int, columns: int, title: str | None) -> tuple[Figure, list[Axe
     )
     panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for panel in panels:
-        panel.set_axis_off()
+        _bare(panel)
     if title:
         figure.suptitle(title, fontsize=10, wrap=True, parse_math=False)
     return figure, panels[:count]
@@ -123,21 +123,20 @@ def sheet(count: int, columns: int, title: str | None) -> tuple[Figure, list[Axe
 def show(axes: Axes, picture: Picture) -> None:
     """Show a picture without ticks, its pixels as they are."""
     axes.imshow(picture, interpolation='nearest')
-    axes.set_axis_off()
+    _bare(axes)
 
 
 def caption(axes: Axes, text: str) -> None:
-    """Write under a panel, long words broken."""
-    axes.text(
-        0.5,
-        -0.03,
-        text,
-        transform=axes.transAxes,
-        ha='center',
-        va='top',
-        fontsize=7,
-        parse_math=False,
-    )
+    """Write under a panel."""
+    # As the label of an axis, the text gets its room in the layout.
+    axes.set_xlabel(text, fontsize=7, parse_math=False)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 def chip_label(name: str, width: int = 30) -> str:
@@ -149,6 +148,5 @@ def chip_label(name: str, width: int = 30) -> str:
                 lines.append('')
             lines[-1] += part
     if len(lines) > 3:
-        lines = [*lines[:3]]
-        lines[-1] = lines[-1][: width - 1] + '…'
+        lines = [*lines[:2], lines[2][: width - 1] + '…']
     return '\n'.join(lines)

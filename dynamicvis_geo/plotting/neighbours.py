@@ -128,9 +128,8 @@ def _cosine(
 
 def _locate(axes: Axes, row: int, lonlat: LonLat | None) -> None:
     """Show where a chip is, for want of its image."""
-    axes.set_axis_on()
-    axes.set_xticks([])
-    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
     axes.set_box_aspect(1)
     if lonlat is None:
         axes.text(

@@ -31,7 +31,7 @@ def test_sheet_shows_images_or_places_and_names_them() -> None:
         lonlat=lonlat,
     )
     assert len(figure.axes) >= 4
-    captions = [axes.texts[-1].get_text() for axes in figure.axes[:4]]
+    captions = [axes.get_xlabel() for axes in figure.axes[:4]]
     assert captions[0].startswith('query\nEPSG32618_x0')
     assert captions[1].startswith('similarity 0.99')
     assert [len(axes.images) for axes in figure.axes[:4]] == [1, 1, 0, 1]
