@@ -216,7 +216,8 @@ def _open_parquet(path: Path) -> Run:
     if 'centre_lon' not in chips or 'centre_lat' not in chips:
         middle = chips.geometry.representative_point()
         chips['centre_lon'], chips['centre_lat'] = middle.x, middle.y
-    metadata = schema.metadata or {}
+    # The metadata of the schema lack what was written when the file was closed.
+    metadata = pq.read_metadata(path).metadata or {}
     provenance = read_provenance(path) if PROVENANCE_KEY.encode() in metadata else {}
     return Run(path, 'pooled', chips, len(chips), _length(path, schema), provenance)
 

@@ -50,7 +50,7 @@ def plot_confusion_matrix(
             max(size * cell + margin + 2.4, 4.8),
             max(size * cell + margin + 1.4, 3.6),
         ),
-        layout='constrained',
+        layout='compressed',
     )
     axes = figure.subplots()
     top = 100 if normalize else max(float(counts.max()), 1.0)

@@ -39,7 +39,7 @@ def plot_rgb(
     long = 7.0 / max(height, width)
     figure = Figure(
         figsize=(max(width * long, 3.5), max(height * long, 1.0) + 0.5),
-        layout='constrained',
+        layout='compressed',
     )
     axes = figure.subplots()
     show(axes, picture)
@@ -63,7 +63,7 @@ def plot_features(
     Returns:
         the figure.
     """
-    figure = Figure(figsize=(10, 5.4), layout='constrained')
+    figure = Figure(figsize=(10, 5.4), layout='compressed')
     left, right = figure.subplots(1, 2)
     show(left, stretch_rgb(image))
     left.set_title(f'image, {image.shape[2]} x {image.shape[1]} pixels')
@@ -110,7 +110,7 @@ def sheet(count: int, columns: int, title: str | None) -> tuple[Figure, list[Axe
     rows = -(-count // columns)
     figure = Figure(
         figsize=(max(columns * _PANEL, 3.5), rows * (_PANEL + 0.5) + 0.4),
-        layout='constrained',
+        layout='compressed',
     )
     panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for panel in panels:

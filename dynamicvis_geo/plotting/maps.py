@@ -26,6 +26,8 @@ MAX_UMAP = 20_000
 _MIN_UMAP = 16
 # Footprints smaller than this, in pixels of the picture, become points.
 _SMALLEST = 4.0
+# Footprints from this size on are told apart by a white line.
+_OUTLINED = 16.0
 _DPI = 150
 _LONG_SIDE = 8.0
 
@@ -142,10 +144,13 @@ def plot_footprints(
     # What lies west of the edge is shown beyond 180 degrees.
     turn = np.where(boxes[:, [0, 2]].mean(axis=1) < west, 360.0, 0.0)
     boxes[:, [0, 2]] += turn[:, None]
-    figure, axes, scale = _map_axes(boxes)
+    figure, axes, scale = _map_axes(boxes, bool(title) + bool(caption))
     sides = (boxes[: len(parts), 2:] - boxes[: len(parts), :2]) * scale * _DPI
-    if len(parts) and np.median(sides.min(axis=1)) >= _SMALLEST:
-        _draw_polygons(axes, parts, turn[: len(parts)], colours[owner])
+    side = float(np.median(sides.min(axis=1))) if len(parts) else 0.0
+    if side >= _SMALLEST:
+        _draw_polygons(
+            axes, parts, turn[: len(parts)], colours[owner], side >= _OUTLINED
+        )
     elif len(parts):
         middle = (boxes[: len(parts), :2] + boxes[: len(parts), 2:]) / 2
         axes.scatter(
@@ -161,10 +166,12 @@ def plot_footprints(
         axes.scatter(
             middle[:, 0],
             middle[:, 1],
-            s=18,
-            marker='x',
-            color='tab:red',
+            s=70,
+            marker='X',
+            color='#d00000',
+            edgecolors='white',
             linewidths=1,
+            zorder=3,
             rasterized=True,
         )
     if title:
@@ -226,9 +233,12 @@ def _western_edge(boxes: NDArray[np.float64]) -> float:
 
 
 def _map_axes(
-    boxes: NDArray[np.float64],
+    boxes: NDArray[np.float64], lines: int
 ) -> tuple[Figure, Axes, NDArray[np.float64]]:
-    """Make axes around boxes; also gives the inches of a degree, in x and y."""
+    """Make axes around boxes, with room for lines of text.
+
+    Also gives the inches of a degree, in x and y.
+    """
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     margin = np.maximum(0.03 * (high - low).max(), 1e-4)
     low, high = low - margin, high + margin
@@ -237,7 +247,9 @@ def _map_axes(
     ratio = (high[1] - low[1]) / ((high[0] - low[0]) * shrink)
     ratio = min(max(ratio, 0.3), 2.0)
     width, height = _LONG_SIDE / max(ratio, 1), _LONG_SIDE * min(ratio, 1)
-    figure = Figure(figsize=(max(width, 4) + 0.9, height + 1.1), layout='constrained')
+    figure = Figure(
+        figsize=(max(width, 4) + 0.9, height + 0.4 + 0.35 * lines), layout='compressed'
+    )
     axes = figure.subplots()
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])
@@ -263,6 +275,7 @@ def _draw_polygons(
     parts: NDArray[np.object_],
     turn: NDArray[np.float64],
     colours: Picture,
+    outlined: bool,
 ) -> None:
     rings = []
     for part, shift in zip(parts, turn, strict=True):
@@ -274,8 +287,8 @@ def _draw_polygons(
         PolyCollection(
             rings,
             facecolors=colours,
-            edgecolors=colours,
-            linewidths=0.2,
+            edgecolors='white' if outlined else colours,
+            linewidths=0.5 if outlined else 0.2,
             rasterized=True,
         )
     )

@@ -42,7 +42,7 @@ class Failures:
     @property
     def reasons(self) -> list[tuple[str, int]]:
         """How many chips failed for each reason, the most frequent first."""
-        counts = self.table['reason'].fillna('not told').astype(str).value_counts()
+        counts = self.table['reason'].value_counts()
         return [(str(reason), int(count)) for reason, count in counts.items()]
 
 
@@ -63,9 +63,9 @@ def read_failures(output: Path) -> Failures | None:
             f'{path}: the list of failures cannot be read ({error}); remove it to '
             'report without it'
         ) from error
-    for name in ('id', 'reason', 'message'):
-        if name not in table:
-            table[name] = ''
+    for name, absent in (('id', 'not told'), ('reason', 'not told'), ('message', '')):
+        values = table[name] if name in table else pd.Series(None, table.index, str)
+        table[name] = values.fillna(absent).astype(str)
     table = table.rename(columns={table.geometry.name: 'geometry'})
     table = table.set_geometry('geometry')
     return Failures(path, table if table.crs is None else table.to_crs('EPSG:4326'))

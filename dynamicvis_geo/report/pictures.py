@@ -90,10 +90,12 @@ def map_image(
     if colours is None:
         colours = np.tile(np.array(to_rgb(_BLUE), np.float32), (len(shapes), 1))
     figure = plot_footprints(shapes, np.nan_to_num(colours, nan=0.6), failures=failed)
+    # Smaller than a figure on paper, so that its labels can be read on a phone.
+    figure.set_size_inches(*(0.7 * figure.get_size_inches()))
     alt = f'Map in longitude and latitude with the places of {len(shapes):,} chips'
     if len(failed):
         alt += f' and of {len(failed):,} failures'
-    return figure_image(figure, alt)
+    return figure_image(figure, alt, dpi=150)
 
 
 def histogram(
@@ -106,8 +108,8 @@ def histogram(
     values = values[np.isfinite(values)].astype(np.float64)
     if not values.size:
         return None
-    if bounds is None and np.ptp(values) < 1e-6 * max(np.abs(values).max(), 1e-6):
-        # Bins finer than the rounding of float32 would show nothing but that.
+    if bounds is None and np.ptp(values) < 1e-3 * max(np.abs(values).max(), 1e-6):
+        # Normalised vectors have one length: finer bins would show rounding.
         margin = max(0.01 * abs(values[0]), 0.01)
         bounds = (values[0] - margin, values[0] + margin)
     figure = Figure(figsize=(5.2, 3), layout='constrained')
