@@ -28,7 +28,7 @@ MAX_HEADERS = 5_000
 _OPTIONAL: dict[str, Any] = {
     'crs': None,
     **dict.fromkeys(('minx', 'miny', 'maxx', 'maxy'), np.nan),
-    'valid_fraction': np.nan,
+    **dict.fromkeys(('width', 'height', 'valid_fraction'), np.nan),
 }
 
 
@@ -40,8 +40,9 @@ class Run:
         path: the GeoParquet file, the folder of feature maps, or one map.
         kind: 'pooled' or 'grid'.
         chips: a row each chip, EPSG:4326: ``id``, ``crs``, ``minx`` to ``maxy``,
-            ``start`` and ``end`` (UTC), ``valid_fraction`` (NaN if not known),
-            ``centre_lon``, ``centre_lat`` and ``geometry``; of a folder also ``file``.
+            ``width``, ``height``, ``start`` and ``end`` (UTC), ``valid_fraction``,
+            ``centre_lon``, ``centre_lat`` and ``geometry``, of a folder also ``file``;
+            NaN or None where it is not known.
         total: how many chips there are; of a folder with more than 5,000, *chips* are
             5,000 of them, at even distances.
         dimensions: length of an embedding.

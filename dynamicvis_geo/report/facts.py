@@ -86,12 +86,9 @@ def overview(run: Run, failures: Failures | None) -> list[Row]:
     ]
     if not len(chips):
         return rows
-    sizes = (chips['width'].astype(str) + ' x ' + chips['height'].astype(str)).unique()
-    size = ', '.join(sizes[:4]) + (' and others' if len(sizes) > 4 else '')
-    unit = {'pooled': ' pixels', 'grid': ' cells'}[run.kind]
     west, south, east, north = chips.total_bounds
     rows += [
-        ('Size of a chip', size + unit),
+        ('Size of a chip', _size(run)),
         ('Dates', _dates(chips)),
         ('CRS', _crs(chips)),
         ('Longitudes', f'{west:.4f} to {east:.4f}'),
@@ -227,6 +224,16 @@ def _find(value: Any, *keys: str) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def _size(run: Run) -> str:
+    sizes = run.chips[['width', 'height']].drop_duplicates().dropna()
+    if sizes.empty:
+        return 'not known'
+    listed = [f'{width:.0f} x {height:.0f}' for width, height in sizes.to_numpy()[:4]]
+    others = ' and others' if len(sizes) > len(listed) else ''
+    unit = {'pooled': 'pixels', 'grid': 'cells'}[run.kind]
+    return f'{", ".join(listed)}{others} {unit}'
 
 
 def _dates(chips: pd.DataFrame) -> str:

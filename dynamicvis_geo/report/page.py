@@ -92,8 +92,7 @@ def write_report(
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Half a surrogate pair, as in a broken file name, is no text.
-        partial.write_bytes(page.encode('utf-8', errors='replace'))
+        partial.write_text(page, encoding='utf-8')
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -199,7 +198,7 @@ def _render(content: dict[str, Any]) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Replace characters that HTML forbids, or that turn the direction of text."""
+    """Replace what HTML and UTF-8 forbid, and what turns the direction of text."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return ''.join(
