@@ -340,22 +340,16 @@ class EarthEngineDataset(GeoDataset):
 
         Returns:
             The first three bands as red, green and blue (the first alone, in grey, if
-            there are fewer), from their 2nd to their 98th percentile.
+            there are fewer), stretched as
+            :func:`~dynamicvis_geo.plotting.stretch_rgb` does.
         """
-        from matplotlib.figure import Figure
+        from dynamicvis_geo.plotting import plot_rgb
 
         image = sample['image'].detach().cpu().float().numpy()
         shown = image[:3] if len(image) >= 3 else image[:1]
-        low, high = np.percentile(shown, (2, 98))
-        shown = ((shown - low) / max(high - low, 1e-6)).clip(0, 1)
-        figure = Figure(figsize=(4, 4), layout='constrained')
-        axes = figure.subplots()
-        axes.imshow(np.moveaxis(shown, 0, -1), cmap='gray', vmin=0, vmax=1)
-        axes.axis('off')
+        figure = plot_rgb(shown, title=suptitle)
         if show_titles:
-            axes.set_title(', '.join(self.sensor.bands[: len(shown)]))
-        if suptitle is not None:
-            figure.suptitle(suptitle)
+            figure.axes[0].set_title(', '.join(self.sensor.bands[: len(shown)]))
         return figure
 
     @property
