@@ -44,8 +44,9 @@ def run(arguments: Namespace) -> None:
     cli = _assemble(arguments.rest)
     cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
     if cli.trainer.is_global_zero:
-        for writer in cli.trainer.prediction_writer_callbacks:
-            print(f'Wrote {getattr(writer, "path", "")}.')
+        for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EmbeddingWriter):
+                print(f'Wrote {callback.path}.')
 
 
 def _assemble(arguments: Sequence[str]) -> PredictCLI:
