@@ -8,15 +8,19 @@ if TYPE_CHECKING:
     from dynamicvis_geo.datamodules import (
         ChipDataModule,
         EarthEngineDataModule,
+        EmbeddingDataModule,
         ScenesDataModule,
     )
     from dynamicvis_geo.datasets import (
         ChipDataset,
         EarthEngineDataset,
+        FeatureMaps,
+        PooledEmbeddings,
         collate,
         open_scenes,
     )
     from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
+    from dynamicvis_geo.embedding import Embedding, get_embedding, get_embeddings_batch
     from dynamicvis_geo.models import (
         BackboneConfig,
         DynamicVis,
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
         SensorSpec,
         TemporalSpec,
     )
-    from dynamicvis_geo.tasks import FeatureExtraction
+    from dynamicvis_geo.tasks import FeatureExtraction, LinearProbe
     from dynamicvis_geo.transforms import Preprocess
 
 # Importing PyTorch and TorchGeo takes seconds: a name's module is imported when the
@@ -53,12 +57,17 @@ _MODULES = {
     'EarthEngineClient': 'earthengine',
     'EarthEngineDataModule': 'datamodules',
     'EarthEngineDataset': 'datasets',
+    'EmbeddingDataModule': 'datamodules',
+    'Embedding': 'embedding',
     'EmbeddingWriter': 'callbacks',
     'FeatureExtraction': 'tasks',
+    'FeatureMaps': 'datasets',
     'GridSampler': 'samplers',
+    'LinearProbe': 'tasks',
     'OutputSpec': 'specs',
     'PointBuffer': 'specs',
     'PointSampler': 'samplers',
+    'PooledEmbeddings': 'datasets',
     'Preprocess': 'transforms',
     'ScenesDataModule': 'datamodules',
     'SensorSpec': 'specs',
@@ -66,6 +75,8 @@ _MODULES = {
     'collate': 'datasets',
     'dynamicvis_b': 'models',
     'dynamicvis_l': 'models',
+    'get_embedding': 'embedding',
+    'get_embeddings_batch': 'embedding',
     'load_backbone': 'models',
     'open_scenes': 'datasets',
     'read_provenance': 'provenance',
@@ -84,12 +95,17 @@ __all__ = [
     'EarthEngineClient',
     'EarthEngineDataModule',
     'EarthEngineDataset',
+    'Embedding',
+    'EmbeddingDataModule',
     'EmbeddingWriter',
     'FeatureExtraction',
+    'FeatureMaps',
     'GridSampler',
+    'LinearProbe',
     'OutputSpec',
     'PointBuffer',
     'PointSampler',
+    'PooledEmbeddings',
     'Preprocess',
     'ScenesDataModule',
     'SensorSpec',
@@ -97,6 +113,8 @@ __all__ = [
     'collate',
     'dynamicvis_b',
     'dynamicvis_l',
+    'get_embedding',
+    'get_embeddings_batch',
     'load_backbone',
     'open_scenes',
     'read_provenance',

@@ -8,7 +8,8 @@ own plain names:
 
 * ``model``: what the task says of its backbone, preprocessing and output;
 * ``source``: what the chips' dataset says of its images;
-* ``run``: command line, precision, device and number of processes.
+* ``run``: command line, precision, device and number of processes;
+* ``runs``: the same, of all runs that an output is the work of, first to last.
 """
 
 import dataclasses
@@ -36,6 +37,10 @@ PROVENANCE_KEY = 'dynamicvis_geo'
 
 #: File that holds the provenance of a folder of outputs.
 METADATA_FILE = 'metadata.json'
+
+#: The same in a folder of Parquet files, whose readers take every file for one of them
+#: that has no underscore in front.
+PARQUET_METADATA_FILE = '_metadata.json'
 
 _DISTRIBUTIONS = (
     'dynamicvis-geo',
@@ -73,17 +78,42 @@ def run_provenance(
     }
 
 
-def describe_embeddings(kind: str, dimensions: int | None) -> dict[str, Any]:
+def run_history(
+    existing: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return when and how the runs were made that an output is the work of.
+
+    Args:
+        existing: Provenance of what was there before, empty if nothing was.
+        provenance: That of the present run.
+
+    Returns:
+        ``processing:datetime``, ``processing:software`` and ``run`` of each run, the
+        present one last.
+    """
+    names = ('processing:datetime', 'processing:software', 'run')
+    present = {name: provenance[name] for name in names}
+    return [*existing.get('runs', []), present]
+
+
+def describe_embeddings(
+    kind: str, dimensions: int | None, dtype: str = 'float32'
+) -> dict[str, Any]:
     """Describe the embeddings of one output in the terms of the STAC proposal.
 
     Args:
         kind: 'chip' (one vector a chip) or 'pixel' (one vector a feature cell).
         dimensions: Length of a vector; None if no vector was seen.
+        dtype: Type in which the vectors are stored.
 
     Returns:
-        The terms ``emb:type``, ``emb:dimensions`` and ``data_type``.
+        The terms ``emb:type``, ``emb:dimensions`` and ``data_type``, and for int8
+        ``emb:quantization``.
     """
-    return {'emb:type': kind, 'emb:dimensions': dimensions, 'data_type': 'float32'}
+    described = {'emb:type': kind, 'emb:dimensions': dimensions, 'data_type': dtype}
+    if dtype == 'int8':
+        described['emb:quantization'] = 'value = embedding * scale, row by row'
+    return described
 
 
 def software_versions() -> dict[str, str]:
@@ -162,8 +192,10 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _read_folder(path: Path) -> str | None:
-    file = path / METADATA_FILE
-    return file.read_text(encoding='utf-8') if file.is_file() else None
+    for name in (METADATA_FILE, PARQUET_METADATA_FILE):
+        if (path / name).is_file():
+            return (path / name).read_text(encoding='utf-8')
+    return None
 
 
 def _read_file(path: Path) -> str | None:

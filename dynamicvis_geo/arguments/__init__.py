@@ -4,3 +4,7 @@ from dynamicvis_geo.arguments import embedding, model, predict
 
 #: Modules whose ``add_commands`` adds commands, in the order in which help lists them.
 MODULES = (embedding, predict, model)
+from dynamicvis_geo.arguments import embedding, evaluation, model
+
+#: Modules whose ``add_commands`` adds commands, in the order in which help lists them.
+MODULES = (embedding, evaluation, model)

@@ -54,11 +54,31 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--num-workers',
         type=count,
-        default=0,
         metavar='N',
-        help='processes that read images ahead (default: 0, read in this process)',
+        help='processes that get images ahead, for each one that computes (default: 2 '
+        'for Earth Engine, else 0)',
     )
     add_device(group)
+    group.add_argument(
+        '--devices',
+        type=devices,
+        default=1,
+        metavar='N|auto',
+        help='processes that compute, each on a GPU of its own where there are any; '
+        'auto takes all GPUs (default: 1)',
+    )
+    group.add_argument(
+        '--nodes',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='machines of the run, as started by Slurm or torchrun (default: 1)',
+    )
+    group.add_argument(
+        '--quiet',
+        action='store_true',
+        help='no progress bar, and of messages only warnings and the last line',
+    )
     group.add_argument(
         '--precision',
         choices=('32-true', 'bf16-mixed'),
@@ -80,6 +100,11 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'{text!r} must be a whole number')
     return int(text)
+
+
+def devices(text: str) -> int | str:
+    """Read a number of processes, or auto."""
+    return text if text == 'auto' else positive(text)
 
 
 def bands(text: str) -> tuple[int, int, int]:

@@ -29,7 +29,9 @@ def _add_embed(commands: Commands) -> None:
         'embed chips of GeoTIFFs or of Earth Engine composites',
         'Cut chips from GeoTIFFs, or fetch them from Google Earth Engine; embed them, '
         'and write the embeddings with their footprints: pooled to one GeoParquet '
-        'file, or with --grid the feature maps to one GeoTIFF a chip.',
+        'file, or with --grid the feature maps to one GeoTIFF a chip. Interrupted and '
+        'started again, it computes only what is missing. Exits with 3 if the images '
+        'of some chips could not be had.',
     )
     parser.add_argument(
         'source',
@@ -43,11 +45,10 @@ def _add_embed(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar='OUT',
-        help='file that ends in .parquet, or with --grid a folder',
+        help='file that ends in .parquet; with --grid a folder, or a name that ends in '
+        '.zarr',
     )
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace an output that exists'
-    )
+    _add_output(parser.add_argument_group('output'))
     chips = parser.add_argument_group('chips')
     _add_chips(chips)
     chips.add_argument(
@@ -78,6 +79,51 @@ def _add_embed(commands: Commands) -> None:
     )
     add_weights(features)
     add_run_options(parser)
+
+
+def _add_output(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        '--format',
+        choices=('geoparquet', 'geotiff', 'zarr'),
+        help='of OUT (default: as its name says, geotiff for a folder)',
+    )
+    group.add_argument(
+        '--dtype',
+        choices=('float32', 'float16', 'int8'),
+        default='float32',
+        help='of the numbers in OUT; int8 has a scale for each row (default: float32)',
+    )
+    group.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='start anew: remove what OUT holds, and what an interrupted run has left',
+    )
+    group.add_argument(
+        '--flush-chips',
+        type=positive,
+        default=4096,
+        metavar='N',
+        help='chips that a killed process may lose (default: 4096)',
+    )
+    group.add_argument(
+        '--flush-seconds',
+        type=positive,
+        default=60,
+        metavar='N',
+        help='seconds after which a finished chip is on disk (default: 60)',
+    )
+    group.add_argument(
+        '--on-error',
+        choices=('raise', 'skip'),
+        default='raise',
+        help='for a chip whose image cannot be had: stop, or leave it out and list it '
+        'in OUT.failures.parquet (default: raise)',
+    )
+    group.add_argument(
+        '--retry-failed',
+        action='store_true',
+        help='compute just the chips that are listed as failed',
+    )
 
 
 def _add_fetch(commands: Commands) -> None:

@@ -1,5 +1,6 @@
 """Lightning callbacks: what is done with predictions."""
 
-from dynamicvis_geo.callbacks.writer import EmbeddingWriter
+from dynamicvis_geo.callbacks.progress import ChipProgress
+from dynamicvis_geo.callbacks.writer import EmbeddingWriter, RunSummary
 
-__all__ = ['EmbeddingWriter']
+__all__ = ['ChipProgress', 'EmbeddingWriter', 'RunSummary']

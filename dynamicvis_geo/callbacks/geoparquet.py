@@ -4,7 +4,8 @@ Columns, in the names that TorchGeo's embedding datasets, Clay and Major TOM use
 
 =================== ================================================================
 ``id``              identifier of the chip
-``embedding``       float32 ``[D]``
+``embedding``       float32 ``[D]``; or float16; or int8, to be multiplied by ``scale``
+``scale``           float32, with int8 only: the largest magnitude of the row over 127
 ``datetime``,       start of the chip's time window, UTC; twice, because readers differ
 ``timestamp``       in the name. Chips without a window have the earliest time that
                     pandas can hold (1677-09-21), where TorchGeo lets undated images
@@ -25,10 +26,11 @@ The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the prove
 """
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -39,35 +41,42 @@ import pyarrow.parquet as pq
 import pyproj
 import shapely
 
-from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
-from dynamicvis_geo.provenance import PROVENANCE_KEY, describe_embeddings, to_json
+from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
 
-#: Memory that the embeddings of one row group take, bytes.
-ROW_GROUP_BYTES = 16 * 2**20
+#: Types in which embeddings can be stored.
+DTYPES = ('float32', 'float16', 'int8')
 
+_ARROW_TYPES = {
+    'float32': pa.float32(),
+    'float16': pa.float16(),
+    'int8': pa.int8(),
+}
 _TIME = pa.timestamp('us', tz='UTC')
 _BBOX = pa.struct([(name, pa.float64()) for name in ('xmin', 'ymin', 'xmax', 'ymax')])
 _UNDATED = pd.Timestamp.min.ceil('s').tz_localize('UTC')
 
 
-def embedding_schema(dimensions: int | None, points: bool) -> pa.Schema:
+def embedding_schema(
+    dimensions: int | None, points: bool, dtype: str = 'float32'
+) -> pa.Schema:
     """Schema of a file of pooled embeddings.
 
     Args:
         dimensions: Length of an embedding; None (an empty file of an unknown model)
             gives lists of any length.
         points: Whether the chips have points.
+        dtype: One of :data:`DTYPES`.
 
     Returns:
         The schema, without metadata.
     """
-    if dimensions is None:
-        embedding = pa.list_(pa.float32())
-    else:
-        embedding = pa.list_(pa.float32(), dimensions)
+    # A list of -1 is one of any length.
+    embedding = pa.list_(_ARROW_TYPES[dtype], -1 if dimensions is None else dimensions)
     fields = [
         ('id', pa.string()),
         ('embedding', embedding),
+        *([('scale', pa.float32())] if dtype == 'int8' else []),
         ('datetime', _TIME),
         ('timestamp', _TIME),
         ('start', _TIME),
@@ -90,6 +99,7 @@ def embedding_table(
     rows: gpd.GeoDataFrame,
     embedding: npt.NDArray[np.float32],
     valid_fraction: npt.NDArray[np.float32] | None = None,
+    dtype: str = 'float32',
 ) -> pa.Table:
     """Join rows of the chip table with their embeddings.
 
@@ -97,20 +107,26 @@ def embedding_table(
         rows: Rows of the chip table, EPSG:4326.
         embedding: float32 ``[N, D]``, in the order of `rows`.
         valid_fraction: float32 ``[N]``, or None if not known; NaN is written as null.
+        dtype: One of :data:`DTYPES`.
 
     Returns:
         A table with the columns of :func:`embedding_schema`.
+
+    Raises:
+        OutputError: If `dtype` cannot hold an embedding.
     """
     count, dimensions = embedding.shape
     start, end = (_utc(rows[name]) for name in ('start', 'end'))
     nominal = start.fillna(_UNDATED)
     if valid_fraction is None:
         valid_fraction = np.full(count, np.nan, np.float32)
+    stored, scale = _quantize(embedding, dtype)
     columns: dict[str, Any] = {
         'id': rows['chip_id'].astype(str),
         'embedding': pa.FixedSizeListArray.from_arrays(
-            pa.array(embedding.reshape(-1), pa.float32()), dimensions
+            pa.array(stored.reshape(-1), _ARROW_TYPES[dtype]), dimensions
         ),
+        'scale': scale,
         'datetime': nominal,
         'timestamp': nominal,
         'start': start,
@@ -121,12 +137,37 @@ def embedding_table(
             list(shapely.bounds(rows.geometry.to_numpy()).T), fields=list(_BBOX)
         ),
     }
-    schema = embedding_schema(dimensions, 'point_id' in rows)
+    schema = embedding_schema(dimensions, 'point_id' in rows, dtype)
     arrays = [
         _array(columns.get(field.name, rows.get(field.name)), field.type)
         for field in schema
     ]
     return pa.table(arrays, schema=schema)
+
+
+def _quantize(
+    embedding: npt.NDArray[np.float32], dtype: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+    """Return embeddings in the type that is stored, and their scale if that has one."""
+    if dtype == 'float32':
+        return embedding, None
+    if dtype == 'float16':
+        with np.errstate(over='ignore'):
+            half = embedding.astype(np.float16)
+        if (np.isinf(half) & np.isfinite(embedding)).any():
+            raise OutputError(
+                f"dtype='float16' cannot hold features of {np.abs(embedding).max():g}: "
+                "use 'float32' or 'int8'"
+            )
+        return half, None
+    if not np.isfinite(embedding).all():
+        raise OutputError(
+            "dtype='int8' cannot hold features that are not finite: use 'float32'"
+        )
+    scale = np.abs(embedding).max(axis=1) / np.float32(127)
+    # A row of zeros has scale 0, and is 0 whatever it is divided by.
+    divisor = np.where(scale > 0, scale, 1)[:, None]
+    return np.round(embedding / divisor).astype(np.int8), scale.astype(np.float32)
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
@@ -142,21 +183,56 @@ def _utc(times: pd.Series) -> pd.Series:
     return times.dt.tz_convert('UTC')
 
 
-class GeoParquetWriter:
-    """Writes tables of one schema into one GeoParquet file, a row group each.
+class Extent:
+    """What the metadata of a file say of all its geometries.
 
-    Memory does not grow with the number of rows: what the metadata of the file say of
-    all geometries is kept as running totals and written last.
+    Attributes:
+        types: Kinds of geometries, such as 'Polygon'.
+        lower: Least longitude and latitude, degrees; infinite without geometries.
+        upper: Greatest ones.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        """Create the file."""
-        self._types: set[str] = set()
-        self._lower = np.full(2, np.inf)
-        self._upper = np.full(2, -np.inf)
+    def __init__(self) -> None:
+        self.types: set[str] = set()
+        self.lower = np.full(2, np.inf)
+        self.upper = np.full(2, -np.inf)
+
+    def add(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Take account of the geometries of some rows."""
+        if not rows.num_rows:
+            return
+        footprints = shapely.from_wkb(
+            rows.column('geometry').to_numpy(zero_copy_only=False)
+        )
+        self.types.update(gpd.GeoSeries(footprints).geom_type)
+        bounds = shapely.total_bounds(footprints)
+        self.lower = np.fmin(self.lower, bounds[:2])
+        self.upper = np.fmax(self.upper, bounds[2:])
+
+
+class GeoParquetWriter:
+    """Writes tables of one schema into one GeoParquet file, a row group each."""
+
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        extent: Extent,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Create the file.
+
+        Args:
+            path: The file.
+            schema: As :func:`embedding_schema` gives it.
+            extent: That of all rows that will be written.
+            provenance: What made the embeddings.
+        """
+        metadata = {'geo': _geo_metadata(extent), PROVENANCE_KEY: to_json(provenance)}
+        self._schema = schema.with_metadata(metadata)
         self._file = pq.ParquetWriter(
             path,
-            schema.remove_metadata(),
+            self._schema,
             compression='zstd',
             # Floats hardly repeat: a dictionary costs time and saves nothing.
             use_dictionary=['crs'],
@@ -164,22 +240,12 @@ class GeoParquetWriter:
 
     def write(self, table: pa.Table) -> None:
         """Append a row group."""
-        if table.num_rows == 0:
-            return
-        self._file.write_table(table, row_group_size=table.num_rows)
-        footprints = gpd.GeoSeries(shapely.from_wkb(table['geometry'].to_numpy()))
-        self._types.update(footprints.geom_type)
-        bounds = footprints.total_bounds
-        self._lower = np.minimum(self._lower, bounds[:2])
-        self._upper = np.maximum(self._upper, bounds[2:])
+        if table.num_rows:
+            rows = table.replace_schema_metadata(self._schema.metadata)
+            self._file.write_table(rows, row_group_size=table.num_rows)
 
-    def close(self, provenance: dict[str, Any]) -> None:
-        """Write the metadata and finish the file."""
-        bounds = [*self._lower.tolist(), *self._upper.tolist()] if self._types else None
-        geo = _geo_metadata(sorted(self._types), bounds)
-        self._file.add_key_value_metadata(
-            {'geo': json.dumps(geo), PROVENANCE_KEY: to_json(provenance)}
-        )
+    def close(self) -> None:
+        """Finish the file."""
         self._file.close()
 
     def abort(self) -> None:
@@ -189,115 +255,57 @@ class GeoParquetWriter:
             self._file.close()
 
 
-def _geo_metadata(types: list[str], bounds: list[float] | None) -> dict[str, Any]:
+def write_geoparquet(
+    path: Path,
+    table: pa.Table,
+    provenance: Mapping[str, Any],
+    row_group: int | None = None,
+) -> None:
+    """Write a table with footprints as a file that appears whole, and is on disk then.
+
+    Args:
+        path: The file.
+        table: Rows with ``geometry`` (WKB, EPSG:4326) and ``bbox``.
+        provenance: What made them.
+        row_group: Rows of a row group; one row group for all by default.
+    """
+    extent = Extent()
+    extent.add(table)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        writer = GeoParquetWriter(temporary, table.schema, extent, provenance)
+        try:
+            for first in range(0, table.num_rows, row_group or max(1, table.num_rows)):
+                writer.write(table.slice(first, row_group).combine_chunks())
+        except BaseException:
+            writer.abort()
+            raise
+        writer.close()
+        with temporary.open('rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _geo_metadata(extent: Extent) -> str:
     """Metadata of the GeoParquet specification 1.1.0, key 'geo'."""
     column: dict[str, Any] = {
         'encoding': 'WKB',
-        'geometry_types': types,
+        'geometry_types': sorted(extent.types),
         'crs': pyproj.CRS('EPSG:4326').to_json_dict(),
         'edges': 'planar',
         'covering': {
             'bbox': {name: ['bbox', name] for name in ('xmin', 'ymin', 'xmax', 'ymax')}
         },
     }
-    if bounds is not None:
-        column['bbox'] = bounds
-    return {
-        'version': '1.1.0',
-        'primary_column': 'geometry',
-        'columns': {'geometry': column},
-    }
-
-
-def merge_parts(parts: Sequence[Path], path: Path, provenance: dict[str, Any]) -> None:
-    """Join files of one schema into one, a row group at a time.
-
-    Args:
-        parts: Files of :class:`GeoParquetWriter`, at least one.
-        path: File to write.
-        provenance: What made the embeddings.
-    """
-    writer = GeoParquetWriter(path, pq.read_schema(parts[0]))
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            for group in range(file.num_row_groups):
-                writer.write(file.read_row_group(group))
-    writer.close(provenance)
-
-
-class GeoParquetFile:
-    """Collects batches into row groups of one GeoParquet file, a part each process."""
-
-    output: ClassVar[str] = 'pooled'
-    folder_of: ClassVar[str | None] = None
-
-    def __init__(
-        self,
-        folder: Path,
-        rank: int,
-        chips: ChipTable | None,
-        provenance: dict[str, Any],
-        dimensions: int | None,
-    ) -> None:
-        """Prepare to write; see :class:`~dynamicvis_geo.callbacks.writer.Sink`."""
-        self.folder = folder
-        self.part = folder / f'part-{rank:05d}.parquet'
-        self.chips = chips
-        self.provenance = provenance
-        self.dimensions = dimensions
-        self._buffer: list[Predictions] = []
-        self._buffered = 0
-        self._writer: GeoParquetWriter | None = None
-
-    def write(self, predictions: Predictions) -> None:
-        """Keep a batch until there is enough for a row group."""
-        self.dimensions = predictions.embedding.shape[1]
-        self._buffer.append(predictions)
-        self._buffered += predictions.embedding.nbytes
-        if self._buffered >= ROW_GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.chips is None or not self._buffer:
-            return
-        batch = Predictions.concatenate(self._buffer)
-        rows = self.chips.rows(batch.chip)
-        table = embedding_table(rows, batch.embedding, batch.valid_fraction)
-        if self._writer is None:
-            self._writer = GeoParquetWriter(self.part, table.schema)
-        self._writer.write(table)
-        self._buffer = []
-        self._buffered = 0
-
-    def close(self) -> None:
-        """Finish this process' part; one that got no chips has none."""
-        self._flush()
-        if self._writer is not None:
-            self._writer.close(self._provenance())
-            self._writer = None
-
-    def abort(self) -> None:
-        """Let go of the part and of what was not written yet."""
-        if self._writer is not None:
-            self._writer.abort()
-
-    def finish(self) -> Path:
-        """Join the parts of all processes, and return the file."""
-        parts = sorted(self.folder.glob('part-*.parquet'))
-        if len(parts) == 1:
-            return parts[0]
-        path = self.folder / 'merged.parquet'
-        if parts:
-            merge_parts(parts, path, self._provenance())
-        else:
-            self._write_empty(path)
-        return path
-
-    def _write_empty(self, path: Path) -> None:
-        none = np.empty(0, np.int64)
-        points = self.chips is not None and 'point_id' in self.chips.rows(none)
-        schema = embedding_schema(self.dimensions, points)
-        GeoParquetWriter(path, schema).close(self._provenance())
-
-    def _provenance(self) -> dict[str, Any]:
-        return {**self.provenance, **describe_embeddings('chip', self.dimensions)}
+    if extent.types:
+        column['bbox'] = [*extent.lower.tolist(), *extent.upper.tolist()]
+    return json.dumps(
+        {
+            'version': '1.1.0',
+            'primary_column': 'geometry',
+            'columns': {'geometry': column},
+        }
+    )

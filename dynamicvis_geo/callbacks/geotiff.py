@@ -1,16 +1,18 @@
 """Feature maps as one GeoTIFF a chip."""
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from rasterio.io import MemoryFile
 from rasterio.transform import from_bounds
 
-from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
+from dynamicvis_geo.callbacks.predictions import Predictions
+from dynamicvis_geo.callbacks.run_folder import write_atomically
+from dynamicvis_geo.callbacks.sink import Job
 from dynamicvis_geo.provenance import (
     METADATA_FILE,
     PROVENANCE_KEY,
@@ -27,56 +29,56 @@ class GeoTIFFFolder:
     """Writes one GeoTIFF a chip into a folder, and ``metadata.json`` beside them."""
 
     output: ClassVar[str] = 'grid'
-    folder_of: ClassVar[str | None] = '.tif'
+    dtypes: ClassVar[tuple[str, ...]] = ('float32',)
+    metadata: ClassVar[str] = METADATA_FILE
+    #: GDAL and QGIS leave statistics of a.tif in a.tif.aux.xml.
+    members: ClassVar[tuple[str, ...]] = ('*.tif', '*.tif.aux.xml', METADATA_FILE)
 
-    def __init__(
-        self,
-        folder: Path,
-        rank: int,
-        chips: ChipTable | None,
-        provenance: dict[str, Any],
-        dimensions: int | None,
-    ) -> None:
-        """Prepare to write; see :class:`~dynamicvis_geo.callbacks.writer.Sink`."""
-        self.folder = folder
-        self.chips = chips
-        self.provenance = provenance
-        self.dimensions = dimensions
+    def __init__(self, job: Job) -> None:
+        """Prepare to write; see :class:`~dynamicvis_geo.callbacks.sink.Sink`."""
+        self.job = job
+        self.dimensions = job.dimensions
+
+    @classmethod
+    def recover(cls, target: Path) -> None:
+        """Nothing: files appear when they are complete."""
+
+    @classmethod
+    def finished(cls, target: Path) -> pa.StringArray:
+        """Ids of the chips that have a file."""
+        return pa.array([path.stem for path in target.glob('*.tif')], pa.string())
 
     def write(self, predictions: Predictions) -> None:
         """Write the chips of one batch."""
-        if self.chips is None:
-            raise RuntimeError('predictions without a chip table')
+        if self.job.chips is None or not len(predictions.chip):
+            return
         features = predictions.embedding
         self.dimensions = features.shape[1]
         valid = predictions.valid_fraction
         provenance = self._provenance()
-        rows = self.chips.rows(predictions.chip)
+        rows = self.job.chips.rows(predictions.chip)
         for i, (_, chip) in enumerate(rows.iterrows()):
             write_feature_map(
-                self.folder / f'{chip["chip_id"]}.tif',
+                self.job.target / f'{chip["chip_id"]}.tif',
                 features[i],
                 chip,
                 provenance,
                 None if valid is None else float(valid[i]),
             )
 
-    def close(self) -> None:
-        """Nothing is open between batches."""
+    def flush(self) -> None:
+        """Nothing is held between batches."""
 
-    def abort(self) -> None:
-        """Nothing is open between batches."""
+    def assemble(self) -> None:
+        """Nothing remains to be done."""
 
-    def finish(self) -> Path:
-        """Write what all files share, and return the folder."""
-        text = to_json(self._provenance(), indent=2)
-        temporary = self.folder / f'.{METADATA_FILE}.partial'
-        temporary.write_text(text + '\n', encoding='utf-8')
-        os.replace(temporary, self.folder / METADATA_FILE)
-        return self.folder
+    def complete(self) -> None:
+        """Write what all files share."""
+        text = to_json(self._provenance(), indent=2) + '\n'
+        write_atomically(self.job.target / METADATA_FILE, text.encode())
 
     def _provenance(self) -> dict[str, Any]:
-        return {**self.provenance, **describe_embeddings('pixel', self.dimensions)}
+        return {**self.job.provenance, **describe_embeddings('pixel', self.dimensions)}
 
 
 def write_feature_map(
@@ -102,11 +104,8 @@ def write_feature_map(
     """
     with MemoryFile() as memory:
         _encode(memory, features, chip, _tags(chip, provenance, valid_fraction))
-        # Two processes may have the same chip, at points that coincide.
-        temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
         # Python, unlike GDAL, always says when the disk is full.
-        temporary.write_bytes(memory.getbuffer())
-    os.replace(temporary, path)
+        write_atomically(path, memory.getbuffer())
 
 
 def _encode(

@@ -53,21 +53,26 @@ class Sink(Protocol):
     Attributes:
         output: What it takes of the task: 'pooled' or 'grid'.
         dtypes: Types in which it can store embeddings.
+        metadata: File that a folder gets last, with its provenance.
+        members: Patterns of the names of all that it puts into a folder: what else a
+            folder holds is not part of the output.
     """
 
     output: ClassVar[str]
     dtypes: ClassVar[tuple[str, ...]]
+    metadata: ClassVar[str]
+    members: ClassVar[tuple[str, ...]]
 
     def __init__(self, job: Job) -> None:
         """Prepare to write."""
 
     @classmethod
-    def finished(cls, target: Path) -> pa.StringArray:
-        """Ids of the chips that are on disk already, without repetition."""
+    def recover(cls, target: Path) -> None:
+        """End what a killed run has left half done; called by one process alone."""
 
     @classmethod
-    def leftovers(cls, target: Path) -> list[Path]:
-        """Files and folders that belong to the output besides *target*."""
+    def finished(cls, target: Path) -> pa.StringArray:
+        """Keys of what is on disk, as ``chip_keys`` makes them, or mere ids."""
 
     def write(self, predictions: Predictions) -> None:
         """Take one batch; chips taken before are replaced or left, never doubled."""

@@ -1,97 +1,98 @@
-"""Writes the embeddings of a prediction run to disk while it runs."""
+"""Predictions on disk as they come, so that nothing that is done is lost."""
 
+import logging
 import os
+import secrets
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
+import pyarrow as pa
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from dynamicvis_geo.callbacks.geoparquet import GeoParquetFile
-from dynamicvis_geo.callbacks.geotiff import GeoTIFFFolder
+from dynamicvis_geo.callbacks.background import Background
+from dynamicvis_geo.callbacks.existing import (
+    check_place,
+    check_settings,
+    existing_provenance,
+    remove_existing,
+    remove_temporary,
+)
+from dynamicvis_geo.callbacks.failures import (
+    FailureLog,
+    failed_keys,
+    failures_file_of,
+    merge_failures,
+)
+from dynamicvis_geo.callbacks.formats import FORMATS, is_folder, resolve_format
+from dynamicvis_geo.callbacks.parents import Parent
 from dynamicvis_geo.callbacks.predictions import (
     ChipTable,
     Predictions,
     find_chip_table,
+    planned_chips,
 )
-from dynamicvis_geo.callbacks.staging import StagedOutput
-from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.provenance import run_provenance
+from dynamicvis_geo.callbacks.rendezvous import Rendezvous
+from dynamicvis_geo.callbacks.run_folder import RunFolder
+from dynamicvis_geo.callbacks.sink import Job, Sink
+from dynamicvis_geo.chip_keys import join_keys
+from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.provenance import run_history, run_provenance
+
+_logger = logging.getLogger(__name__)
 
 
-class Sink(Protocol):
-    """One file format, as one process writes it.
+@dataclass(frozen=True)
+class RunSummary:
+    """What became of a run, all processes together.
 
     Attributes:
-        output: What it takes of the task: 'pooled' or 'grid'.
-        folder_of: Suffix of the files it makes in a folder; None if it makes one file.
+        path: The output.
+        written: Chips that this run has written.
+        before: Chips that were finished before it.
+        failed: Chips whose image could not be had, listed in `failures`.
+        failures: File that lists them, if there are any.
+        seconds: Time that it took.
     """
 
-    output: ClassVar[str]
-    folder_of: ClassVar[str | None]
-
-    def __init__(
-        self,
-        folder: Path,
-        rank: int,
-        chips: ChipTable | None,
-        provenance: dict[str, Any],
-        dimensions: int | None,
-    ) -> None:
-        """Prepare to write.
-
-        Args:
-            folder: Folder that all processes write into.
-            rank: Number of this process.
-            chips: Where and when the chips are; None if there are none.
-            provenance: What makes the embeddings.
-            dimensions: Length of an embedding, if known before the first.
-        """
-
-    def write(self, predictions: Predictions) -> None:
-        """Take one batch."""
-
-    def close(self) -> None:
-        """Have everything of this process on disk."""
-
-    def abort(self) -> None:
-        """Let go of open files; they are removed."""
-
-    def finish(self) -> Path:
-        """Complete the output, in the first process, when all have closed theirs.
-
-        Returns:
-            The file, or the folder itself.
-        """
-
-
-_FORMATS: dict[str, type[Sink]] = {
-    'geoparquet': GeoParquetFile,
-    'geotiff': GeoTIFFFolder,
-}
+    path: Path
+    written: int
+    before: int
+    failed: int
+    failures: Path
+    seconds: float
 
 
 class EmbeddingWriter(BasePredictionWriter):
     """Lightning callback that writes embeddings with their place, time and provenance.
 
-    * Pooled embeddings: one GeoParquet file, a row a chip, which GeoPandas, DuckDB and
-      TorchGeo's embedding datasets read
-      (:mod:`~dynamicvis_geo.callbacks.geoparquet` lists the columns).
+    * Pooled embeddings: one GeoParquet file or a folder of them, a row a chip, which
+      GeoPandas, DuckDB and TorchGeo's embedding datasets read
+      (:mod:`~dynamicvis_geo.callbacks.geoparquet` lists the columns), in the order of a
+      Hilbert curve.
     * Feature maps (``output='grid'``): a folder with one cloud-optimised GeoTIFF a
-      chip, ``<chip_id>.tif`` with a band a feature, and ``metadata.json``.
+      chip, ``<chip_id>.tif`` with a band a feature, and ``metadata.json``; or a Zarr
+      store with the chips of each UTM zone as one mosaic.
 
-    The output appears under its name when the run has succeeded, complete; a run that
-    fails or is interrupted leaves nothing, and what was there before stays. The predict
-    dataloader must be over a :class:`~dynamicvis_geo.datasets.ChipDataset` (or a subset
-    of one), from which each embedding's place and time are taken. Several processes
-    write one output together; its rows are then grouped by process.
+    Any number of processes write one output together. Chips are put on disk as the run
+    goes on, in a folder ``<path>.partial`` beside the output (or, one file a chip, in
+    the output itself). What is on disk is finished: a run that is killed, interrupted
+    or fails is continued by running it again, which computes only what is missing and
+    ends with the same rows. A finished output may be extended in the same way, by more
+    places or times; other settings are refused, with a table of the differences.
 
-    Memory stays flat with ``trainer.predict(..., return_predictions=False)``: by
-    default Lightning collects every prediction besides.
+    The predict dataloader must be over a :class:`~dynamicvis_geo.datasets.ChipDataset`
+    (or a subset of one), from which each embedding's place and time are taken. Memory
+    stays flat with ``trainer.predict(..., return_predictions=False)``: by default
+    Lightning collects every prediction besides.
 
     Attributes:
         written: Number of chips that this process has written in the current run.
+        failed: Number of chips that have failed in this process in the current run.
+        summary: A :class:`RunSummary` in the first process, when the run has ended.
     """
 
     def __init__(
@@ -99,29 +100,63 @@ class EmbeddingWriter(BasePredictionWriter):
         path: str | os.PathLike[str],
         format: str | None = None,  # noqa: A002
         overwrite: bool = False,
+        dtype: str = 'float32',
+        flush_chips: int = 4096,
+        flush_seconds: float = 60.0,
+        retry_failed: bool = False,
     ) -> None:
         """Initialize a new EmbeddingWriter.
 
         Args:
-            path: File (``.parquet``) or folder to write; missing parents are created.
-            format: 'geoparquet' or 'geotiff'; None takes it from `path`.
-            overwrite: Replace an existing output, when the new one is complete. A
-                folder is replaced only if it holds nothing but such an output.
+            path: File (``.parquet``), store (``.zarr``) or folder to write; missing
+                parents are created.
+            format: 'geoparquet', 'geotiff' or 'zarr'; None takes it from `path`, and
+                'geotiff' for a folder.
+            overwrite: Remove an existing output, and what an interrupted run has left,
+                when the run starts. A folder is removed only if it holds nothing but
+                such an output.
+            dtype: Type in which embeddings are stored: 'float32', 'float16' (not for
+                GeoTIFF), or 'int8' (GeoParquet only), rows of which are multiplied by
+                their ``scale``.
+            flush_chips: Chips that may be lost when a process is killed.
+            flush_seconds: Seconds for which a chip may wait before it is put on disk.
+            retry_failed: Compute just the chips that are listed as failed. Without it,
+                these are left alone.
 
         Raises:
             OutputError: If `format` is unknown or does not fit `path`.
+            SpecError: If another argument has a value that cannot be used.
         """
         super().__init__(write_interval='batch')
         self.path = Path(path).expanduser().resolve()
-        self.format = _resolve_format(self.path, format)
+        self.format = resolve_format(self.path, format)
+        self._kind = FORMATS[self.format]
+        if dtype not in self._kind.dtypes:
+            raise SpecError(
+                f'dtype={dtype!r} cannot be stored as {self.format}: choose one of '
+                f'{", ".join(self._kind.dtypes)}'
+            )
+        for name, value in (
+            ('flush_chips', flush_chips),
+            ('flush_seconds', flush_seconds),
+        ):
+            if isinstance(value, bool) or not value > 0:
+                raise SpecError(f'{name}={value!r} must be positive')
         self.overwrite = overwrite
+        self.dtype = dtype
+        self.flush_chips = flush_chips
+        self.flush_seconds = flush_seconds
+        self.retry_failed = retry_failed
         self.written = 0
-        self._sink: Sink | None = None
-        self._staged = StagedOutput(
-            self.path,
-            folder_of=_FORMATS[self.format].folder_of,
-            overwrite=overwrite,
-        )
+        self.failed = 0
+        self.summary: RunSummary | None = None
+        self._folder = RunFolder(self.path)
+        self._run: _Run | None = None
+
+    @property
+    def failures(self) -> Path:
+        """File that lists chips whose image could not be had, if there are any."""
+        return failures_file_of(self.path)
 
     def check(self, output: str | None = None) -> None:
         """Refuse what cannot end well, before any work is done.
@@ -133,61 +168,156 @@ class EmbeddingWriter(BasePredictionWriter):
 
         Raises:
             OutputError: If the task's output does not fit the format, or the path
-                cannot be written or exists already.
+                cannot be written or holds something else.
         """
-        needed = _FORMATS[self.format].output
+        needed = self._kind.output
         if output is not None and output != needed:
             raise OutputError(
                 f"cannot write {output} embeddings to '{self.path}': "
                 + {
                     'pooled': 'a .parquet file holds one vector a chip; name a folder '
                     "for feature maps, or use output='pooled'",
-                    'grid': 'a folder holds one GeoTIFF a chip; name a file that ends '
-                    "in .parquet for pooled embeddings, or use output='grid' (--grid)",
+                    'grid': 'it would hold feature maps; name a file that ends in '
+                    ".parquet (or a folder with format='geoparquet') for pooled "
+                    "embeddings, or use output='grid' (--grid)",
                 }[needed]
             )
-        self._staged.check()
+        folder = is_folder(self.path, self.format)
+        check_place(self._folder, folder, self._kind.members)
+
+    def finished(self) -> pa.StringArray:
+        """Keys of the chips that need no computing: finished ones and failed ones.
+
+        :class:`~dynamicvis_geo.datasets.ChipDataset` takes them as ``skip``. That is
+        needed only where this callback cannot see the chips before the run: where a
+        data module of your own makes the DataLoader.
+        """
+        done = self._kind.finished(self.path)
+        return done if self.retry_failed else join_keys([done, failed_keys(self.path)])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the output and make the hidden folder that it grows in.
+        """Check the output, and leave out of the run what is finished.
 
         Raises:
-            OutputError: As :meth:`check` raises it.
+            OutputError: As :meth:`check` raises it; or if the output was made with
+                other settings, or is being written by another run.
         """
         super().setup(trainer, pl_module, stage)
         if stage != 'predict':
             return
+        self.written = self.failed = 0
+        self.summary = None
         output = getattr(pl_module, 'output', None)
         self.check(output if isinstance(output, str) else None)
-        self.written = 0
-        folder = self._staged.create() if trainer.is_global_zero else ''
-        folder = trainer.strategy.broadcast(folder)
-        if not trainer.is_global_zero:
-            self._staged.join(folder)
+        token = self._take(trainer)
+        chips = planned_chips(trainer)
+        self._run = _Run(token, trainer, pl_module, chips)
+        self._begin(self._run)
+        if chips is not None:
+            before = self._restrict(chips)
+            self._run.before = before
+
+    def _take(self, trainer: Trainer) -> str:
+        """Take the output for this run, in the first process; return its token."""
+        error: str | None = None
+        token = ''
+        if trainer.is_global_zero:
+            try:
+                self._folder.acquire()
+                if self.overwrite:
+                    remove_existing(self._folder)
+                with self._folder.errors():
+                    self._kind.recover(self.path)
+                remove_temporary(self._folder)
+                if is_folder(self.path, self.format):
+                    with self._folder.errors():
+                        self.path.mkdir(parents=True, exist_ok=True)
+                token = secrets.token_hex(4)
+            except OutputError as refused:
+                error = str(refused)
+        token, error = trainer.strategy.broadcast((token, error))
+        if error is not None:
+            raise OutputError(error)
+        return token
+
+    def _begin(self, run: '_Run') -> None:
+        """Check the settings, and say in the folder what is being made."""
+        existing = existing_provenance(self._folder)
+        if existing is not None:
+            if run.chips is not None:
+                check_settings(self._folder, existing, run.provenance, self.dtype)
+            run.provenance['runs'] = run_history(existing, run.provenance)
+        else:
+            run.fresh = True
+            run.provenance['runs'] = run_history({}, run.provenance)
+        # Not before all processes have read what was there.
+        run.trainer.strategy.barrier('EmbeddingWriter: settings checked')
+        if run.trainer.is_global_zero:
+            stored = {**run.provenance, 'data_type': self.dtype}
+            self._folder.begin(run.token, stored)
+
+    def _restrict(self, chips: ChipTable) -> int:
+        """Leave out of the chips what is finished; return how many of them are."""
+        done = self._kind.finished(self.path)
+        failed = failed_keys(self.path)
+        if self.retry_failed:
+            chips.restrict(leave_out=done, only=failed)
+            return len(done)
+        chips.restrict(leave_out=join_keys([done, failed]))
+        if len(failed):
+            _logger.warning(
+                '%d chips have failed before and are left alone (%s): retry_failed '
+                '(--retry-failed) tries them again',
+                len(failed),
+                self.failures,
+            )
+        return len(done)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the table of the chips.
+        """Begin to write.
 
         Raises:
             OutputError: If the predict dataloader is not over a ChipDataset.
         """
-        self._sink = self._open(trainer, pl_module)
+        self._open(trainer)
 
-    def _open(self, trainer: Trainer, pl_module: LightningModule) -> Sink:
-        folder = self._staged.path
-        if folder is None:
+    def _open(self, trainer: Trainer) -> '_Run':
+        run = self._run
+        if run is None:
             raise RuntimeError('EmbeddingWriter.setup() has not run')
+        if run.background is not None:
+            return run
         loaders = trainer.predict_dataloaders
-        # Lightning makes no dataloaders for limit_predict_batches=0.
-        chips = None if loaders is None else find_chip_table(loaders)
-        source = {} if chips is None else chips.provenance
-        return _FORMATS[self.format](
-            folder,
+        if run.chips is None and loaders is not None:
+            run.chips = find_chip_table(loaders)
+            run.provenance['source'] = dict(run.chips.provenance)
+            existing = existing_provenance(self._folder)
+            if existing is not None and not run.fresh:
+                check_settings(self._folder, existing, run.provenance, self.dtype)
+        job = Job(
+            self.path,
             trainer.global_rank,
-            chips,
-            run_provenance(trainer, pl_module, source),
-            getattr(pl_module, 'embedding_dim', None),
+            trainer.world_size,
+            run.token,
+            run.chips,
+            run.provenance,
+            getattr(run.module, 'embedding_dim', None),
+            self.dtype,
         )
+        sink = _WithFailures(self._kind(job), job)
+        run.sink = sink
+        run.background = Background(
+            sink, self.flush_chips, self.flush_seconds, self._pulse
+        )
+        return run
+
+    def _pulse(self) -> None:
+        """Make sure that this process should still write."""
+        run = self._run
+        if run is not None:
+            run.parent.require()
+            self._folder.require(run.token)
+            run.others(self._folder).beat()
 
     def write_on_batch_end(
         self,
@@ -204,67 +334,175 @@ class EmbeddingWriter(BasePredictionWriter):
         Raises:
             OutputError: If they are not what the format needs, or cannot be written.
         """
-        if self._sink is None:
+        run = self._run
+        if run is None or run.background is None:
             raise RuntimeError('EmbeddingWriter.on_predict_start() has not run')
-        if isinstance(prediction, dict) and not prediction:
-            return  # All chips of the batch were skipped.
-        predictions = Predictions.from_step(prediction, self._sink.output)
-        with self._staged.errors():
-            self._sink.write(predictions)
+        predictions = Predictions.from_step(prediction, self._kind.output)
+        with self._folder.errors():
+            if len(predictions):
+                run.background.put(predictions)
+            else:
+                run.background.check()
         self.written += len(predictions.chip)
+        self.failed += len(predictions.failures)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete the output and give it its name."""
-        self._finish(trainer, pl_module)
+        """Complete the output."""
+        self._finish(trainer)
 
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
-        """Write an empty output if there were no chips: Lightning then runs no loop."""
+        """Complete the output if there were no chips: Lightning then runs no loop."""
         if stage == 'predict':
-            self._finish(trainer, pl_module)
+            self._finish(trainer)
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._staged.path is None:
+    def _finish(self, trainer: Trainer) -> None:
+        if self._run is None:
             return
-        sink = self._sink or self._open(trainer, pl_module)
-        with self._staged.errors():
-            sink.close()
-        trainer.strategy.barrier('EmbeddingWriter: all parts written')
-        if trainer.is_global_zero:
-            with self._staged.errors():
-                staged = sink.finish()
-            self._staged.publish(staged)
-        trainer.strategy.barrier('EmbeddingWriter: output in place')
-        self._staged.path = None
-        self._sink = None
+        run = self._open(trainer)
+        others = run.others(self._folder)
+        if run.background is None or run.sink is None:
+            raise RuntimeError('EmbeddingWriter has not been opened')
+        with self._folder.errors():
+            run.background.close()
+            others.reach('flushed', f'{self.written}')
+            others.wait('flushed')
+            run.sink.assemble()
+            others.reach('assembled')
+            if trainer.is_global_zero:
+                others.wait('assembled')
+                self._complete(run, run.sink)
+            else:
+                others.wait('complete', [0])
+        self._end(run)
+
+    def _complete(self, run: '_Run', sink: '_WithFailures') -> None:
+        """Put the output in place, in the first process."""
+        self._folder.require(run.token)
+        others = run.others(self._folder)
+        written = self.written + sum(map(int, others.texts('flushed')))
+        if written or run.fresh or not self._is_complete():
+            sink.complete()
+        failed = merge_failures(self.path, self._kind.finished(self.path))
+        self.summary = RunSummary(
+            path=self.path,
+            written=written,
+            before=run.before,
+            failed=failed,
+            failures=self.failures,
+            seconds=time.monotonic() - run.started,
+        )
+        others.reach('complete')
+        self._folder.remove()
+
+    def _is_complete(self) -> bool:
+        """Whether there is an output with its provenance, which comes last."""
+        if self.path.is_dir():
+            return (self.path / self._kind.metadata).exists()
+        return self.path.exists()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave nothing half-written behind."""
-        if self._sink is not None:
-            self._sink.abort()
-            self._sink = None
-        self._staged.discard()
+        """Put on disk what is done, for the next run to go on from."""
+        run = self._run
+        if run is None:
+            self._folder.release()
+            return
+        if run.background is not None:
+            try:
+                run.background.close()
+            except Exception as error:
+                # What stopped the writing may be what is being handled already.
+                _logger.warning('the last chips were not written: %s', error)
+        try:
+            run.others(self._folder).fail(_first_line(exception))
+        except OSError as error:
+            _logger.warning('cannot tell the other processes: %s', error)
+        if trainer.is_global_zero:
+            self._say_what_is_kept(run)
+        self._end(run)
 
-
-def _resolve_format(path: Path, name: str | None) -> str:
-    parquet = path.suffix.lower() in ('.parquet', '.geoparquet')
-    if name is None:
-        if not parquet and path.suffix and not path.is_dir():
-            raise OutputError(
-                f"cannot tell the format of '{path}': end it in .parquet for pooled "
-                'embeddings, or name a folder (without suffix) for feature maps; '
-                f'format= chooses among {", ".join(_FORMATS)}'
+    def _say_what_is_kept(self, run: '_Run') -> None:
+        if run.background is None and not run.fresh:
+            # Refused before it began: what was there is as it was.
+            if self._folder.read() is None:
+                self._folder.remove()
+            return
+        kept = len(self._kind.finished(self.path))
+        if kept or len(failed_keys(self.path)):
+            _logger.warning(
+                '%d chips are finished and kept for %s: the same command goes on from '
+                'there',
+                kept,
+                self.path,
             )
-        return 'geoparquet' if parquet else 'geotiff'
-    if name not in _FORMATS:
-        raise OutputError(
-            f"format='{name}' is unknown: choose among {', '.join(_FORMATS)}"
-        )
-    if parquet and name != 'geoparquet':
-        raise OutputError(
-            f"format='{name}' does not fit '{path}', the name of a GeoParquet file"
-        )
-    return name
+            return
+        with self._folder.errors():
+            if is_folder(self.path, self.format) and self.path.is_dir():
+                self.path.rmdir()
+        self._folder.remove()
+
+    def _end(self, run: '_Run') -> None:
+        if run.chips is not None and hasattr(run.chips, 'restrict'):
+            run.chips.restrict()
+        self._folder.release()
+        self._run = None
+
+
+class _Run:
+    """What belongs to one run."""
+
+    def __init__(
+        self,
+        token: str,
+        trainer: Trainer,
+        module: LightningModule,
+        chips: ChipTable | None,
+    ) -> None:
+        self.token = token
+        self.trainer = trainer
+        self.module = module
+        self.chips = chips
+        source = {} if chips is None else chips.provenance
+        self.provenance = run_provenance(trainer, module, source)
+        self.fresh = False
+        self.before = 0
+        self.started = time.monotonic()
+        self.parent = Parent(trainer.global_rank)
+        self.sink: _WithFailures | None = None
+        self.background: Background | None = None
+        self._others: Rendezvous | None = None
+
+    def others(self, folder: RunFolder) -> Rendezvous:
+        """Return the other processes of the run."""
+        if self._others is None:
+            rank, count = self.trainer.global_rank, self.trainer.world_size
+            self._others = Rendezvous(folder.path, self.token, rank, count)
+        return self._others
+
+
+class _WithFailures:
+    """A sink, and the list of failures, on disk at the same moments."""
+
+    def __init__(self, sink: Sink, job: Job) -> None:
+        self.assemble = sink.assemble
+        self.complete = sink.complete
+        self._sink = sink
+        self._chips = job.chips
+        self._failures = FailureLog(job.target, job.run, job.rank)
+
+    def write(self, predictions: Predictions) -> None:
+        self._failures.add(predictions.failures)
+        if len(predictions.chip):
+            self._sink.write(predictions)
+
+    def flush(self) -> None:
+        self._sink.flush()
+        self._failures.flush(self._chips)
+
+
+def _first_line(exception: BaseException) -> str:
+    lines = str(exception).strip().splitlines()
+    return lines[0] if lines else type(exception).__name__

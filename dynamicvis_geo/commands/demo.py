@@ -40,7 +40,7 @@ def run(arguments: Namespace) -> None:
         folder / 'scene.tif',
         size=CHIP,
         batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
+        num_workers=arguments.num_workers or 0,
     )
     config = BackboneConfig.from_env(weights='random')
     outputs: dict[str, Output] = {
@@ -50,7 +50,7 @@ def run(arguments: Namespace) -> None:
     for name, output in outputs.items():
         module = FeatureExtraction(config, output, input_range=STRETCH)
         writer = EmbeddingWriter(folder / name, overwrite=True)
-        print(predict(chips, module, writer, arguments))
+        predict(chips, module, writer, arguments)
     maps = [rasterio.open(path) for path in sorted((folder / name).glob('*.tif'))]
     mosaic, _ = merge(maps)
     for file in maps:

@@ -15,12 +15,20 @@ from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.tasks.features import Output
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> int:
     """Embed what the arguments name, and print what was written."""
     output: Output = 'grid' if arguments.grid else 'pooled'
-    writer = EmbeddingWriter(arguments.output, overwrite=arguments.overwrite)
+    writer = EmbeddingWriter(
+        arguments.output,
+        arguments.format,
+        overwrite=arguments.overwrite,
+        dtype=arguments.dtype,
+        flush_chips=arguments.flush_chips,
+        flush_seconds=arguments.flush_seconds,
+        retry_failed=arguments.retry_failed,
+    )
     writer.check(output)
-    choose_device(arguments.device)
+    choose_device(arguments.device, arguments.devices)
     config = backbone_config(arguments.weights)
     data = imagery(arguments)
     if isinstance(data, ScenesDataModule):
@@ -28,10 +36,7 @@ def run(arguments: Namespace) -> None:
         _warn_of_byte_images(scenes, arguments.input_range)
     data.setup('predict')
     module = FeatureExtraction(config, output, arguments.pooling, arguments.input_range)
-    print(predict(data, module, writer, arguments))
-    skipped = len(data.chips) - writer.written
-    if skipped:
-        print(f'Skipped {skipped} chips without imagery.')
+    return predict(data, module, writer, arguments)
 
 
 def _warn_of_byte_images(

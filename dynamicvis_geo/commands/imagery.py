@@ -45,6 +45,9 @@ def imagery(arguments: Namespace) -> ChipDataModule:
         'batch_size': arguments.batch_size,
         'num_workers': arguments.num_workers,
     }
+    if arguments.num_workers is None:
+        # Fetching and computing then go on at the same time.
+        loading['num_workers'] = 2 if arguments.source is None else 0
     check_imagery(arguments)
     if arguments.source is None:
         return earthengine(arguments, **loading)

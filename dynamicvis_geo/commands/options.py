@@ -27,11 +27,13 @@ def backbone_config(weights: str) -> BackboneConfig:
     return BackboneConfig.from_env(**weights_fields(weights))
 
 
-def choose_device(device: str) -> tuple[str, str | int | list[int]]:
-    """Turn ``--device`` into Lightning's accelerator and devices.
+def choose_device(
+    device: str, processes: int | str = 1
+) -> tuple[str, str | int | list[int]]:
+    """Turn ``--device`` and ``--devices`` into Lightning's accelerator and devices.
 
     Raises:
-        SpecError: if there is no such device here.
+        SpecError: if there is no such device here, or not so many.
     """
     kind, colon, number = device.partition(':')
     if kind not in ('auto', 'cpu', 'cuda', 'mps') or (
@@ -40,8 +42,15 @@ def choose_device(device: str) -> tuple[str, str | int | list[int]]:
         raise SpecError(
             f'--device {device!r} is unknown: choose auto, cpu, cuda, cuda:N or mps'
         )
+    if colon and processes != 1:
+        raise SpecError(
+            f'--device {device} is one device, and --devices {processes} asks for '
+            'several: give --device cuda, or leave out --devices'
+        )
     if kind == 'cuda':
         count = torch.cuda.device_count()
+        if not colon and count:
+            return 'cuda', _at_most(processes, count)
         if int(number or 0) >= count:
             raise SpecError(
                 f'--device {device}: PyTorch finds {count} CUDA devices here: choose '
@@ -50,7 +59,16 @@ def choose_device(device: str) -> tuple[str, str | int | list[int]]:
         return 'cuda', [int(number or 0)]
     if kind == 'mps' and not torch.backends.mps.is_available():
         raise SpecError('--device mps: PyTorch finds no MPS here: choose --device cpu')
-    return kind, 1
+    return kind, processes
+
+
+def _at_most(processes: int | str, count: int) -> int | str:
+    if isinstance(processes, int) and processes > count:
+        raise SpecError(
+            f'--devices {processes}: PyTorch finds {count} CUDA devices here: ask for '
+            'so many, or for auto'
+        )
+    return processes
 
 
 def torch_device(device: str) -> torch.device:

@@ -1,16 +1,20 @@
 """What the commands that embed chips have in common."""
 
 import logging
-import time
+import sys
 import warnings
 from argparse import Namespace
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
 
-from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter, RunSummary
 from dynamicvis_geo.commands.options import choose_device
 from dynamicvis_geo.datamodules import ChipDataModule
 from dynamicvis_geo.tasks import FeatureExtraction
+
+#: What the shell sees if the images of some chips could not be had.
+SOME_FAILED = 3
 
 
 def predict(
@@ -18,37 +22,73 @@ def predict(
     module: FeatureExtraction,
     writer: EmbeddingWriter,
     options: Namespace,
-) -> str:
-    """Embed chips and write them.
+) -> int:
+    """Embed chips, write them, and print a summary.
 
     Args:
         data: the chips to embed.
         module: the task.
         writer: where to.
-        options: ``device`` and ``precision``.
+        options: ``device``, ``devices``, ``nodes``, ``precision`` and ``quiet``.
 
     Returns:
-        a sentence that says what was written, how many chips, and how long it took.
+        the exit code: 0, or :data:`SOME_FAILED`.
     """
     quieten_lightning()
-    accelerator, devices = choose_device(options.device)
+    log(options.quiet)
+    accelerator, devices = choose_device(options.device, options.devices)
     trainer = Trainer(
         accelerator=accelerator,
         devices=devices,
+        num_nodes=options.nodes,
         precision=options.precision,
-        callbacks=[writer],
+        callbacks=[writer, ChipProgress()] if not options.quiet else [writer],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=not options.quiet,
     )
-    start = time.perf_counter()
-    trainer.predict(module, datamodule=data, return_predictions=False)
-    seconds = time.perf_counter() - start
-    kind = 'feature maps' if module.output == 'grid' else 'embeddings'
-    return (
-        f'Wrote {writer.path}: {kind} of {writer.written} chips in {seconds:.1f} s '
-        f'({writer.written / seconds:.2f} chips/s).'
-    )
+    try:
+        trainer.predict(module, datamodule=data, return_predictions=False)
+    except SystemExit as error:
+        # Lightning's answer to Ctrl-C.
+        if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise
+    if writer.summary is None:
+        # The first process speaks for all.
+        return 0
+    print(summary_text(writer.summary, module.output))
+    return SOME_FAILED if writer.summary.failed else 0
+
+
+def summary_text(summary: RunSummary, output: str) -> str:
+    """Say in a few sentences what became of a run."""
+    kind = 'feature maps' if output == 'grid' else 'embeddings'
+    if summary.written or not summary.before:
+        text = (
+            f'Wrote {summary.path}: {kind} of {summary.written} chips in '
+            f'{summary.seconds:.1f} s ({summary.written / summary.seconds:.2f} chips/s)'
+        )
+        text += f', beside {summary.before} from before.' if summary.before else '.'
+    else:
+        text = f'{summary.path} holds {kind} of all {summary.before} chips already.'
+    if summary.failed:
+        text += (
+            f'\n{summary.failed} chips have failed: listed in {summary.failures}; '
+            '--retry-failed tries them again.'
+        )
+    return text
+
+
+def log(quiet: bool) -> None:
+    """Let the package's own messages out, a line each, on standard error."""
+    logger = logging.getLogger('dynamicvis_geo')
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter('dynamicvis-geo: %(message)s'))
+        logger.addHandler(handler)
 
 
 def quieten_lightning() -> None:
@@ -57,5 +97,7 @@ def quieten_lightning() -> None:
     logging.getLogger('lightning.fabric').setLevel(logging.WARNING)
     for message in ('.*does not have many workers.*', '.*GPU available but not used.*'):
         warnings.filterwarnings('ignore', message)
+    # No chips are left, or none for this process: the summary says so.
+    warnings.filterwarnings('ignore', '.*Total length of .*is zero.*')
     warnings.filterwarnings('ignore', category=DeprecationWarning)
     warnings.filterwarnings('ignore', category=FutureWarning)

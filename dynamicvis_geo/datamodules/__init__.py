@@ -2,6 +2,12 @@
 
 from dynamicvis_geo.datamodules.chips import ChipDataModule
 from dynamicvis_geo.datamodules.earthengine import EarthEngineDataModule
+from dynamicvis_geo.datamodules.embedding import EmbeddingDataModule
 from dynamicvis_geo.datamodules.scenes import ScenesDataModule
 
-__all__ = ('ChipDataModule', 'EarthEngineDataModule', 'ScenesDataModule')
+__all__ = (
+    'ChipDataModule',
+    'EarthEngineDataModule',
+    'EmbeddingDataModule',
+    'ScenesDataModule',
+)

@@ -19,6 +19,7 @@ from pyproj import CRS
 from torch.utils.data import Dataset
 from torchgeo.datasets import GeoDataset
 
+from dynamicvis_geo.chip_keys import chip_keys
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
 from dynamicvis_geo.datasets.chip_ids import chip_ids, crs_name
 from dynamicvis_geo.datasets.chip_order import hilbert_order, reorder, slabs
@@ -166,9 +167,10 @@ class ChipDataset(Dataset[Sample | None]):
         wanted again. To be called before a DataLoader starts its workers.
 
         Args:
-            leave_out: Ids of chips to set aside, such as those already done. Ids of
-                other chips do no harm.
-            only: Ids of the chips to keep, such as those that failed; None keeps all.
+            leave_out: Ids of chips to set aside, such as those already done, or ids and
+                points (:func:`~dynamicvis_geo.chip_keys.chip_keys`) where several
+                points have the same chip. Those of other chips do no harm.
+            only: Those of the chips to keep, such as the failed; None keeps all.
 
         Raises:
             SpecError: If an argument is one string.
@@ -234,6 +236,19 @@ class ChipDataset(Dataset[Sample | None]):
         return gpd.GeoDataFrame(columns, index=pd.Index(rows, name='chip'))
 
     @property
+    def table(self) -> NDArray[np.void]:
+        """All chips as plain numbers, type :data:`.chip_table.CHIP`; do not change it.
+
+        Unlike :attr:`chips` it costs nothing; ``source`` counts :attr:`source_crs`.
+        """
+        return self._table
+
+    @property
+    def source_crs(self) -> list[CRS]:
+        """CRS of each pair of dataset and sampler."""
+        return list(self._crs)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What the chips are cut from and how, as plain values for JSON."""
         return {'chips': len(self), 'sources': self._sources}
@@ -268,8 +283,11 @@ class ChipDataset(Dataset[Sample | None]):
             return found
         for rows in slabs(np.arange(len(self)), MANY):
             ids = pa.array(self._ids(self._table[rows]), pa.string())
-            for start in range(0, len(names), MANY):
-                among = pc.is_in(ids, value_set=names.slice(start, MANY))
+            keys = [ids]
+            if self._point_ids is not None:
+                keys.append(chip_keys(ids, self._point_ids.take(pa.array(rows))))
+            for start, known in itertools.product(range(0, len(names), MANY), keys):
+                among = pc.is_in(known, value_set=names.slice(start, MANY))
                 found[rows] |= among.to_numpy(zero_copy_only=False)
         return found
 

@@ -7,7 +7,7 @@ import logging
 import os
 import time as clock
 from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -293,6 +293,17 @@ class EarthEngineDataset(GeoDataset):
         if suptitle is not None:
             figure.suptitle(suptitle)
         return figure
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the images are: sensor, windows of time, and extent of the area."""
+        windows = self.index.index.drop_duplicates()
+        return {
+            'sensor': asdict(self.sensor),
+            'windows': [list(moments(w.left, w.right)) for w in windows],
+            'roi': self.index.total_bounds.tolist(),
+            'on_missing': self.on_missing,
+        }
 
     def _fetcher(self) -> Fetcher:
         return Fetcher(self.sensor, self.client, self.cache, self.block_size)

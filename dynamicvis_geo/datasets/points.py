@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import geopandas as gpd
@@ -46,7 +46,7 @@ def read_points(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
         )
     suffix = path.suffix.lower()
     if suffix == '.csv':
-        points = _read_csv(path)
+        points = place_table(read_csv(path), path)
     else:
         try:
             if suffix in ('.parquet', '.geoparquet'):
@@ -174,26 +174,52 @@ def assign_points(
     return pairs
 
 
-def _read_csv(path: Path) -> gpd.GeoDataFrame:
+def read_csv(path: Path, text: Iterable[str] = ('id',)) -> pd.DataFrame:
+    """Read a comma-separated file.
+
+    Args:
+        path: The file.
+        text: Columns to leave as they are written, such as ids with leading zeros.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
     try:
-        table = pd.read_csv(path, encoding='utf-8-sig', dtype={'id': 'str'})
+        return pd.read_csv(path, encoding='utf-8-sig', dtype=dict.fromkeys(text, 'str'))
     except pd.errors.EmptyDataError as error:
         raise SourceError(
-            f'{path}: the file is empty; a first line must name columns lon and lat'
+            f'{path}: the file is empty; a first line must name its columns, such as '
+            'lon and lat'
         ) from error
     except (OSError, ValueError) as error:
         raise SourceError(
             f'{path}: not a readable comma-separated file ({_one_line(error)})'
         ) from error
-    lon = _coordinate(path, table, 'longitude', LON_NAMES, 180.0)
-    lat = _coordinate(path, table, 'latitude', LAT_NAMES, 90.0)
+
+
+def place_table(table: pd.DataFrame, source: Path | str) -> gpd.GeoDataFrame:
+    """Make points of a table with longitudes and latitudes.
+
+    Args:
+        table: The table, with columns as :func:`read_points` knows them.
+        source: Where it comes from, for errors.
+
+    Raises:
+        SourceError: If it has no such columns, or there is something else in them.
+    """
+    lon = _coordinate(source, table, 'longitude', LON_NAMES, 180.0)
+    lat = _coordinate(source, table, 'latitude', LAT_NAMES, 90.0)
     return gpd.GeoDataFrame(
         table, geometry=gpd.points_from_xy(lon, lat), crs='EPSG:4326'
     )
 
 
 def _coordinate(
-    path: Path, table: pd.DataFrame, what: str, names: tuple[str, ...], limit: float
+    path: Path | str,
+    table: pd.DataFrame,
+    what: str,
+    names: tuple[str, ...],
+    limit: float,
 ) -> NDArray[np.float64]:
     columns = {str(column).strip().lower(): column for column in table.columns}
     name = next((columns[name] for name in names if name in columns), None)

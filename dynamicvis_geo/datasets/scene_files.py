@@ -131,7 +131,7 @@ def inspect(path: Path, bands: tuple[int, int, int]) -> SceneFile:
                 CRS.from_user_input(source.crs),
                 transform,
                 source.shape,
-                _day(path.stem),
+                window_of_name(path.stem),
             )
     except RasterioError as error:
         raise SourceError(
@@ -139,7 +139,7 @@ def inspect(path: Path, bands: tuple[int, int, int]) -> SceneFile:
         ) from error
 
 
-def _day(name: str) -> tuple[pd.Timestamp, pd.Timestamp]:
+def window_of_name(name: str) -> tuple[pd.Timestamp, pd.Timestamp]:
     """Return the day that a file name holds; all of time if it holds none."""
     for digits in _DATE.findall(name):
         start = pd.to_datetime(digits, format='%Y%m%d', errors='coerce')

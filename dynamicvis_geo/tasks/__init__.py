@@ -1,5 +1,6 @@
 """Lightning modules."""
 
 from dynamicvis_geo.tasks.features import FeatureExtraction
+from dynamicvis_geo.tasks.probe import LinearProbe, load_probe
 
-__all__ = ['FeatureExtraction']
+__all__ = ('FeatureExtraction', 'LinearProbe', 'load_probe')

@@ -22,7 +22,8 @@ class FeatureExtraction(LightningModule):
     Args:
         backbone: what to load, or any module that maps ``[B, 3, h, w]`` normalised
             images to feature maps (a tensor, or a tuple whose last entry counts).
-            Images are resized to its attribute ``img_size``, if it has one.
+            Images are resized to its attribute ``img_size``, if it has one; its
+            attribute ``provenance``, a dict, says where it comes from.
         output: 'pooled' gives one vector a chip, 'grid' the map itself.
         pooling: 'mean' or 'max' over the cells of the map.
         input_range: raw values that become black and white, see
@@ -90,9 +91,31 @@ class FeatureExtraction(LightningModule):
         Returns:
             float32 ``[B, D]`` if pooled, ``[B, D, h, w]`` if a grid.
         """
-        maps = self.backbone(self.preprocess(image))
+        return self.reduce(self.features(self.preprocess(image)))
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """Give the last feature map of images that are preprocessed already.
+
+        Args:
+            x: normalised images, ``[B, 3, h, w]``.
+
+        Returns:
+            float32 ``[B, D, h, w]``; ``[B, D]`` if the backbone gives vectors.
+        """
+        maps = self.backbone(x)
         last: Tensor = maps[-1] if isinstance(maps, tuple | list) else maps
-        features = last.float()
+        return last.float()
+
+    def reduce(self, features: Tensor) -> Tensor:
+        """Pool feature maps, or leave them as they are: see ``output``.
+
+        Args:
+            features: ``[B, D, h, w]``; ``[B, D]`` counts as maps of one cell.
+
+        Returns:
+            ``[B, D]`` if pooled, ``[B, D, h, w]`` if a grid.
+        """
         if features.ndim == 2:
             features = features[..., None, None]
         if self.output == 'grid':
@@ -139,7 +162,8 @@ class FeatureExtraction(LightningModule):
 
 
 def _describe(backbone: nn.Module) -> dict[str, Any]:
-    return {
+    known: dict[str, Any] | None = getattr(backbone, 'provenance', None)
+    return known or {
         'implementation': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
         'parameters': sum(parameter.numel() for parameter in backbone.parameters()),
     }

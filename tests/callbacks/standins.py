@@ -15,21 +15,44 @@ from torch.utils.data import Dataset
 SIZE, RES = 32, 10.0
 
 
-class Chips(Dataset[dict[str, Tensor]]):
+class Chips(Dataset[dict[str, Tensor] | None]):
     """Chips side by side in UTM zone 18N; chip i's pixels all have the value i."""
 
     provenance: Mapping[str, Any] = {'dataset': 'stand-in', 'paths': ['a.tif']}
 
     def __init__(self, count: int, dated: bool = True, points: bool = False) -> None:
         self.count, self.dated, self.points = count, dated, points
+        self.left_out: set[int] = set()
+        self.asked: list[int] = []
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Tensor] | None:
+        if index in self.left_out:
+            return None
+        self.asked.append(index)
         return {
             'image': torch.full((3, SIZE, SIZE), float(index)),
             'chip': torch.tensor([index]),
+        }
+
+    @property
+    def remaining(self) -> list[int]:
+        return [i for i in range(self.count) if i not in self.left_out]
+
+    def restrict(self, leave_out: Any = (), only: Any = None) -> None:
+        ids, out = range(self.count), {str(key) for key in leave_out}
+        wanted = None if only is None else {str(key) for key in only}
+
+        def named(index: int, names: set[str]) -> bool:
+            key = f'chip-{index}'
+            return key in names or f'{key}@plot {index}' in names
+
+        self.left_out = {
+            i
+            for i in ids
+            if named(i, out) or (wanted is not None and not named(i, wanted))
         }
 
     def rows(self, indices: Any) -> gpd.GeoDataFrame:
@@ -80,6 +103,8 @@ class Task(LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         if batch_idx == self.fail_at:
             raise self.error or RuntimeError('the model failed')
+        if 'image' not in batch:
+            return batch
         image = batch['image'].float()
         value = image.mean((1, 2, 3))
         scale = torch.arange(1, self.embedding_dim + 1)

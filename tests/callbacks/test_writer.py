@@ -1,8 +1,5 @@
-import json
 import os
-import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,10 @@ import pytest
 import rasterio
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from dynamicvis_geo.callbacks import EmbeddingWriter, geoparquet
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
 
@@ -81,12 +77,42 @@ def test_grids_become_a_folder(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
-def test_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geoparquet, 'ROW_GROUP_BYTES', 8 * 5 * 4)
+@pytest.mark.parametrize('dtype', ['float16', 'int8'])
+def test_small_types_keep_the_values(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / 'out.parquet'
-    predict(EmbeddingWriter(path), Chips(30))
-    assert pq.ParquetFile(path).num_row_groups == 4
-    assert values(path) == {f'chip-{i}': float(i) for i in range(30)}
+    predict(EmbeddingWriter(path, dtype=dtype), Chips(10))
+    frame = gpd.read_parquet(path).sort_values('centre_lon')
+    stored = np.stack(frame['embedding'].to_list())
+    assert stored.dtype == dtype
+    scale = frame['scale'].to_numpy()[:, None] if dtype == 'int8' else 1
+    expected = np.arange(10)[:, None] * np.arange(1, 6)
+    step = expected.max(axis=1, keepdims=True) / 127 / 2 if dtype == 'int8' else 0
+    assert (np.abs(stored * scale - expected) <= step + 1e-6).all()
+    assert read_provenance(path)['data_type'] == dtype
+
+
+@pytest.mark.parametrize(
+    ('name', 'dtype'), [('a.parquet', 'float64'), ('maps', 'float16')]
+)
+def test_type_that_cannot_be_stored(tmp_path: Path, name: str, dtype: str) -> None:
+    with pytest.raises(SpecError, match=dtype):
+        EmbeddingWriter(tmp_path / name, dtype=dtype)
+
+
+def test_features_beyond_float16_are_refused(tmp_path: Path) -> None:
+    task = Task(dimensions=60_000)
+    with pytest.raises(OutputError, match='float16'):
+        predict(
+            EmbeddingWriter(tmp_path / 'a.parquet', dtype='float16'), Chips(3), task
+        )
+
+
+def test_folder_of_geoparquet(tmp_path: Path) -> None:
+    path = tmp_path / 'out'
+    predict(EmbeddingWriter(path, format='geoparquet'), Chips(10))
+    assert {f.name for f in path.iterdir()} == {'data-00000.parquet', '_metadata.json'}
+    assert values(path) == {f'chip-{i}': float(i) for i in range(10)}
+    assert read_provenance(path)['emb:type'] == 'chip'
 
 
 @pytest.mark.parametrize(('count', 'limit'), [(0, 1.0), (3, 0)])
@@ -190,9 +216,11 @@ def test_parent_without_permission(tmp_path: Path) -> None:
 def test_existing_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / 'out.parquet'
     path.write_text('mine')
-    with pytest.raises(OutputError, match='overwrite'):
-        predict(EmbeddingWriter(path), Chips(2), Unreachable())
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match='carries no provenance'):
+            predict(EmbeddingWriter(path, overwrite=overwrite), Chips(2), Unreachable())
     assert path.read_text() == 'mine'
+    assert [entry.name for entry in tmp_path.iterdir()] == ['out.parquet']
 
 
 def test_overwrite_replaces_a_file(tmp_path: Path) -> None:
@@ -205,8 +233,6 @@ def test_overwrite_replaces_a_file(tmp_path: Path) -> None:
 def test_overwrite_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / 'maps'
     predict(EmbeddingWriter(path), Chips(5), Task('grid'))
-    with pytest.raises(OutputError, match='exists'):
-        predict(EmbeddingWriter(path), Chips(2), Unreachable('grid'))
     (path / 'chip-0.tif.aux.xml').write_text('what QGIS leaves')
     predict(EmbeddingWriter(path, overwrite=True), Chips(2), Task('grid'))
     assert len(list(path.iterdir())) == 3
@@ -239,108 +265,3 @@ def test_file_and_folder_are_not_confused(
     writer = EmbeddingWriter(path, overwrite=True)
     with pytest.raises(OutputError, match='another name'):
         predict(writer, Chips(2), Unreachable(output))
-
-
-# Interrupted runs.
-
-
-@pytest.mark.parametrize(('name', 'output'), [('a.parquet', 'pooled'), ('b', 'grid')])
-@pytest.mark.parametrize('error', [RuntimeError('broken'), KeyboardInterrupt()])
-def test_failure_leaves_the_old_output_and_nothing_else(
-    tmp_path: Path,
-    name: str,
-    output: str,
-    error: BaseException,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(geoparquet, 'ROW_GROUP_BYTES', 1)
-    path = tmp_path / name
-    predict(EmbeddingWriter(path), Chips(2), Task(output))
-    before = read_provenance(path)
-    # Lightning turns an interrupt into SystemExit.
-    with pytest.raises((RuntimeError, SystemExit)):
-        predict(
-            EmbeddingWriter(path, overwrite=True),
-            Chips(9),
-            Task(output, fail_at=2, error=error),
-            batch_size=2,
-        )
-    assert read_provenance(path) == before
-    assert [entry.name for entry in tmp_path.iterdir()] == [name]
-
-
-def test_failure_of_a_first_run_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match='the model failed'):
-        predict(EmbeddingWriter(tmp_path / 'out'), Chips(9), Task('grid', fail_at=1))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """Files that may not grow: what a process sees of a full disk."""
-    resource = pytest.importorskip('resource', reason='POSIX')
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.usefixtures('full_disk')
-@pytest.mark.parametrize(('name', 'output'), [('a.parquet', 'pooled'), ('b', 'grid')])
-@pytest.mark.parametrize('row_group', [1, geoparquet.ROW_GROUP_BYTES])
-def test_full_disk(
-    tmp_path: Path,
-    name: str,
-    output: str,
-    row_group: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(geoparquet, 'ROW_GROUP_BYTES', row_group)
-    with pytest.raises(OutputError, match='cannot write'):
-        predict(
-            EmbeddingWriter(tmp_path / name), Chips(20), Task(output, dimensions=4000)
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-# Several processes.
-
-
-class FailsInOneProcess(Task):
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        if self.global_rank == 1:
-            raise RuntimeError('the model failed')
-        return super().predict_step(batch, batch_idx)
-
-
-def run_as_rank(rank: int, port: int, folder: Path) -> None:
-    # What torchrun sets for the processes that it starts.
-    os.environ.update(
-        LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
-    )
-    two: dict[str, Any] = {'devices': 2, 'strategy': 'ddp', 'batch_size': 2}
-    predict(EmbeddingWriter(folder / 'a.parquet'), Chips(11), Task(), **two)
-    predict(EmbeddingWriter(folder / 'b'), Chips(11), Task('grid'), **two)
-    predict(EmbeddingWriter(folder / 'c'), Chips(4), FailsInOneProcess('grid'), **two)
-
-
-@pytest.mark.skipif(sys.platform == 'win32', reason='gloo')
-def test_two_processes_write_every_chip_once(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    # Which of the two processes is heard first is left to chance.
-    failed = 'the model failed|another process has failed'
-    with pytest.raises(ProcessRaisedException, match=failed):
-        spawn(run_as_rank, (port, tmp_path), nprocs=2)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ['a.parquet', 'b']
-    frame = gpd.read_parquet(tmp_path / 'a.parquet')
-    assert len(frame) == 11
-    assert values(tmp_path / 'a.parquet') == {f'chip-{i}': i for i in range(11)}
-    geo = json.loads(pq.read_metadata(tmp_path / 'a.parquet').metadata[b'geo'])
-    np.testing.assert_allclose(
-        geo['columns']['geometry']['bbox'], frame.total_bounds, rtol=0, atol=1e-12
-    )
-    assert len(list((tmp_path / 'b').glob('*.tif'))) == 11
-    for name in ('a.parquet', 'b'):
-        assert read_provenance(tmp_path / name)['run']['processes'] == 2

@@ -199,3 +199,12 @@ def test_batch_without_an_image_or_with_more_bands() -> None:
         module.predict_step({'mask': torch.zeros(1, 8, 8)}, 0)
     with pytest.raises(SpecError, match=r'\(1, 13, 8, 8\)'):
         module.predict_step({'image': torch.zeros(1, 13, 8, 8)}, 0)
+
+
+def test_module_may_say_what_it_is() -> None:
+    backbone = Blocks()
+    task = FeatureExtraction(backbone)
+    assert task.provenance['backbone']['implementation'].endswith('Blocks')
+    backbone.provenance = {'weights': 'mine'}  # type: ignore[assignment]
+    task = FeatureExtraction(backbone)
+    assert task.provenance['backbone'] == {'weights': 'mine'}

@@ -1,0 +1,191 @@
+"""``dynamicvis-geo probe``: how much embeddings know of labelled plots."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from dynamicvis_geo.commands.prediction import quieten_lightning
+from dynamicvis_geo.datamodules import EmbeddingDataModule
+from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.evaluation import Results, evaluate
+from dynamicvis_geo.evaluation.figures import plot_predicted
+from dynamicvis_geo.evaluation.problem import as_problem
+from dynamicvis_geo.plotting import plot_confusion_matrix
+from dynamicvis_geo.tasks import LinearProbe, load_probe
+from dynamicvis_geo.tasks.probe_inputs import Task
+
+#: Epochs without a smaller loss on the validation split after which training ends.
+PATIENCE = 10
+
+#: Random splits have neighbours on both sides.
+_RANDOM = ('random', 'stratified')
+
+PROBE, JSON, CSV = 'probe.ckpt', 'results.json', 'results.csv'
+
+
+def run(arguments: Namespace) -> None:
+    """Print the table of all methods, and write the results."""
+    output: Path = arguments.output
+    _check_output(output, arguments.overwrite)
+    data = EmbeddingDataModule(
+        arguments.embeddings,
+        arguments.target,
+        labels=arguments.labels,
+        split=arguments.split,
+        fractions=arguments.fractions,
+        block_m=arguments.block,
+        how=arguments.join,
+        on=arguments.on,
+        max_distance_m=arguments.max_distance,
+        task=arguments.task,
+        seed=arguments.seed,
+    )
+    # What cannot be evaluated is refused here, before the training.
+    as_problem(data)
+    _print_data(data)
+    with _staged(output) as folder:
+        probe = _fit(data, arguments, folder)
+        results = evaluate(
+            data, probe=probe, standardize=arguments.standardize, seed=arguments.seed
+        )
+        print(f'\n{results.wide().reset_index().to_string(index=False)}\n')
+        for note in results.notes:
+            print(f'Note: {note}.')
+        if arguments.split in _RANDOM:
+            print(
+                'Note: after a random split, plots to test on have neighbours to learn '
+                'from; --split spatial tells more of new places.'
+            )
+        _write(results, data, arguments, folder)
+    print(f'Wrote {output}: {", ".join(sorted(os.listdir(output)))}.')
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"cannot write '{output}': it is a file; name a folder")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OutputError(
+            f"'{output}' holds files already: choose another --output, or allow "
+            'results in it to be replaced (--overwrite)'
+        )
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """Give a hidden folder, whose files are moved to their place if all went well."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(
+            tempfile.mkdtemp(
+                prefix=f'.{output.name}.', suffix='.partial', dir=output.parent
+            )
+        )
+    except OSError as error:
+        raise OutputError(f"cannot write '{output}': {error}") from error
+    try:
+        yield folder
+        output.mkdir(exist_ok=True)
+        for file in sorted(folder.iterdir()):
+            os.replace(file, output / file.name)
+    except OSError as error:
+        raise OutputError(f"cannot write '{output}': {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _print_data(data: EmbeddingDataModule) -> None:
+    joined = data.joined
+    if joined is not None:
+        print(
+            f'Joined by {joined.how}: {len(joined.rows)} of {len(data.dataset)} chips '
+            f'have a label; {joined.unused} labels belong to no chip, and '
+            f'{joined.missing} have no value.'
+        )
+    counts = [len(data.rows(name)) for name in ('train', 'val', 'test')]
+    of = f' of {data.num_classes} classes' if data.num_classes else ''
+    print(
+        f'{data.task.capitalize()}, {data.target}: {sum(counts)} plots{of}; '
+        f'{counts[0]} to train, {counts[1]} to validate, {counts[2]} to test '
+        f'(split {data.split}).'
+    )
+
+
+def _fit(data: EmbeddingDataModule, arguments: Namespace, folder: Path) -> LinearProbe:
+    """Train the probe; its best state is left in the folder."""
+    quieten_lightning()
+    # The smaller splits need not have every class: the notes say so, once.
+    warnings.filterwarnings('ignore', '.*No positive samples.*')
+    warnings.filterwarnings('ignore', '.*for one or more classes was `nan`.*')
+    warnings.filterwarnings('ignore', '.*number of training batches.*log interval.*')
+    warnings.filterwarnings('ignore', '.*have no `val_dataloader`.*')
+    # Small sets in small batches: an epoch is at least 16 steps where it can be.
+    data.batch_size = min(data.batch_size, max(16, len(data.rows('train')) // 16))
+    probe = LinearProbe(
+        cast(Task, data.task),
+        data.dim,
+        data.classes,
+        standardize=arguments.standardize,
+    )
+    validated = len(data.rows('val')) > 0
+    best = ModelCheckpoint(
+        folder,
+        filename=Path(PROBE).stem,
+        monitor='val_loss' if validated else None,
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    stop = [EarlyStopping('val_loss', patience=PATIENCE)] if validated else []
+    trainer = Trainer(
+        accelerator='cpu',
+        max_epochs=arguments.epochs,
+        callbacks=[best, *stop],
+        limit_val_batches=None if validated else 0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(probe, datamodule=data)
+    return load_probe(folder / PROBE)
+
+
+def _write(
+    results: Results, data: EmbeddingDataModule, arguments: Namespace, folder: Path
+) -> None:
+    joined = data.joined
+    text = results.to_json(
+        embeddings=arguments.embeddings,
+        labels=arguments.labels,
+        target=arguments.target,
+        join=None if joined is None else joined.description,
+        split={
+            'kind': arguments.split,
+            'fractions': arguments.fractions,
+            'block_m': arguments.block if arguments.split == 'spatial' else None,
+            'seed': arguments.seed,
+        },
+        probe={'standardize': arguments.standardize, 'epochs': arguments.epochs},
+    )
+    (folder / JSON).write_text(text + '\n', encoding='utf-8')
+    results.table.to_csv(folder / CSV, index=False)
+    for method, values in results.predicted.items():
+        kind = method.rpartition(' ')[0]
+        if kind.startswith('knn') or results.task == 'multilabel':
+            continue
+        name = kind.replace(' ', '-')
+        if results.task == 'regression':
+            figure = plot_predicted(results.truth, values, method)
+            figure.savefig(folder / f'predicted-{name}.png', dpi=120)
+        else:
+            figure = plot_confusion_matrix(results.confusion(method), results.classes)
+            figure.axes[0].set_title(method)
+            figure.savefig(folder / f'confusion-{name}.png', dpi=120)

@@ -1,0 +1,197 @@
+"""Feature maps as a raster dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import rasterio
+from pyproj import CRS
+from rasterio.errors import RasterioError
+from torchgeo.datasets import RasterDataset
+from torchgeo.datasets.utils import GeoSlice
+
+from dynamicvis_geo.datasets._torchgeo import forget_file_handles
+from dynamicvis_geo.datasets.scene_files import (
+    ALWAYS,
+    find_files,
+    one_line,
+    window_of_name,
+)
+from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Sample = dict[str, Any]
+
+
+class FeatureMaps(RasterDataset):
+    """The feature maps that :class:`~dynamicvis_geo.EmbeddingWriter` wrote.
+
+    A sample holds ``image``, float32 ``[D, h, w]``, and the georeference keys of the
+    installed TorchGeo. A cell is as wide as the files say, which is many pixels of the
+    images; where no file lies, it is 0. Queries off the cells' lattice
+    are resampled (bilinear). ``maps & labels`` pairs the cells with a
+    dataset of label rasters, resampled to them.
+
+    A file's time window is what its tags ``start`` and ``end`` say, else the day in its
+    name, else all of time.
+
+    Attributes:
+        provenance: What made the features, as the first file says.
+    """
+
+    filename_glob = '*'
+
+    def __init__(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        crs: Any = None,
+        res: float | tuple[float, float] | None = None,
+        transforms: Callable[[Sample], Sample] | None = None,
+        cache: bool = True,
+    ) -> None:
+        """Open feature maps.
+
+        Args:
+            paths: GeoTIFF files, or folders of them.
+            crs: CRS to warp to; the files' own if left out.
+            res: Size of a cell in units of that CRS; that of the first file if left
+                out.
+            transforms: A function of a sample that returns a transformed sample.
+            cache: Whether to keep files open.
+
+        Raises:
+            SourceError: If there is no file, one of them cannot be read, or they have
+                different numbers of bands or models.
+            SpecError: If the files have several CRSs and *crs* names none.
+        """
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
+        files = [file for path in paths for file in find_files(Path(path).expanduser())]
+        files = list(dict.fromkeys(files))
+        if not files:
+            raise SourceError('paths names no file: give GeoTIFFs, or folders of them')
+        headers = [_Header(file) for file in files]
+        _refuse_mixed(headers, crs)
+        self.provenance = read_provenance(files[0]) if headers[0].provenance else {}
+        super().__init__(
+            [str(file) for file in files],
+            crs=None if crs is None else CRS.from_user_input(crs),
+            res=res,
+            transforms=transforms,
+            cache=cache,
+        )
+        windows = {str(header.path): header.window for header in headers}
+        self.index.index = pd.IntervalIndex.from_tuples(
+            [windows[path] for path in self.index['filepath']],
+            closed='both',
+            name='datetime',
+        )
+        self._process = os.getpid()
+
+    def __getitem__(self, query: GeoSlice) -> Sample:
+        """Read the cells of a query.
+
+        Args:
+            query: ``[xmin:xmax:xres, ymin:ymax:yres, tmin:tmax:tres]`` to index.
+
+        Raises:
+            IndexError: If no file lies in *query*.
+        """
+        if os.getpid() != self._process:
+            forget_file_handles()
+            self._process = os.getpid()
+        sample: Sample = super().__getitem__(query)
+        return sample
+
+    def plot(
+        self, sample: Sample, show_titles: bool = True, suptitle: str | None = None
+    ) -> Figure:
+        """Draw the main three components of a sample as red, green and blue.
+
+        Args:
+            sample: What indexing gave.
+            show_titles: Whether to write the size of the map above it.
+            suptitle: Written above all.
+        """
+        from matplotlib.figure import Figure
+
+        from dynamicvis_geo.plotting import pca_false_colour
+
+        features = sample['image'].cpu().numpy()
+        channels, height, width = features.shape
+        figure = Figure(figsize=(5, 5.4), layout='constrained')
+        axes = figure.subplots()
+        axes.imshow(pca_false_colour([features])[0], interpolation='nearest')
+        axes.set_axis_off()
+        if show_titles:
+            axes.set_title(f'{width} x {height} cells, {channels} channels (PCA)')
+        if suptitle is not None:
+            figure.suptitle(suptitle)
+        return figure
+
+
+class _Header:
+    """What the header of a file says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with rasterio.open(path) as source:
+                if source.crs is None:
+                    raise SourceError(f'{path}: the file has no CRS: make it anew')
+                self.crs = CRS.from_user_input(source.crs)
+                self.bands = source.count
+                tags = source.tags()
+        except RasterioError as error:
+            raise SourceError(
+                f'{path}: rasterio cannot open it ({one_line(error)}); make it anew or '
+                'remove it'
+            ) from error
+        self.provenance = tags.get(PROVENANCE_KEY)
+        self.window = _window(path, tags)
+
+
+def _window(path: Path, tags: dict[str, str]) -> tuple[pd.Timestamp, pd.Timestamp]:
+    try:
+        start, end = (_moment(tags.get(name)) for name in ('start', 'end'))
+    except ValueError as error:
+        raise SourceError(
+            f'{path}: its tags start={tags.get("start")!r} and end={tags.get("end")!r} '
+            'are no times'
+        ) from error
+    if start is not None and end is not None:
+        return start, end
+    # Digits in the name that the writer gives are those of a place.
+    return ALWAYS if 'chip_id' in tags else window_of_name(path.stem)
+
+
+def _moment(text: str | None) -> pd.Timestamp | None:
+    """Read a time as TorchGeo keeps it: UTC, without a time zone."""
+    if text is None:
+        return None
+    time = pd.Timestamp(text)
+    return time.tz_convert('UTC').tz_localize(None) if time.tzinfo else time
+
+
+def _refuse_mixed(headers: list[_Header], crs: Any) -> None:
+    first = headers[0]
+    for header in headers:
+        if header.bands != first.bands:
+            raise SourceError(
+                f'{header.path} has {header.bands} bands, {first.path} has '
+                f'{first.bands}: the maps of one model have the same number; keep '
+                'others elsewhere'
+            )
+        if crs is None and header.crs != first.crs:
+            raise SpecError(
+                f'{header.path} is in {header.crs.to_string()}, {first.path} in '
+                f'{first.crs.to_string()}: open the files of each CRS on their own, or '
+                'name the one to warp them to with crs='
+            )

@@ -1,0 +1,374 @@
+"""One line for one place: imagery, preprocessing and backbone put together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchgeo.datasets import GeoDataset
+
+from dynamicvis_geo.earthengine import EarthEngineClient
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.imagery import Image, Imagery, Place, georeferenced, given_image
+from dynamicvis_geo.models import BackboneConfig, load_backbone
+from dynamicvis_geo.provenance import jsonable, software_versions
+from dynamicvis_geo.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
+from dynamicvis_geo.tasks import FeatureExtraction
+
+MODEL = 'dynamicvis'
+GRID_KIND = 'last_stage_featmap'
+
+_OF_BACKBONE = (
+    'revision',
+    'sha256',
+    'arch',
+    'path_type',
+    'sampling_scale',
+    'mamba2',
+    'implementation',
+)
+
+Backend = Literal['gee', 'auto'] | GeoDataset
+
+#: The backbones of this process: configuration, device, module.
+_loaded: list[tuple[BackboneConfig, torch.device, nn.Module]] = []
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The features of one place, and what they were made of.
+
+    Attributes:
+        data: Pooled: a float32 array ``(D,)``. Grid: an :class:`xarray.DataArray`
+            with dims ``('d', 'y', 'x')``, float32, north up, whose ``x`` and ``y`` are
+            the centres of the cells in the CRS of the chip; its coordinate
+            ``spatial_ref`` is what rioxarray reads CRS and transform from.
+        meta: Plain values for JSON:
+
+            - ``model``: ``'dynamicvis'``.
+            - ``backend``: ``'gee'``, ``'input_chw'``, or the class of the dataset.
+            - ``source``: Id of the Earth Engine collection, else as ``backend``.
+            - ``sensor``: Fields of the :class:`SensorSpec`; None if there is none.
+            - ``start``, ``end``: Window of time in UTC, the end exclusive; None where
+              it is unknown.
+            - ``input_time``: The day in the middle of it. The image is a composite of
+              the window, not of that day.
+            - ``chip_id``: Name of the chip, as in the files of a run.
+            - ``crs``, ``bounds``: Where the chip lies: minx, miny, maxx, maxy.
+            - ``image_shape``: Bands, rows and columns of the raw image.
+            - ``valid_fraction``: Share of its pixels that hold data, 0 to 1; None for
+              ``input_chw``. Other pixels are set to the sensor's ``fill_value``.
+            - ``image_size``: Pixels of a side to which it was resized, or [height,
+              width]; None if it was not.
+            - ``weights``: ``'pretrained'``, or ``'random'``: such features mean
+              nothing. None for a module of your own, as are the next eight.
+            - ``hf_repo``, ``ckpt_file``, ``revision``, ``sha256``: The checkpoint: its
+              repository, file, commit, and digest. None if there is none.
+            - ``arch``, ``path_type``, ``sampling_scale``, ``mamba2``: As in
+              :class:`BackboneConfig`, ``arch`` being ``'b'`` or ``'l'``.
+            - ``implementation``: ``'native'``, ``'upstream'``, or the class of the
+              module.
+            - ``device``: Where the backbone ran.
+            - ``feature_kind``: ``'featmap'``, or ``'vector_as_1x1'`` if the backbone
+              gave a vector.
+            - ``feature_shape``: [D, h, w] of the last feature map.
+            - ``grid_hw``: [h, w] of it.
+            - ``grid_kind``: ``'last_stage_featmap'`` for a grid, else None.
+            - ``pooling``: ``'featmap_mean'``, ``'featmap_max'``, or None for a grid.
+            - ``provenance``: All that is known of model, preprocessing, imagery and
+              software, as in the files of a run.
+    """
+
+    data: NDArray[np.float32] | xr.DataArray
+    meta: dict[str, Any]
+
+
+def get_embedding(
+    model: str = MODEL,
+    *,
+    spatial: Place | None = None,
+    temporal: TemporalSpec | None = None,
+    sensor: SensorSpec | None = None,
+    output: OutputSpec = OutputSpec.pooled(),  # noqa: B008 - frozen
+    backend: Backend = 'gee',
+    client: EarthEngineClient | None = None,
+    backbone: BackboneConfig | nn.Module | None = None,
+    device: str | torch.device = 'auto',
+    input_chw: Any = None,
+) -> Embedding:
+    """Give the features of one place.
+
+    The numbers are those of a Trainer's run with :class:`FeatureExtraction` over the
+    same chip. For thousands of places, such a run is the better way: it resumes, caches
+    and writes files.
+
+    Args:
+        model: ``'dynamicvis'``, the only one there is.
+        spatial: The place. A :class:`PointBuffer` is a square of ``2 * buffer_m``
+            metres on the ground around the point, rounded to whole pixels; a
+            :class:`BBox` the extent of the box, widened to whole pixels. From Earth
+            Engine the chip lies in the place's UTM zone, from a dataset on the
+            dataset's own pixels. Either is resized to the backbone's ``img_size``; more
+            than 4096 pixels a side are refused.
+        temporal: The dates. Earth Engine composes what lies within; by default
+            2022-06-01 to before 2022-09-01, with a warning. Of a dataset the one time
+            window that overlaps them is taken; it may be left out if there is but one.
+        sensor: What imagery Earth Engine gives, :class:`SensorSpec` by default; three
+            bands, in the order red, green, blue.
+        output: :meth:`OutputSpec.pooled` or :meth:`OutputSpec.grid`.
+        backend: ``'gee'`` is Earth Engine, and so is ``'auto'``; any TorchGeo
+            ``GeoDataset`` with images of three bands, 0 to 10000, is read itself.
+        client: How to reach Earth Engine.
+        backbone: Which backbone; :meth:`BackboneConfig.from_env` by default. It is
+            loaded once a process and device, and kept. A module of your own is taken as
+            :class:`FeatureExtraction` takes it.
+        device: Where it runs: ``'cpu'``, ``'cuda'``, ``'cuda:1'``, ``'mps'``;
+            ``'auto'`` takes CUDA or MPS where PyTorch finds it.
+        input_chw: The image itself, instead of Earth Engine: raw reflectance
+            ``[3, H, W]``, bands B4, B3, B2, 0 to 10000. A *spatial* beside it says
+            which place the image fills; without one a grid has no georeference.
+
+    Returns:
+        The features and what they were made of.
+
+    Raises:
+        SpecError: If an argument cannot be used, or a dataset does not show the place.
+        NoImageryError: If there is no valid pixel of the place and time.
+        EarthEngineError: If Earth Engine does not give the imagery.
+        CheckpointError: If the weights cannot be loaded.
+    """
+    if input_chw is None:
+        if spatial is None:
+            raise SpecError(
+                'spatial is missing: give PointBuffer(lon, lat, buffer_m) or BBox(...)'
+            )
+        imagery = _imagery(model, temporal, sensor, output, backend, client, backbone)
+        task = _task(output, backbone, device)
+        return _embed(imagery.fetch([('spatial', spatial)]), task, batch_size=1)[0]
+    if isinstance(backend, GeoDataset):
+        raise SpecError(
+            f'backend is a {type(backend).__name__}, but input_chw gives the image '
+            'already: leave out one of them'
+        )
+    _imagery(model, temporal, sensor, output, backend, client, backbone)
+    image = given_image(input_chw, spatial, temporal, sensor)
+    return _embed([image], _task(output, backbone, device), batch_size=1)[0]
+
+
+def get_embeddings_batch(
+    model: str = MODEL,
+    *,
+    spatials: Iterable[Place],
+    temporal: TemporalSpec | None = None,
+    sensor: SensorSpec | None = None,
+    output: OutputSpec = OutputSpec.pooled(),  # noqa: B008 - frozen
+    backend: Backend = 'gee',
+    client: EarthEngineClient | None = None,
+    backbone: BackboneConfig | nn.Module | None = None,
+    device: str | torch.device = 'auto',
+    batch_size: int = 16,
+) -> list[Embedding]:
+    """Give the features of many places, in their order.
+
+    While the backbone is at work, the next images are fetched, up to
+    ``fetch_workers`` of the backbone's configuration at once (environment variable
+    ``RS_EMBED_DYNAMICVIS_FETCH_WORKERS``, 8 by default). Images of any size and UTM
+    zone go through it together once they are resized.
+
+    Args:
+        model: As for :func:`get_embedding`.
+        spatials: The places.
+        temporal: As for :func:`get_embedding`, the same for all places.
+        sensor: As for :func:`get_embedding`.
+        output: As for :func:`get_embedding`.
+        backend: As for :func:`get_embedding`.
+        client: As for :func:`get_embedding`; its ``max_concurrency`` holds as well.
+        backbone: As for :func:`get_embedding`.
+        device: As for :func:`get_embedding`.
+        batch_size: Images that go through the backbone at once.
+
+    Returns:
+        The features of each place; none for no places.
+
+    Raises:
+        SpecError: As for :func:`get_embedding`; it names the place.
+        NoImageryError: As for :func:`get_embedding`; it names the place.
+        EarthEngineError: As for :func:`get_embedding`.
+        CheckpointError: As for :func:`get_embedding`.
+    """
+    if isinstance(spatials, str | BBox | PointBuffer) or not isinstance(
+        spatials, Iterable
+    ):
+        raise SpecError(
+            f'spatials={spatials!r} is not a list of places: give [PointBuffer(...), '
+            'BBox(...), ...]'
+        )
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+        raise SpecError(f'batch_size={batch_size!r} is not a whole number')
+    if batch_size < 1:
+        raise SpecError(f'batch_size={batch_size!r} is not positive')
+    imagery = _imagery(model, temporal, sensor, output, backend, client, backbone)
+    places = [(f'spatials[{i}]', place) for i, place in enumerate(spatials)]
+    images = imagery.fetch(places, ahead=batch_size)
+    if not places:
+        return []
+    return _embed(images, _task(output, backbone, device), batch_size)
+
+
+def _imagery(
+    model: str,
+    temporal: TemporalSpec | None,
+    sensor: SensorSpec | None,
+    output: OutputSpec,
+    backend: Backend,
+    client: EarthEngineClient | None,
+    backbone: BackboneConfig | nn.Module | None,
+) -> Imagery:
+    """Check what both functions take, and say where images come from."""
+    if not isinstance(model, str) or model.strip().lower() != MODEL:
+        raise SpecError(
+            f'model={model!r} is not to be had here: this package has {MODEL!r} only, '
+            'and its argument may be left out'
+        )
+    for name, value, kinds, example in (
+        ('output', output, OutputSpec, 'OutputSpec.pooled() or OutputSpec.grid()'),
+        (
+            'backbone',
+            backbone,
+            (BackboneConfig, nn.Module, type(None)),
+            "BackboneConfig(...), such as BackboneConfig(weights='random')",
+        ),
+    ):
+        if not isinstance(value, kinds):
+            raise SpecError(f'{name}={value!r} cannot be used: give {example}')
+    config = backbone if isinstance(backbone, BackboneConfig) else _default_config()
+    return Imagery(backend, temporal, sensor, client, config.fetch_workers)
+
+
+def _default_config() -> BackboneConfig:
+    return BackboneConfig.from_env()
+
+
+def _task(
+    output: OutputSpec,
+    backbone: BackboneConfig | nn.Module | None,
+    device: str | torch.device,
+) -> FeatureExtraction:
+    place = _device(device)
+    if not isinstance(backbone, nn.Module):
+        backbone = _shared_backbone(backbone or _default_config(), place)
+    task = FeatureExtraction(backbone, output.mode, output.pooling)
+    return task.to(place)
+
+
+def _shared_backbone(config: BackboneConfig, device: torch.device) -> nn.Module:
+    """Return the backbone of this process for a configuration and a device."""
+    with _loading:
+        for known, place, module in _loaded:
+            if known == config and place == device:
+                return module
+        module, described = load_backbone(config)
+        # Where FeatureExtraction looks for what a module is.
+        module.provenance = described  # type: ignore[assignment]
+        module.to(device)
+        _loaded.append((config, device, module))
+        return module
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == 'auto':
+        mps = torch.backends.mps.is_available()
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+    try:
+        # On the device, so that its number is known: 'cuda' and 'cuda:0' are the same.
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SpecError(
+            f'device={device!r} cannot be used ({str(error).splitlines()[0]}): give '
+            "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"
+        ) from error
+
+
+def _embed(
+    images: Iterable[Image], task: FeatureExtraction, batch_size: int
+) -> list[Embedding]:
+    """Embed images, those of one size after preprocessing together."""
+    done: dict[int, Embedding] = {}
+    waiting: dict[torch.Size, list[tuple[int, Image, Tensor]]] = {}
+
+    def run(batch: list[tuple[int, Image, Tensor]]) -> None:
+        embeddings = _embed_batch([i[1] for i in batch], [i[2] for i in batch], task)
+        for (position, _, _), embedding in zip(batch, embeddings, strict=True):
+            done[position] = embedding
+
+    for position, image in enumerate(images):
+        x = task.preprocess(image.pixels.to(task.device))
+        batch = waiting.setdefault(x.shape, [])
+        # The raw pixels are not needed any more, and may be large.
+        batch.append((position, image.without_pixels(), x))
+        if len(batch) == batch_size:
+            run(waiting.pop(x.shape))
+    for batch in waiting.values():
+        run(batch)
+    return [done[position] for position in range(len(done))]
+
+
+def _embed_batch(
+    images: list[Image], inputs: list[Tensor], task: FeatureExtraction
+) -> Iterator[Embedding]:
+    features = task.features(torch.stack(inputs))
+    data = task.reduce(features).cpu().numpy()
+    kind = 'featmap' if features.ndim == 4 else 'vector_as_1x1'
+    shape = [*features.shape[1:], 1, 1][:3]
+    for image, values in zip(images, data, strict=True):
+        meta = _meta(image, task, kind, shape)
+        if task.output == 'grid':
+            attributes = {'grid_kind': GRID_KIND, 'model': MODEL}
+            grid = georeferenced(values, image.crs, image.bounds, attributes)
+            yield Embedding(grid, meta)
+        else:
+            # A copy, so that one embedding does not keep its batch alive.
+            yield Embedding(values.copy(), meta)
+
+
+def _meta(
+    image: Image, task: FeatureExtraction, kind: str, shape: list[int]
+) -> dict[str, Any]:
+    made = task.provenance
+    backbone = made['backbone']
+    size = made['preprocessing']['resize']
+    meta: dict[str, Any] = jsonable(
+        {
+            'model': MODEL,
+            **image.meta,
+            'image_size': size[0] if size and size[0] == size[1] else size,
+            'weights': backbone.get('weights'),
+            'hf_repo': backbone.get('repository'),
+            'ckpt_file': backbone.get('file'),
+            **{name: backbone.get(name) for name in _OF_BACKBONE},
+            'device': str(task.device),
+            'feature_kind': kind,
+            'feature_shape': shape,
+            'grid_hw': shape[1:],
+            'grid_kind': GRID_KIND if task.output == 'grid' else None,
+            'pooling': made['pooling'],
+            'provenance': {
+                'processing:software': _software(),
+                'model': made,
+                'source': image.source,
+            },
+        }
+    )
+    return meta
+
+
+_software = cache(software_versions)

@@ -1,0 +1,172 @@
+"""What is evaluated: features and labels in splits, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.evaluation.splits import SPLITS
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.datamodules import EmbeddingDataModule
+
+Arrays = tuple[NDArray[np.float32], NDArray[Any]]
+
+_TASKS = ('binary', 'multiclass', 'multilabel', 'regression')
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Features and labels in splits.
+
+    Attributes:
+        task: 'binary', 'multiclass', 'multilabel' or 'regression'.
+        classes: Names of the classes; none for regression.
+        splits: Features ``[n, D]`` and labels of 'train', 'val' and 'test'; 'val' may
+            have none.
+        provenance: What made the features.
+        notes: What a reader of the results should know.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    splits: dict[str, Arrays]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of samples in each split."""
+        return {name: len(self.splits[name][1]) for name in SPLITS}
+
+    def targets(self, split: str) -> NDArray[np.float64]:
+        """Give the labels of a split as numbers to average, ``[n, C]`` or ``[n, 1]``.
+
+        Classes become 0 and 1 in a column each.
+        """
+        labels = self.splits[split][1]
+        if self.task in ('binary', 'multiclass'):
+            hot: NDArray[np.float64] = np.eye(len(self.classes))[labels]
+            return hot
+        return labels.reshape(len(labels), -1).astype(np.float64)
+
+
+def as_problem(
+    data: EmbeddingDataModule | Mapping[str, Arrays],
+    task: str | None = None,
+    classes: Sequence[str] = (),
+) -> Problem:
+    """Take the splits from a datamodule, or from arrays, and check them.
+
+    Args:
+        data: A datamodule; or features ``[n, D]`` and labels of 'train', 'test' and, if
+            there is one, 'val'.
+        task: Of arrays: 'binary', 'multiclass', 'multilabel' or 'regression'.
+        classes: Of arrays: names of the classes; their numbers if left out.
+
+    Raises:
+        SpecError: If there is nothing to learn or to test on, or the arrays do not fit
+            each other.
+    """
+    if isinstance(data, Mapping):
+        if task not in _TASKS:
+            raise SpecError(f'task={task!r} is none of {", ".join(_TASKS)}')
+        splits, provenance = dict(data), {}
+        names = tuple(classes) or _numbered(task, splits)
+    else:
+        names, task, provenance = data.classes, data.task, data.provenance
+        splits = {name: data.arrays(name) for name in SPLITS if len(data.rows(name))}
+    for name in ('train', 'test'):
+        if name not in splits or not len(splits[name][1]):
+            raise SpecError(f'split {name!r} has no samples: give it some')
+    dimensions = np.shape(splits['train'][0])[-1]
+    labels = np.asarray(splits['train'][1])
+    splits.setdefault('val', (np.empty((0, dimensions), np.float32), labels[:0]))
+    checked = {
+        name: _checked(name, *splits[name], task, len(names), dimensions)
+        for name in SPLITS
+    }
+    _check_variety(task, names, checked['train'][1])
+    notes = _notes(task, names, checked)
+    return Problem(task, names, checked, provenance, notes)
+
+
+def _numbered(task: str, splits: Mapping[str, Arrays]) -> tuple[str, ...]:
+    if task == 'regression':
+        return ()
+    if task == 'multilabel':
+        return tuple(map(str, range(np.shape(splits['train'][1])[-1])))
+    top = max(int(np.max(y)) for _, y in splits.values() if len(y))
+    return tuple(map(str, range(max(2, top + 1))))
+
+
+def _checked(
+    name: str, features: Any, labels: Any, task: str, classes: int, dimensions: int
+) -> Arrays:
+    x, y = np.asarray(features, np.float32), np.asarray(labels)
+    wanted = (len(x), classes) if task == 'multilabel' else (len(x),)
+    if x.ndim != 2 or x.shape[1] != dimensions or y.shape != wanted:
+        raise SpecError(
+            f'split {name!r} has features of shape {x.shape} and labels of shape '
+            f'{y.shape}: give [n, {dimensions}] and {list(wanted)}'
+        )
+    if not np.isfinite(x).all() or not np.isfinite(y.astype(np.float64)).all():
+        raise SpecError(f'split {name!r} has NaN or infinite numbers: remove them')
+    if task == 'regression':
+        return x, y.astype(np.float64)
+    top = 1 if task == 'multilabel' else classes - 1
+    if len(y) and (y.min() < 0 or y.max() > top):
+        raise SpecError(
+            f'split {name!r} has labels from {y.min()} to {y.max()}: {task} with '
+            f'{classes} classes takes 0 to {top}'
+        )
+    return x, y.astype(np.int64)
+
+
+def _check_variety(task: str, classes: Sequence[str], labels: NDArray[Any]) -> None:
+    if task == 'multilabel':
+        if np.ptp(labels, axis=0).any():
+            return
+        raise SpecError(
+            'in the training split every class is always or never there: nothing can '
+            'be learnt from it; divide otherwise'
+        )
+    if len(np.unique(labels)) > 1:
+        return
+    if task == 'regression':
+        raise SpecError(
+            f'the target of all {len(labels)} training samples is {labels[0]:g}: '
+            'nothing can be learnt from it; divide otherwise'
+        )
+    raise SpecError(
+        f'all {len(labels)} training samples are of class {classes[labels[0]]}: '
+        'nothing can be learnt from one class; divide otherwise'
+    )
+
+
+def _notes(
+    task: str, classes: Sequence[str], splits: Mapping[str, Arrays]
+) -> tuple[str, ...]:
+    notes = []
+    for split in SPLITS:
+        labels = splits[split][1]
+        if not len(labels):
+            notes.append(
+                f'split {split!r} has no samples: no regularisation could be chosen'
+            )
+            continue
+        if task == 'regression':
+            continue
+        if task == 'multilabel':
+            there = set(np.flatnonzero(labels.any(axis=0)))
+        else:
+            there = set(labels)
+        absent = [name for i, name in enumerate(classes) if i not in there]
+        if absent:
+            notes.append(f'split {split!r} has no sample of {", ".join(absent)}')
+    return tuple(notes)

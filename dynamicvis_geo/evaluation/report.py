@@ -1,0 +1,231 @@
+"""All methods on one division of the data, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from dynamicvis_geo.evaluation.bootstrap import bootstrap
+from dynamicvis_geo.evaluation.knn import knn
+from dynamicvis_geo.evaluation.linear import fit_linear
+from dynamicvis_geo.evaluation.metrics import confusion
+from dynamicvis_geo.evaluation.problem import Arrays, Problem, as_problem
+from dynamicvis_geo.provenance import software_versions, to_json
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.datamodules import EmbeddingDataModule
+    from dynamicvis_geo.tasks import LinearProbe
+
+#: Columns of :attr:`Results.table`.
+COLUMNS = (
+    'method',
+    'setting',
+    'metric',
+    'value',
+    'low',
+    'high',
+    'n_train',
+    'n_val',
+    'n_test',
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What all methods scored on the test split.
+
+    Attributes:
+        table: A row a method and metric: ``method``, ``setting``, ``metric``,
+            ``value``, ``low`` and ``high`` (of the 95 % interval), ``n_train``,
+            ``n_val``, ``n_test``.
+        task: 'binary', 'multiclass', 'multilabel' or 'regression'.
+        classes: Names of the classes; none for regression.
+        sizes: Number of samples in each split.
+        truth: Labels of the test split.
+        predicted: For each method, as 'knn k=5 cosine', the probabilities ``[n, C]`` of
+            the test split, or the values ``[n]`` of a regression.
+        choices: Chosen hyper-parameters of each method that has any.
+        notes: What a reader should know: classes that a split lacks, fits that did not
+            converge.
+        provenance: What made the features.
+        settings: What :func:`evaluate` was given.
+    """
+
+    table: pd.DataFrame
+    task: str
+    classes: tuple[str, ...]
+    sizes: dict[str, int]
+    truth: NDArray[Any]
+    predicted: dict[str, NDArray[np.float64]]
+    choices: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+    provenance: dict[str, Any]
+    settings: dict[str, Any]
+
+    def confusion(self, method: str) -> NDArray[np.int64]:
+        """Count the test samples of each true (down) and predicted class (across).
+
+        Args:
+            method: A key of :attr:`predicted`; the task must have one class a sample.
+
+        Returns:
+            int64 ``[C, C]``.
+        """
+        chosen = self.predicted[method].argmax(axis=1)
+        return confusion(self.truth, chosen, len(self.classes))
+
+    def wide(self) -> pd.DataFrame:
+        """Return the table with a row a method and a column a metric, as text."""
+        text = self.table.assign(
+            text=[_text(*row) for row in self.table[['value', 'low', 'high']].values]
+        )
+        wide = text.pivot(index=['method', 'setting'], columns='metric', values='text')
+        pairs = list(zip(text['method'], text['setting'], strict=True))
+        order, metrics = dict.fromkeys(pairs), dict.fromkeys(text['metric'])
+        return wide.loc[list(order), list(metrics)]
+
+    def to_json(self, **further: Any) -> str:
+        """Write everything but the predictions as JSON, strictly: NaN becomes null.
+
+        Args:
+            **further: More to write, such as how labels were joined.
+        """
+        matrices = (
+            {name: self.confusion(name).tolist() for name in self.predicted}
+            if self.task in ('binary', 'multiclass')
+            else {}
+        )
+        return to_json(
+            {
+                'task': self.task,
+                'classes': self.classes,
+                'splits': self.sizes,
+                'results': self.table.to_dict('records'),
+                'choices': self.choices,
+                'confusion': matrices,
+                'notes': self.notes,
+                'settings': self.settings,
+                **further,
+                'software': software_versions(),
+                'features': self.provenance,
+            },
+            indent=2,
+        )
+
+
+def evaluate(
+    data: EmbeddingDataModule | Mapping[str, Arrays],
+    task: str | None = None,
+    classes: Sequence[str] = (),
+    *,
+    probe: LinearProbe | None = None,
+    k: Sequence[int] = (5, 20),
+    distances: Sequence[str] = ('cosine', 'l2'),
+    standardize: str = 'zscore',
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Results:
+    """Score nearest neighbours and a linear model on the test split.
+
+    kNN takes the features as they are and the training split alone. The logistic
+    regression (L-BFGS; one against the rest for multilabel) or the ridge takes
+    standardised features, its strength is chosen on the validation split, and it is
+    fitted again on training and validation split together. Metrics are those of
+    :mod:`~dynamicvis_geo.evaluation.metrics`.
+
+    Args:
+        data: A datamodule; or arrays: features float32 ``[n, D]`` and labels of
+            'train', 'val' and 'test' (int ``[n]``; 0 and 1 ``[n, C]`` for multilabel;
+            float ``[n]`` for regression).
+        task: Of arrays: 'binary', 'multiclass', 'multilabel' or 'regression'.
+        classes: Of arrays: names of the classes; their numbers if left out.
+        probe: A fitted probe to score beside the others.
+        k: Numbers of neighbours.
+        distances: Of neighbours: 'cosine', 'l2', or both.
+        standardize: For the linear model: 'zscore', 'l2' or 'none', fitted on the
+            training split.
+        resamples: Draws of the bootstrap behind the intervals.
+        seed: Of the bootstrap.
+
+    Returns:
+        The scores of all methods.
+
+    Raises:
+        SpecError: If an argument or a split cannot be used, the training split has one
+            class or a constant target, or fewer samples than the smallest k.
+    """
+    problem = as_problem(data, task, classes)
+    truth = problem.splits['test'][1]
+    predicted: dict[str, NDArray[np.float64]] = {}
+    choices: dict[str, dict[str, Any]] = {}
+    notes, rows = list(problem.notes), []
+    sizes = {f'n_{name}': count for name, count in problem.sizes.items()}
+    methods = _methods(problem, probe, k, distances, standardize, choices, notes)
+    for method, setting, values in methods:
+        name = f'{method} {setting}'
+        predicted[name] = values
+        intervals = bootstrap(problem.task, truth, values, resamples, seed)
+        rows += [
+            {'method': method, 'setting': setting, 'metric': metric}
+            | interval._asdict()
+            | sizes
+            for metric, interval in intervals.items()
+        ]
+    return Results(
+        pd.DataFrame(rows, columns=COLUMNS),
+        problem.task,
+        problem.classes,
+        problem.sizes,
+        truth,
+        predicted,
+        choices,
+        tuple(notes),
+        problem.provenance,
+        {'standardize': standardize, 'resamples': resamples, 'seed': seed},
+    )
+
+
+def _methods(
+    problem: Problem,
+    probe: LinearProbe | None,
+    k: Sequence[int],
+    distances: Sequence[str],
+    standardize: str,
+    choices: dict[str, dict[str, Any]],
+    notes: list[str],
+) -> Iterator[tuple[str, str, NDArray[np.float64]]]:
+    """Yield method, setting and prediction of each; fill choices and notes."""
+    for number, distance, values in knn(problem, k, distances):
+        yield 'knn', f'k={number} {distance}', values
+    for number in k:
+        if number > problem.sizes['train']:
+            notes.append(
+                f'knn: k={number} was left out: there are only '
+                f'{problem.sizes["train"]} training samples'
+            )
+    fit = fit_linear(problem, standardize)
+    notes += fit.notes
+    parameter = 'alpha' if problem.task == 'regression' else 'C'
+    setting = f'{parameter}={fit.choice[parameter]:g}'
+    choices[f'{fit.name} {setting}'] = fit.choice
+    yield fit.name, setting, fit.predicted
+    if probe is not None:
+        yield 'linear probe', probe.standardize, _probe_values(probe, problem)
+
+
+def _probe_values(probe: LinearProbe, problem: Problem) -> NDArray[np.float64]:
+    features = torch.from_numpy(problem.splits['test'][0]).to(probe.device)
+    values = probe.eval().probabilities(features)
+    return values.cpu().numpy().astype(np.float64)
+
+
+def _text(value: float, low: float, high: float) -> str:
+    if not np.isfinite(low):
+        return f'{value:.3f}'
+    return f'{value:.3f} [{low:.3f}, {high:.3f}]'

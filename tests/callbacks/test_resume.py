@@ -1,0 +1,274 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import pytest
+import torch
+from filelock import FileLock
+from torch.utils.data import Subset
+
+from dynamicvis_geo.callbacks import EmbeddingWriter, run_folder
+from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.provenance import read_provenance
+from tests.callbacks.standins import Chips, Task
+from tests.callbacks.test_writer import predict, values
+
+OUTPUTS = pytest.mark.parametrize(
+    ('name', 'output', 'format_'),
+    [
+        ('a.parquet', 'pooled', None),
+        ('folder', 'pooled', 'geoparquet'),
+        ('maps', 'grid', None),
+    ],
+)
+
+
+def fail(writer: EmbeddingWriter, chips: Any, task: Task) -> None:
+    task.error = task.error or RuntimeError('the model failed')
+    # Lightning turns an interrupt into SystemExit.
+    with pytest.raises((RuntimeError, SystemExit)):
+        predict(writer, chips, task, batch_size=2)
+
+
+@OUTPUTS
+@pytest.mark.parametrize('error', [RuntimeError('broken'), KeyboardInterrupt()])
+def test_what_is_done_is_not_done_again(
+    tmp_path: Path,
+    name: str,
+    output: str,
+    format_: str | None,
+    error: BaseException,
+) -> None:
+    path, chips = tmp_path / name, Chips(11)
+    fail(EmbeddingWriter(path, format_), chips, Task(output, fail_at=3, error=error))
+    first, chips.asked = chips.asked[:6], []
+    writer = EmbeddingWriter(path, format_)
+    predict(writer, chips, Task(output), batch_size=2)
+    assert first == [0, 1, 2, 3, 4, 5]
+    assert chips.asked == [6, 7, 8, 9, 10]
+    assert writer.summary is not None
+    assert (writer.summary.before, writer.summary.written) == (6, 5)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    if output == 'pooled':
+        assert values(path) == {f'chip-{i}': float(i) for i in range(11)}
+    else:
+        assert len(list(path.glob('*.tif'))) == 11
+    assert len(read_provenance(path)['runs']) == 2
+
+
+@OUTPUTS
+def test_second_run_computes_and_changes_nothing(
+    tmp_path: Path, name: str, output: str, format_: str | None
+) -> None:
+    path, chips = tmp_path / name, Chips(5)
+    predict(EmbeddingWriter(path, format_), chips, Task(output))
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob('*')}
+    chips.asked = []
+    writer = EmbeddingWriter(path, format_)
+    predict(writer, chips, Task(output))
+    assert chips.asked == []
+    after = {file: file.stat().st_mtime_ns for file in tmp_path.rglob('*')}
+    assert {f for f in files if f.is_file()} == {f for f in after if f.is_file()}
+    assert all(files[f] == after[f] for f in files if f.is_file())
+
+
+@OUTPUTS
+def test_output_is_extended_by_more_chips(
+    tmp_path: Path, name: str, output: str, format_: str | None
+) -> None:
+    path = tmp_path / name
+    predict(EmbeddingWriter(path, format_), Chips(3), Task(output))
+    chips = Chips(7)
+    predict(EmbeddingWriter(path, format_), chips, Task(output))
+    assert chips.asked == [3, 4, 5, 6]
+    count = len(values(path)) if output == 'pooled' else len(list(path.glob('*.tif')))
+    assert count == 7
+
+
+def test_rows_of_an_interrupted_run_equal_those_of_another(tmp_path: Path) -> None:
+    chips = Chips(30, points=True)
+    fail(EmbeddingWriter(tmp_path / 'a.parquet'), chips, Task(fail_at=4))
+    predict(EmbeddingWriter(tmp_path / 'a.parquet'), chips)
+    backwards = Subset(chips, range(29, -1, -1))
+    predict(EmbeddingWriter(tmp_path / 'b.parquet', flush_chips=2), backwards)
+    one, two = (
+        gpd.read_parquet(tmp_path / name) for name in ('a.parquet', 'b.parquet')
+    )
+    assert len(one) == 30
+    assert one.equals(two)
+
+
+def test_two_points_in_one_chip_both_have_a_row(tmp_path: Path) -> None:
+    class Coinciding(Chips):
+        def rows(self, indices: Any) -> gpd.GeoDataFrame:
+            rows = super().rows(indices)
+            rows['chip_id'] = 'the same'
+            return rows
+
+    path, chips = tmp_path / 'a.parquet', Coinciding(4, points=True)
+    fail(EmbeddingWriter(path), chips, Task(fail_at=1))
+    predict(EmbeddingWriter(path), chips)
+    points = gpd.read_parquet(path)['point_id'].tolist()
+    assert sorted(points) == [f'plot {i}' for i in range(4)]
+
+
+def test_a_collate_function_of_others_meets_no_missing_sample(tmp_path: Path) -> None:
+    def strict(samples: list[Any]) -> Any:
+        return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+
+    path = tmp_path / 'a.parquet'
+    predict(EmbeddingWriter(path), Chips(5))
+    predict(EmbeddingWriter(path), Chips(9), collate_fn=strict)
+    assert len(values(path)) == 9
+
+
+# Other settings.
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_other_settings_are_refused_with_a_table(
+    tmp_path: Path, finished: bool
+) -> None:
+    path = tmp_path / 'a.parquet'
+    if finished:
+        predict(EmbeddingWriter(path), Chips(3))
+    else:
+        fail(EmbeddingWriter(path), Chips(9), Task(fail_at=1))
+    task = Task()
+    task.provenance = {'backbone': 'another', 'weights': 'random'}
+    chips = Chips(3)
+    with pytest.raises(OutputError) as caught:
+        predict(EmbeddingWriter(path, dtype='float16'), chips, task)
+    lines = str(caught.value).splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        ['setting', 'there', 'now'],
+        ['dtype', 'float32', 'float16'],
+        ['model.backbone', 'stand-in', 'another'],
+    ]
+    assert 'overwrite' in lines[-1]
+    assert chips.asked == []
+    predict(EmbeddingWriter(path), Chips(9))
+    assert len(values(path)) == 9
+
+
+def test_overwrite_starts_anew_after_an_interrupted_run(tmp_path: Path) -> None:
+    path = tmp_path / 'a.parquet'
+    fail(EmbeddingWriter(path), Chips(9), Task(fail_at=2))
+    task = Task()
+    task.provenance = {'backbone': 'another'}
+    predict(EmbeddingWriter(path, overwrite=True), Chips(2), task)
+    assert len(values(path)) == 2
+    assert len(read_provenance(path)['runs']) == 1
+
+
+def test_two_runs_do_not_write_one_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, 'LOCK_PATIENCE', 0.1)
+    path = tmp_path / 'a.parquet'
+    folder = tmp_path / 'a.parquet.partial'
+    folder.mkdir()
+    with (
+        FileLock(folder / 'lock'),
+        pytest.raises(OutputError, match='another run is writing'),
+    ):
+        predict(EmbeddingWriter(path), Chips(3))
+    predict(EmbeddingWriter(path), Chips(3))
+    assert len(values(path)) == 3
+
+
+# Failures.
+
+
+class Failing(Task):
+    """Cannot have the image of every third chip, as ChipDataset tells of it."""
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        prediction = super().predict_step(batch, batch_idx)
+        if 'chip' not in prediction:
+            return prediction
+        good = batch['chip'].flatten() % 3 != 0
+        bad = batch['chip'][~good].flatten().tolist()
+        kept = {key: value[good] for key, value in prediction.items()}
+        failures = [(row, 'NoImageryError', f'no imagery of {row}') for row in bad]
+        return {**kept, 'failures': failures}
+
+
+@OUTPUTS
+def test_failures_are_listed_left_alone_and_tried_again(
+    tmp_path: Path, name: str, output: str, format_: str | None
+) -> None:
+    path = tmp_path / name
+    writer = EmbeddingWriter(path, format_)
+    predict(writer, Chips(9), Failing(output))
+    assert writer.summary is not None
+    assert (writer.summary.written, writer.summary.failed) == (6, 3)
+    listed = gpd.read_parquet(writer.failures)
+    assert listed['id'].tolist() == ['chip-0', 'chip-3', 'chip-6']
+    assert set(listed['reason']) == {'NoImageryError'}
+    assert listed['message'][1] == 'no imagery of 3'
+    assert listed.geometry.is_valid.all()
+
+    chips = Chips(10)
+    again = EmbeddingWriter(path, format_)
+    predict(again, chips, Task(output))
+    assert chips.asked == [9]
+    assert again.summary is not None
+    assert again.summary.failed == 3
+
+    chips.asked = []
+    retry = EmbeddingWriter(path, format_, retry_failed=True)
+    predict(retry, chips, Task(output))
+    assert chips.asked == [0, 3, 6]
+    assert retry.summary is not None
+    assert (retry.summary.written, retry.summary.failed) == (3, 0)
+    assert not retry.failures.exists()
+
+
+def test_failures_survive_an_interrupted_run(tmp_path: Path) -> None:
+    path = tmp_path / 'a.parquet'
+    fail(EmbeddingWriter(path), Chips(9), Failing(fail_at=2))
+    chips = Chips(9)
+    writer = EmbeddingWriter(path)
+    predict(writer, chips, Failing())
+    assert 0 not in chips.asked
+    assert gpd.read_parquet(writer.failures)['id'].tolist() == [
+        'chip-0',
+        'chip-3',
+        'chip-6',
+    ]
+
+
+# What the file system does.
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Files that may not grow: what a process sees of a full disk."""
+    resource = pytest.importorskip('resource', reason='POSIX')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures('full_disk')
+@OUTPUTS
+def test_full_disk(tmp_path: Path, name: str, output: str, format_: str | None) -> None:
+    writer = EmbeddingWriter(tmp_path / name, format_)
+    with pytest.raises(OutputError, match='cannot write'):
+        predict(writer, Chips(20), Task(output, dimensions=4000))
+    assert not [file for file in tmp_path.rglob('*.parquet') if file.is_file()]
+    assert not list(tmp_path.rglob('*.tif'))
+
+
+def test_folder_of_the_run_that_is_gone(tmp_path: Path) -> None:
+    class Removing(Task):
+        def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+            (tmp_path / 'a.parquet.partial' / 'run.json').unlink(missing_ok=True)
+            return super().predict_step(batch, batch_idx)
+
+    with pytest.raises(OutputError, match='is gone'):
+        predict(EmbeddingWriter(tmp_path / 'a.parquet'), Chips(5), Removing())
+    assert not (tmp_path / 'a.parquet').exists()

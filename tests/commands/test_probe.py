@@ -1,0 +1,211 @@
+"""`probe` and `predict-map`, from labels to maps."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dynamicvis_geo import EmbeddingWriter
+from dynamicvis_geo.tasks import load_probe
+from tests.callbacks.standins import Chips
+
+RunCli = Callable[..., tuple[int, str, str]]
+COVERS = ('bare', 'forest', 'water')
+
+
+class Covers(LightningModule):
+    """Features of chips that tell their cover: chip i has COVERS[i % 3]."""
+
+    def __init__(self, output: str = 'pooled') -> None:
+        super().__init__()
+        self.output = output
+        self.embedding_dim = 6
+        self.provenance: dict[str, Any] = {
+            'backbone': {'weights': 'random', 'seed': 0},
+            'preprocessing': {'input_range': [0, 10000]},
+            'output': output,
+            'pooling': 'featmap_mean' if output == 'pooled' else None,
+        }
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        chip = batch['chip'].reshape(-1)
+        generator = torch.Generator().manual_seed(batch_idx)
+        noise = torch.randn(len(chip), 6, generator=generator)
+        features = 4 * torch.eye(6)[chip % 3] + 0.3 * noise
+        if self.output == 'grid':
+            features = features[..., None, None].expand(-1, -1, 2, 2).contiguous()
+        return {'embedding': features, 'chip': batch['chip']}
+
+
+def embed(path: Path, module: Covers, count: int) -> None:
+    Trainer(
+        accelerator='cpu',
+        callbacks=[EmbeddingWriter(path)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    ).predict(module, DataLoader(Chips(count), batch_size=64), return_predictions=False)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp('probe')
+    embed(folder / 'e.parquet', Covers(), 150)
+    embed(folder / 'maps', Covers('grid'), 3)
+    ids = [f'chip-{i}' for i in range(140)]
+    table = pd.DataFrame({'id': ids, 'cover': [COVERS[i % 3] for i in range(140)]})
+    table['height'] = 10.0 * (table.index % 3) + np.linspace(0, 1, 140)
+    table['kinds'] = [f'{COVERS[i % 3]};land' for i in range(140)]
+    table['same'] = 'x'
+    table.loc[len(table)] = ['elsewhere', 'bare', 1.0, 'bare', 'x']
+    table.loc[len(table)] = ['chip-145', None, None, None, None]
+    table.to_csv(folder / 'labels.csv', index=False)
+    return folder
+
+
+@pytest.mark.filterwarnings('ignore:.*have a label')
+def test_from_labels_to_maps(files: Path, run_cli: RunCli, tmp_path: Path) -> None:
+    output = tmp_path / 'new' / 'out'
+    code, out, err = run_cli(
+        *('probe', files / 'e.parquet', '--labels', files / 'labels.csv'),
+        *('--target', 'cover', '--output', output, '--seed', '1', '--epochs', '20'),
+    )
+    assert code == 0, err
+    assert 'Joined by id: 140 of 150 chips have a label; 1 labels belong' in out
+    assert 'and 1 have no value' in out
+    assert '84 to train, 28 to validate, 28 to test (split random)' in out
+    assert '--split spatial' in out
+    lines = out.splitlines()
+    assert sum('[' in line for line in lines) == 6
+    (row,) = (line for line in lines if 'linear probe' in line and '[' in line)
+    assert '1.000 [1.000, 1.000]' in row
+    assert {path.name for path in output.iterdir()} == {
+        *('results.json', 'results.csv', 'probe.ckpt'),
+        *('confusion-logistic.png', 'confusion-linear-probe.png'),
+    }
+    assert [path.name for path in output.parent.iterdir()] == ['out']
+    content = json.loads((output / 'results.json').read_text())
+    assert content['classes'] == list(COVERS)
+    assert content['splits'] == {'train': 84, 'val': 28, 'test': 28}
+    assert content['target'] == 'cover'
+    assert content['features']['model']['pooling'] == 'featmap_mean'
+    table = pd.read_csv(output / 'results.csv')
+    assert set(table['method']) == {'knn', 'logistic', 'linear probe'}
+    probe = load_probe(output / 'probe.ckpt')
+    assert probe.provenance == content['features']
+
+    code, out, err = run_cli(
+        'predict-map', output / 'probe.ckpt', files / 'maps', '--output', tmp_path / 'm'
+    )
+    assert code == 0, err
+    assert 'pooled features' in err
+    assert out == f'Wrote {tmp_path / "m"}: 3 maps.\n'
+    for i in range(3):
+        with rasterio.open(tmp_path / 'm' / f'chip-{i}.tif') as image:
+            assert (image.read(1) == i).all()
+            assert image.tags()[f'class_{i}'] == COVERS[i]
+    code, out, _ = run_cli(
+        'predict-map', output / 'probe.ckpt', files / 'maps', '--output', tmp_path / 'm'
+    )
+    assert '0 maps; 3 were there already' in out
+
+
+@pytest.mark.filterwarnings('ignore:.*have a label')
+def test_numbers_several_classes_and_a_column_of_splits(
+    files: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    table = gpd.read_parquet(files / 'e.parquet')
+    places = table[['centre_lon', 'centre_lat']].set_axis(['lon', 'lat'], axis=1)
+    labels = pd.read_csv(files / 'labels.csv').set_index('id').loc[table['id'][:140]]
+    places = places[:140].assign(
+        height=labels['height'].to_numpy(),
+        kinds=labels['kinds'].to_numpy(),
+        part=['train', 'train', 'val', 'test', 'test'] * 28,
+    )
+    places.to_csv(tmp_path / 'plots.csv', index=False)
+    shared = (
+        *('probe', files / 'e.parquet', '--labels', tmp_path / 'plots.csv'),
+        *('--split', 'part', '--join', 'within', '--epochs', '20'),
+    )
+    code, out, err = run_cli(
+        *shared, '--target', 'height', '--output', tmp_path / 'height'
+    )
+    assert code == 0, err
+    assert 'Regression, height: 140 plots; 56 to train, 28 to validate' in out
+    assert '--split spatial' not in out
+    results = pd.read_csv(tmp_path / 'height' / 'results.csv')
+    ridge = results[(results['method'] == 'ridge') & (results['metric'] == 'r2')]
+    assert ridge['value'].iloc[0] > 0.9
+    assert (tmp_path / 'height' / 'predicted-ridge.png').exists()
+
+    code, out, err = run_cli(
+        *(*shared, '--target', 'kinds', '--task', 'multilabel'),
+        *('--output', tmp_path / 'kinds', '--standardize', 'batchnorm'),
+    )
+    assert code == 0, err
+    assert 'Multilabel, kinds: 140 plots of 4 classes' in out
+    assert load_probe(tmp_path / 'kinds' / 'probe.ckpt').standardize == 'batchnorm'
+    assert not list((tmp_path / 'kinds').glob('*.png'))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('--target', 'colour'), "no column 'colour'"),
+        (('--target', 'same'), '1 class'),
+        (('--target', 'cover', '--split', 'fold'), 'fold'),
+        (('--target', 'cover', '--split', 'spatial', '--block', '1e6'), 'block'),
+        (('--target', 'cover', '--fractions', '1,2'), "'1,2' must be three"),
+        (('--target', 'cover', '--fractions', '.9,.1,0'), "'test'"),
+        (('--target', 'cover', '--join', 'nearest'), 'max_distance'),
+        (('--target', 'cover', '--labels', 'nowhere.csv'), 'nowhere.csv'),
+        (('--target', 'cover', '--output', '{files}'), '--overwrite'),
+        (('--target', 'cover', '--output', '{files}/e.parquet'), 'it is a file'),
+    ],
+)
+@pytest.mark.filterwarnings('ignore:.*have a label')
+def test_bad_input_is_one_line_and_leaves_nothing(
+    files: Path,
+    run_cli: RunCli,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    arguments = tuple(argument.format(files=files) for argument in arguments)
+    code, _, err = run_cli(
+        *('probe', files / 'e.parquet', '--labels', files / 'labels.csv'),
+        *('--output', tmp_path / 'out', *arguments),
+    )
+    assert code == 2
+    assert words in err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings('ignore:.*have a label')
+def test_results_are_replaced_when_asked(
+    files: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    command = (
+        *('probe', files / 'e.parquet', '--labels', files / 'labels.csv'),
+        *('--target', 'cover', '--output', tmp_path, '--epochs', '1'),
+    )
+    (tmp_path / 'results.csv').write_text('old')
+    (tmp_path / 'notes.txt').write_text('mine')
+    assert run_cli(*command)[0] == 2
+    assert (tmp_path / 'results.csv').read_text() == 'old'
+    assert run_cli(*command, '--overwrite')[0] == 0
+    assert (tmp_path / 'results.csv').read_text().startswith('method,')
+    assert (tmp_path / 'notes.txt').read_text() == 'mine'

@@ -1,0 +1,149 @@
+"""Metrics and intervals, against scikit-learn and torchmetrics."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_calibration_error,
+)
+
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.evaluation.bootstrap import bootstrap
+from dynamicvis_geo.evaluation.metrics import confusion, scores
+
+
+def weightings(count: int, rng: np.random.Generator) -> np.ndarray:
+    """All samples once; a draw with replacement; one that lacks most samples."""
+    drawn = np.bincount(rng.integers(0, count, count), minlength=count)
+    few = np.where(np.arange(count) % 5 == 0, 2, 0)
+    return np.stack([np.ones(count), drawn, few]).astype(float)
+
+
+@pytest.mark.parametrize('classes', [2, 4])
+def test_classes_are_scored_as_scikit_learn_does(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, classes, 80)
+    # Few distinct values, as kNN gives, so that there are ties.
+    values = rng.multinomial(5, np.ones(classes) / classes, 80) / 5
+    chosen = values.argmax(1)
+    weights = weightings(80, rng)
+    task = 'binary' if classes == 2 else 'multiclass'
+    found = scores(task, truth, values, weights)
+    for i, w in enumerate(weights):
+        average = 'binary' if classes == 2 else 'macro'
+        positive = (truth == 1) if classes == 2 else np.eye(classes)[truth]
+        rated = values[:, 1] if classes == 2 else values
+        options = {'sample_weight': w, 'average': average}
+        expected = {
+            'accuracy_micro': sk.accuracy_score(truth, chosen, sample_weight=w),
+            'accuracy_macro': sk.balanced_accuracy_score(
+                truth, chosen, sample_weight=w
+            ),
+            'f1': sk.f1_score(truth, chosen, **options),
+            'jaccard': sk.jaccard_score(truth, chosen, **options),
+            'average_precision': sk.average_precision_score(
+                positive, rated, sample_weight=w, average='macro'
+            ),
+        }
+        for name, value in expected.items():
+            assert found[name][i] == pytest.approx(value), (name, i)
+    smooth = rng.dirichlet(np.ones(classes), 80)
+    error = multiclass_calibration_error(
+        torch.tensor(smooth), torch.tensor(truth), classes, n_bins=15
+    )
+    ours = scores(task, truth, smooth)['calibration_error'][0]
+    assert ours == pytest.approx(float(error), abs=1e-6)
+
+
+def test_means_leave_out_classes_without_samples() -> None:
+    truth = np.array([0, 0, 2, 2])
+    values = np.eye(3)[[0, 1, 2, 2]]
+    found = scores('multiclass', truth, values)
+    assert found['accuracy_macro'][0] == pytest.approx((0.5 + 1) / 2)
+    assert found['f1'][0] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_multilabel_is_scored_as_scikit_learn_does() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (60, 3))
+    values = rng.integers(0, 11, (60, 3)) / 10
+    weights = weightings(60, rng)
+    found = scores('multilabel', truth, values, weights)
+    for i, w in enumerate(weights):
+        options = {'sample_weight': w, 'average': 'macro'}
+        chosen = values > 0.5
+        expected = {
+            'accuracy_micro': np.average((truth == chosen).mean(1), weights=w),
+            'f1': sk.f1_score(truth, chosen, **options),
+            'jaccard': sk.jaccard_score(truth, chosen, **options),
+            'average_precision': sk.average_precision_score(truth, values, **options),
+        }
+        for name, value in expected.items():
+            assert found[name][i] == pytest.approx(value), (name, i)
+    smooth = rng.random((60, 3))
+    error = binary_calibration_error(
+        torch.tensor(smooth.ravel()), torch.tensor(truth.ravel()), n_bins=15
+    )
+    ours = scores('multilabel', truth, smooth)['calibration_error'][0]
+    assert ours == pytest.approx(float(error), abs=1e-6)
+
+
+@pytest.mark.parametrize('offset', [0.0, 1e6])
+def test_regression_is_scored_as_scikit_learn_does(offset: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=50) + offset
+    values = truth + rng.normal(size=50) / 3
+    weights = weightings(50, rng)
+    found = scores('regression', truth, values, weights)
+    for i, w in enumerate(weights):
+        expected = {
+            'r2': sk.r2_score(truth, values, sample_weight=w),
+            'mae': sk.mean_absolute_error(truth, values, sample_weight=w),
+            'rmse': sk.root_mean_squared_error(truth, values, sample_weight=w),
+        }
+        for name, value in expected.items():
+            assert found[name][i] == pytest.approx(value, rel=1e-6), (name, i)
+
+
+def test_what_is_not_defined_is_nan() -> None:
+    constant = scores('regression', np.full(3, 0.1), np.array([0.1, 0.2, 0.3]))
+    assert np.isnan(constant['r2'][0])
+    assert constant['mae'][0] == pytest.approx(0.1)
+    negative = scores('binary', np.zeros(3, int), np.eye(2)[[0, 0, 0]])
+    assert np.isnan(negative['f1'][0])
+    assert np.isnan(negative['average_precision'][0])
+    assert negative['accuracy_micro'][0] == 1
+
+
+def test_confusion_has_the_truth_down() -> None:
+    matrix = confusion(np.array([0, 0, 2]), np.array([1, 0, 2]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_intervals_are_those_of_resampled_test_sets() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 2, 100)
+    values = np.eye(2)[np.where(rng.random(100) < 0.8, truth, 1 - truth)]
+    found = bootstrap('binary', truth, values, resamples=2000, seed=4)
+    share = (values.argmax(1) == truth).mean()
+    interval = found['accuracy_micro']
+    assert interval.value == pytest.approx(share)
+    # The number of right samples of a draw is binomial.
+    half = 1.96 * np.sqrt(share * (1 - share) / 100)
+    assert interval.low == pytest.approx(share - half, abs=0.015)
+    assert interval.high == pytest.approx(share + half, abs=0.015)
+    assert found == bootstrap('binary', truth, values, resamples=2000, seed=4)
+    assert found != bootstrap('binary', truth, values, resamples=2000, seed=5)
+
+
+def test_intervals_leave_out_draws_without_positives() -> None:
+    truth = np.array([1, 0, 0, 0])
+    found = bootstrap('binary', truth, np.eye(2)[truth], resamples=200)
+    assert found['f1'] == (1, 1, 1)
+    none = bootstrap('binary', truth * 0, np.eye(2)[truth], resamples=50)
+    assert np.isnan(none['average_precision'].low)
+    assert np.isnan(bootstrap('binary', truth, np.eye(2)[truth], 0)['f1'].low)
+    with pytest.raises(SpecError, match='level=2'):
+        bootstrap('binary', truth, np.eye(2)[truth], level=2)

@@ -1,0 +1,233 @@
+"""evaluate(): what it scores, and what it refuses."""
+
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.preprocessing import StandardScaler
+
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.evaluation import evaluate
+from dynamicvis_geo.evaluation.linear import fit_linear
+from dynamicvis_geo.evaluation.problem import as_problem
+from dynamicvis_geo.tasks import LinearProbe
+
+Splits = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def split(x: np.ndarray, y: np.ndarray) -> Splits:
+    parts = {'train': slice(0, 90), 'val': slice(90, 130), 'test': slice(130, None)}
+    return {name: (x[part], y[part]) for name, part in parts.items()}
+
+
+def classes_data(noise: float = 1.0, classes: int = 3) -> Splits:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, classes, 200)
+    x = 2 * np.eye(classes, 8)[y] + noise * rng.normal(size=(200, 8)) + 5
+    return split((x * np.geomspace(0.1, 10, 8)).astype(np.float32), y)
+
+
+def regression_data() -> Splits:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6)).astype(np.float32)
+    return split(x, 3 * x[:, 0] - x[:, 1] + rng.normal(size=200) + 100)
+
+
+def test_neighbours_are_those_of_scikit_learn() -> None:
+    data = classes_data()
+    results = evaluate(data, 'multiclass', resamples=20)
+    for k in (5, 20):
+        for name, metric in (('cosine', 'cosine'), ('l2', 'euclidean')):
+            model = KNeighborsClassifier(k, metric=metric, algorithm='brute')
+            expected = model.fit(*data['train']).predict_proba(data['test'][0])
+            found = results.predicted[f'knn k={k} {name}']
+            np.testing.assert_allclose(found, expected)
+    regression = regression_data()
+    found = evaluate(regression, 'regression', resamples=0).predicted['knn k=5 l2']
+    nearest = KNeighborsRegressor(5).fit(*regression['train'])
+    np.testing.assert_allclose(found, nearest.predict(regression['test'][0]))
+
+
+def test_logistic_regression_is_chosen_on_validation_and_fitted_on_both() -> None:
+    data = classes_data(noise=2.0)
+    results = evaluate(data, 'multiclass', resamples=0)
+    scaler = StandardScaler().fit(data['train'][0].astype(np.float64))
+    x = {name: scaler.transform(v[0].astype(np.float64)) for name, v in data.items()}
+    y = {name: v[1] for name, v in data.items()}
+    best = None
+    for c in [10.0**e for e in range(-6, 5)]:
+        model = LogisticRegression(C=c, max_iter=1000).fit(x['train'], y['train'])
+        score = model.score(x['val'], y['val'])
+        if best is None or score > best[0]:
+            best = score, c
+    assert best is not None
+    name = f'logistic C={best[1]:g}'
+    assert results.choices[name]['C'] == best[1]
+    assert results.choices[name]['converged']
+    both = np.concatenate([x['train'], x['val']])
+    final = LogisticRegression(C=best[1], max_iter=1000)
+    final.fit(both, np.concatenate([y['train'], y['val']]))
+    np.testing.assert_allclose(
+        results.predicted[name], final.predict_proba(x['test']), atol=1e-5
+    )
+
+
+def test_ridge_is_that_of_scikit_learn() -> None:
+    data = regression_data()
+    fit = fit_linear(as_problem(data, 'regression'))
+    scaler = StandardScaler().fit(data['train'][0].astype(np.float64))
+    x = {name: scaler.transform(v[0].astype(np.float64)) for name, v in data.items()}
+    alphas = [10.0**e for e in range(-3, 7)]
+    scored = [
+        Ridge(a).fit(x['train'], data['train'][1]).score(x['val'], data['val'][1])
+        for a in alphas
+    ]
+    best = alphas[int(np.argmax(scored))]
+    assert fit.choice['alpha'] == best
+    both = np.concatenate([x['train'], x['val']])
+    final = Ridge(best).fit(both, np.concatenate([data['train'][1], data['val'][1]]))
+    np.testing.assert_allclose(fit.predicted, final.predict(x['test']))
+
+
+def test_multilabel_is_one_against_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5)).astype(np.float32)
+    y = (x[:, :3] + rng.normal(size=(200, 3)) > [0, 0.5, 9]).astype(int)
+    data = split(x, y)
+    results = evaluate(data, 'multilabel', ('a', 'b', 'never'), resamples=20)
+    (name,) = results.choices
+    model = OneVsRestClassifier(LogisticRegression(C=results.choices[name]['C']))
+    scaler = StandardScaler().fit(data['train'][0].astype(np.float64))
+    both = np.concatenate([data[s][0] for s in ('train', 'val')]).astype(np.float64)
+    labels = np.concatenate([data[s][1][:, :2] for s in ('train', 'val')])
+    model.fit(scaler.transform(both), labels)
+    expected = model.predict_proba(scaler.transform(data['test'][0].astype(float)))
+    found = results.predicted[name]
+    np.testing.assert_allclose(found[:, :2], expected, atol=1e-4)
+    assert (found[:, 2] == 0).all()
+    assert "split 'train' has no sample of never" in results.notes
+    assert set(results.table['metric']) == {
+        'accuracy_micro',
+        'f1',
+        'average_precision',
+        'jaccard',
+        'calibration_error',
+    }
+
+
+def test_table_is_tidy_and_json_is_strict() -> None:
+    data = classes_data(noise=0.1)
+    probe = LinearProbe('multiclass', 8, ('a', 'b', 'c'), standardize='none')
+    results = evaluate(data, 'multiclass', ('a', 'b', 'c'), probe=probe, resamples=50)
+    table = results.table
+    assert list(table.columns) == [
+        *('method', 'setting', 'metric', 'value', 'low', 'high'),
+        *('n_train', 'n_val', 'n_test'),
+    ]
+    assert list(dict.fromkeys(table['method'])) == ['knn', 'logistic', 'linear probe']
+    assert len(table) == 6 * 6
+    assert (table[['n_train', 'n_val', 'n_test']].iloc[0] == [90, 40, 70]).all()
+    perfect = table[(table['method'] == 'logistic') & (table['metric'] == 'f1')]
+    assert perfect[['value', 'low', 'high']].to_numpy().tolist() == [[1, 1, 1]]
+    (logistic,) = results.choices
+    truth = np.bincount(data['test'][1])
+    np.testing.assert_array_equal(results.confusion(logistic), np.diag(truth))
+    content = json.loads(results.to_json(labels='plots.csv'))
+    assert content['classes'] == ['a', 'b', 'c']
+    assert content['splits'] == {'train': 90, 'val': 40, 'test': 70}
+    assert content['labels'] == 'plots.csv'
+    assert content['results'][0]['method'] == 'knn'
+    assert content['confusion'][logistic] == np.diag(truth).tolist()
+    assert '1.000 [1.000, 1.000]' in results.wide().to_string()
+
+
+def test_the_test_split_decides_nothing() -> None:
+    data = classes_data(noise=2.0)
+    other = {**data, 'test': (data['test'][0] * 9 - 4, data['test'][1][::-1].copy())}
+    one, two = (evaluate(d, 'multiclass', resamples=0) for d in (data, other))
+    assert one.choices == two.choices
+
+
+def test_a_class_that_training_lacks_is_said_and_never_predicted() -> None:
+    data = classes_data()
+    x, y = data['train']
+    data['train'] = x[y != 1], y[y != 1]
+    data['val'] = data['train'][0][:20], data['train'][1][:20]
+    results = evaluate(data, 'multiclass', ('a', 'b', 'c'), resamples=10)
+    assert "split 'train' has no sample of b" in results.notes
+    for values in results.predicted.values():
+        assert values.shape == (70, 3)
+        assert (values[:, 1] == 0).all()
+    assert results.table['value'].notna().all()
+
+
+def test_without_validation_nothing_is_chosen() -> None:
+    data = classes_data()
+    del data['val']
+    results = evaluate(data, 'multiclass', resamples=0)
+    assert 'logistic C=1' in results.choices
+    assert any("'val' has no samples" in note for note in results.notes)
+    assert results.sizes['val'] == 0
+
+
+def test_tiny_training_sets_leave_out_large_k() -> None:
+    data = classes_data()
+    data['train'] = data['train'][0][:8], data['train'][1][:8]
+    results = evaluate(data, 'multiclass', resamples=0)
+    assert 'knn k=5 l2' in results.predicted
+    assert 'knn k=20 l2' not in results.predicted
+    assert any('k=20 was left out' in note for note in results.notes)
+
+
+def test_fits_that_do_not_converge_are_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr('dynamicvis_geo.evaluation.linear.ITERATIONS', (1, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit = fit_linear(as_problem(classes_data(noise=0.3), 'multiclass'))
+    assert fit.choice['converged'] is False
+    assert any('not converged' in note for note in fit.notes)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'options', 'words'),
+    [
+        ({}, {'task': None}, 'task=None'),
+        ({'test': None}, {}, "split 'test' has no samples"),
+        ({'train': (np.ones((9, 8)), np.zeros(9, int))}, {}, 'one class'),
+        ({'train': (np.ones((3, 8)), np.arange(3))}, {}, 'fewer than 5 neighbours'),
+        ({'val': (np.ones((9, 7)), np.zeros(9, int))}, {}, r"'val'.*\[n, 8\]"),
+        ({'val': (np.full((9, 8), np.nan), np.zeros(9, int))}, {}, "'val' has NaN"),
+        ({'val': (np.ones((9, 8)), np.full(9, 7))}, {}, 'labels from 7'),
+        ({}, {'k': (0,)}, 'k='),
+        ({}, {'distances': ('l1',)}, 'distances='),
+        ({}, {'standardize': 'minmax'}, "standardize='minmax'"),
+        ({}, {'resamples': -1}, 'resamples=-1'),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    changes: dict[str, Any], options: dict[str, Any], words: str
+) -> None:
+    data = {**classes_data(), **changes}
+    data = {name: part for name, part in data.items() if part is not None}
+    arguments = {'task': 'multiclass', 'classes': ('a', 'b', 'c'), 'resamples': 0}
+    with pytest.raises(SpecError, match=words):
+        evaluate(data, **{**arguments, **options})
+
+
+def test_constant_targets() -> None:
+    data = regression_data()
+    x, y = data['test']
+    data['test'] = x, np.full_like(y, 2)
+    table = evaluate(data, 'regression', resamples=10).table
+    assert table[table['metric'] == 'r2']['value'].isna().all()
+    assert table[table['metric'] == 'mae']['value'].notna().all()
+    data['train'] = data['train'][0], np.full(90, 2.0)
+    with pytest.raises(SpecError, match='all 90 training samples is 2'):
+        evaluate(data, 'regression')
