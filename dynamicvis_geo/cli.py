@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from dynamicvis_geo.arguments import MODULES
+from dynamicvis_geo.arguments import MODULES, predict
 from dynamicvis_geo.errors import DynamicVisGeoError
 
 #: What the shell sees after an error of the user's, as after wrong arguments.
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or what the command says, or 2 after an error that was said in one line, or
         130 after Ctrl-C.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
     name = arguments.command.replace('-', '_')
     command = importlib.import_module(f'dynamicvis_geo.commands.{name}')
@@ -45,6 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print('dynamicvis-geo: interrupted', file=sys.stderr)
         return INTERRUPTED
     return code or 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    if list(argv[:1]) != [predict.NAME]:
+        return _parser().parse_args(argv)
+    # The command reads all but --debug itself.
+    arguments = _parser().parse_args(argv[:1])
+    arguments.debug = '--debug' in argv
+    arguments.rest = [argument for argument in argv[1:] if argument != '--debug']
+    return arguments
 
 
 def _message(error: DynamicVisGeoError) -> str:

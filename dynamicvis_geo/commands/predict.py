@@ -1,0 +1,95 @@
+"""``dynamicvis-geo predict``: a prediction run described by a YAML file."""
+
+import warnings
+from argparse import ArgumentError, Namespace
+from collections.abc import Iterator, Sequence
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import dynamicvis_geo
+from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.commands.prediction import quieten_lightning
+from dynamicvis_geo.datamodules import EarthEngineDataModule
+from dynamicvis_geo.errors import DynamicVisGeoError, SpecError
+from dynamicvis_geo.tasks import FeatureExtraction
+
+#: How lines begin in which jsonargparse tells what it tried, not what is wrong.
+_TRIED = (
+    'Does not validate against any',
+    'Subtypes:',
+    'Errors:',
+    'Given value',
+    "Expected a <class 'NoneType'>",
+)
+
+
+class PredictCLI(LightningCLI):
+    """Lightning's command line for the task, any data module, and the writer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the writer, and what the data are if nothing else is said."""
+        parser.add_lightning_class_args(EmbeddingWriter, 'writer')
+        name = f'{dynamicvis_geo.__name__}.{EarthEngineDataModule.__name__}'
+        parser.set_defaults({'data': {'class_path': name}})
+
+
+def run(arguments: Namespace) -> None:
+    """Run what the arguments and files of configuration describe.
+
+    Raises:
+        SpecError: if they describe nothing that can be run.
+    """
+    quieten_lightning()
+    cli = _assemble(arguments.rest)
+    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    if cli.trainer.is_global_zero:
+        for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EmbeddingWriter):
+                print(f'Wrote {callback.path}.')
+
+
+def _assemble(arguments: Sequence[str]) -> PredictCLI:
+    # Lightning warns where it is given arguments beside those of the process.
+    warnings.filterwarnings('ignore', "LightningCLI's args parameter")
+    try:
+        return PredictCLI(
+            FeatureExtraction,
+            LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            run=False,
+            trainer_defaults={
+                'logger': False,
+                'enable_checkpointing': False,
+                'enable_model_summary': False,
+            },
+            parser_kwargs={
+                'prog': 'dynamicvis-geo predict',
+                'description': 'Embed the chips of a data module, and write the '
+                'embeddings: a run described by a YAML file (--config), by arguments, '
+                'or both.',
+                'exit_on_error': False,
+            },
+            args=list(arguments),
+        )
+    except DynamicVisGeoError:
+        raise
+    except (ArgumentError, ValueError) as error:
+        ours = [one for one in _causes(error) if isinstance(one, DynamicVisGeoError)]
+        raise SpecError(str(ours[0]) if ours else _one_line(error)) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _one_line(error: Exception) -> str:
+    """Say what is wrong, without all that jsonargparse tried."""
+    lines = (line.strip().removeprefix('- ') for line in str(error).splitlines())
+    told = [line for line in lines if line and not line.startswith(_TRIED)]
+    return ' '.join(told) or ' '.join(str(error).split())
