@@ -3,13 +3,15 @@
 import warnings
 from argparse import ArgumentError, Namespace
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import dynamicvis_geo
-from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.commands.prediction import quieten_lightning
+from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter
+from dynamicvis_geo.commands.prediction import log, quieten_lightning, run_trainer
 from dynamicvis_geo.datamodules import EarthEngineDataModule
 from dynamicvis_geo.errors import DynamicVisGeoError, SpecError
 from dynamicvis_geo.tasks import FeatureExtraction
@@ -33,8 +35,16 @@ class PredictCLI(LightningCLI):
         name = f'{dynamicvis_geo.__name__}.{EarthEngineDataModule.__name__}'
         parser.set_defaults({'data': {'class_path': name}})
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Count chips in the progress bar, unless there is to be none or another."""
+        options = self.config_init.trainer
+        bars = [isinstance(one, ProgressBar) for one in options.callbacks or ()]
+        if options.enable_progress_bar is not False and not any(bars):
+            self.trainer_defaults['callbacks'] = [ChipProgress()]
+        return super().instantiate_trainer(**kwargs)
 
-def run(arguments: Namespace) -> None:
+
+def run(arguments: Namespace) -> int:
     """Run what the arguments and files of configuration describe.
 
     Raises:
@@ -42,11 +52,9 @@ def run(arguments: Namespace) -> None:
     """
     quieten_lightning()
     cli = _assemble(arguments.rest)
-    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
-    if cli.trainer.is_global_zero:
-        for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EmbeddingWriter):
-                print(f'Wrote {callback.path}.')
+    log(quiet=cli.config_init.trainer.enable_progress_bar is False)
+    writer = cli.config_init.writer
+    return run_trainer(cli.trainer, cli.model, cli.datamodule, writer)
 
 
 def _assemble(arguments: Sequence[str]) -> PredictCLI:

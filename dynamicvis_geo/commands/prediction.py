@@ -5,7 +5,7 @@ import sys
 import warnings
 from argparse import Namespace
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter, RunSummary
@@ -48,6 +48,20 @@ def predict(
         enable_model_summary=False,
         enable_progress_bar=not options.quiet,
     )
+    return run_trainer(trainer, module, data, writer)
+
+
+def run_trainer(
+    trainer: Trainer,
+    module: FeatureExtraction,
+    data: LightningDataModule,
+    writer: EmbeddingWriter,
+) -> int:
+    """Run a prediction, and print a summary.
+
+    Returns:
+        the exit code: 0, or :data:`SOME_FAILED`.
+    """
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
     except SystemExit as error:

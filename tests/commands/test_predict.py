@@ -34,7 +34,7 @@ def test_the_example(
         *('--data.sensor.cloudy_pct', '90', '--writer.path', output),
     )
     assert code == 0, err
-    assert f'Wrote {output}' in out
+    assert f'Wrote {output}: embeddings of 2 chips' in out
     table = gpd.read_parquet(output).set_index('point_id')
     assert table['crs'].to_dict() == {'meadow': 'EPSG:32632', 'forest': 'EPSG:32633'}
     assert (table['width'] == 64).all()
