@@ -175,9 +175,12 @@ def open_group(target: Path, group: str = 'EPSG_32618') -> Any:
         return xr.open_zarr(target, group=group, chunks=None)
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder: Path) -> dict[str, Any]:
+    # Older zarr writes the members of a group in any order.
     return {
-        str(file.relative_to(folder)): file.read_bytes()
+        str(file.relative_to(folder)): json.loads(file.read_bytes())
+        if file.suffix == '.json'
+        else file.read_bytes()
         for file in sorted(folder.rglob('*'))
         if file.is_file()
     }
@@ -431,14 +434,14 @@ def killed_everywhere(
     begin: Callable[[Path], None],
     run: Callable[[Path, str], Any],
 ) -> None:
-    """Kill a run at each change of the file system; the next must make up for it."""
+    """Kill a run at changes of the file system; the next must make up for it."""
     whole = tmp_path / 'whole.zarr'
     begin(whole)
     names = kill(sys.maxsize)
     run(whole, 'a')
     changes = len(names)
     assert changes > 20
-    for number in range(0, changes, 3):
+    for number in range(changes // 8, changes, changes // 8):
         target = tmp_path / f'killed-{number}.zarr'
         begin(target)
         kill(number)
@@ -613,15 +616,11 @@ def test_two_processes(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None
     context = multiprocessing.get_context('spawn')
     barrier = context.Barrier(2)
     target = tmp_path / 'out.zarr'
-    ranks = [
-        context.Process(target=run_rank, args=(target, chips, rank, barrier))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(180)
-        assert process.exitcode == 0
+    other = context.Process(target=run_rank, args=(target, chips, 1, barrier))
+    other.start()
+    run_rank(target, chips, 0, barrier)
+    other.join(120)
+    assert other.exitcode == 0
     assert_same(target, drive(tmp_path / 'other.zarr', chips))
 
 
