@@ -41,6 +41,7 @@ class Means(nn.Module):
     img_size = (64, 64)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Average 8 x 8 parts of an image."""
         return nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)[..., None, None]
 
 

@@ -4,7 +4,3 @@ from dynamicvis_geo.arguments import embedding, evaluation, model, pictures, pre
 
 #: Modules whose ``add_commands`` adds commands, in the order in which help lists them.
 MODULES = (embedding, predict, evaluation, pictures, model)
-from dynamicvis_geo.arguments import embedding, evaluation, model, predict
-
-#: Modules whose ``add_commands`` adds commands, in the order in which help lists them.
-MODULES = (embedding, predict, evaluation, model)
