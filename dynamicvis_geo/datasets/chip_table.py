@@ -112,6 +112,17 @@ def _nanoseconds(time: Any) -> int | None:
     return None if stamp.tz is not None else stamp.as_unit('ns').value
 
 
+def join_tables(tables: list[NDArray[np.void]]) -> NDArray[np.void]:
+    """Join tables into one, and empty the list: each is let go when it is copied."""
+    joined = np.empty(sum(map(len, tables)), CHIP)
+    end = len(joined)
+    while tables:
+        table = tables.pop()
+        joined[end - len(table) : end] = table
+        end -= len(table)
+    return joined
+
+
 def queries(chips: NDArray[np.void]) -> Iterator[GeoSlice]:
     """Yield the slices that index the source dataset of each chip."""
     for (west, south, east, north), chip in zip(

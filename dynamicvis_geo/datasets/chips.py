@@ -30,6 +30,7 @@ from dynamicvis_geo.datasets.chip_table import (
     GeoSlice,
     bounds_of,
     freeze,
+    join_tables,
     queries,
 )
 from dynamicvis_geo.datasets.doubles import refuse_double
@@ -56,7 +57,6 @@ Found = Sample | ChipFailure | None
 Order = Literal['sampler', 'hilbert']
 
 _WGS84 = CRS.from_epsg(4326)
-_NONE = np.empty(0, CHIP)
 #: Ids that are compared at a time.
 MANY = 200_000
 
@@ -116,8 +116,7 @@ class ChipDataset(Dataset[Found]):
         self._crs = [CRS.from_user_input(dataset.crs) for dataset in self.datasets]
         tables = [freeze(i, *pair) for i, pair in enumerate(pairs)]
         self._point_ids = _gather_point_ids(pairs, tables)
-        table = tables[0] if len(tables) == 1 else np.concatenate(tables or [_NONE])
-        del tables
+        table = join_tables(tables)
         refuse_double(table, self._crs, self.datasets)
         if order == 'hilbert':
             rows = hilbert_order(table)
@@ -440,7 +439,7 @@ def _gather_point_ids(
     tables: Sequence[NDArray[np.void]],
 ) -> pa.StringArray | None:
     """Return the point of every chip; None if no sampler has points."""
-    parts: list[Sequence[str | None]] = []
+    parts: list[pa.StringArray] = []
     for (_, sampler), table in zip(pairs, tables, strict=True):
         ids = getattr(sampler, 'point_ids', None)
         if ids is not None and len(ids) != len(table):
@@ -448,10 +447,14 @@ def _gather_point_ids(
                 f'pairs: sampler {type(sampler).__name__} yields {len(table)} chips '
                 f'but has {len(ids)} point_ids'
             )
-        parts.append([None] * len(table) if ids is None else ids)
+        parts.append(
+            pa.nulls(len(table), pa.string())
+            if ids is None
+            else pa.array(ids, pa.string())
+        )
     if not any(hasattr(sampler, 'point_ids') for _, sampler in pairs):
         return None
-    return pa.array(itertools.chain(*parts), pa.string())
+    return pa.concat_arrays(parts)
 
 
 def _of_chip(row: int, found: Sample | Exception | None) -> Found:

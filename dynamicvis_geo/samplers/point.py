@@ -7,6 +7,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
@@ -31,10 +32,6 @@ class PointSampler(Sampler[GeoSlice]):
     Chips are cut along the pixels of the dataset, so the point lies within half a pixel
     of the centre of its chip. They come point by point in the order given, those of one
     point in the order of time.
-
-    Attributes:
-        point_ids: For every chip the id of its point: column ``id`` of the points where
-            there is one, else their index.
     """
 
     def __init__(
@@ -76,7 +73,8 @@ class PointSampler(Sampler[GeoSlice]):
             )
         point, self._windows = np.nonzero(shown)
         self._cols, self._tops = self._corners(places.x, places.y)[:, point]
-        self.point_ids: list[str] = point_ids(points)[point].tolist()
+        # A list of as many strings would take several times the memory.
+        self._point_ids = pa.array(point_ids(points), pa.string()).take(pa.array(point))
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -95,9 +93,18 @@ class PointSampler(Sampler[GeoSlice]):
         )
 
     @property
+    def point_ids(self) -> list[str]:
+        """For every chip the id of its point.
+
+        That is column ``id`` of the points where there is one, else their index.
+        """
+        ids: list[str] = self._point_ids.to_pylist()
+        return ids
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What is needed, beside the points, to lay out the same chips again."""
-        return {'size': list(self.size), 'points': len(set(self.point_ids))}
+        return {'size': list(self.size), 'points': len(self._point_ids.unique())}
 
     def _shown(
         self, dataset: GeoDataset, places: gpd.GeoSeries, position: Ints, windows: int
