@@ -18,10 +18,24 @@ PROVENANCE: dict[str, Any] = {
     'processing:datetime': '2026-01-02T03:04:05+00:00',
     'processing:software': {'dynamicvis-geo': '0.1.0', 'torch': '2.5'},
     'model': {
-        'backbone': {'weights': 'pretrained', 'sha256': 'c0ffee' * 10, 'arch': 'b'},
+        'backbone': {
+            'weights': 'pretrained',
+            'file': 'weights.pth',
+            'sha256': 'c0ffee' * 10,
+            'arch': 'b',
+        },
         'preprocessing': {'input_range': [0.0, 3000.0], 'resize': [512, 512]},
     },
-    'source': {'sources': [{'dataset': 'Scenes', 'bands': [3, 2, 1]}]},
+    'source': {
+        'sources': [
+            {
+                'dataset': 'EarthEngineDataset',
+                'bands': [3, 2, 1],
+                'sensor': {'collection': 'COPERNICUS/S2', 'cloudy_pct': 30.0},
+                'windows': [['2024-06-01', '2024-09-01']],
+            }
+        ]
+    },
     'run': {'command': 'dynamicvis-geo embed scene.tif', 'device': 'cpu'},
 }
 
