@@ -96,6 +96,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> NDArray[np.float32]:
             rows, start = np.empty((0, 0), np.float32), 0
             for group in range(file.num_row_groups):
                 column = file.read_row_group(group, ['embedding'])['embedding']
+                if not len(column):
+                    continue
                 part = _matrix(column.combine_chunks())
                 if not start:
                     rows = np.empty((file.metadata.num_rows, part.shape[1]), np.float32)
@@ -236,7 +238,12 @@ def _length(path: Path, schema: pa.Schema) -> int:
 def _matrix(column: pa.Array) -> NDArray[np.float32]:
     if column.null_count:
         lists = [np.nan if row is None else row for row in column.to_pylist()]
-        length = max((len(row) for row in lists if isinstance(row, list)), default=0)
+        fixed = pa.types.is_fixed_size_list(column.type)
+        length = (
+            column.type.list_size
+            if fixed
+            else max((len(row) for row in lists if isinstance(row, list)), default=0)
+        )
         return np.array(
             [row if isinstance(row, list) else [np.nan] * length for row in lists],
             np.float32,

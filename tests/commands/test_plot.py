@@ -154,3 +154,28 @@ def test_report_is_written_beside_the_output(run_cli: Cli, tmp_path: Path) -> No
     code, _, err = run_cli('report', tmp_path / 'e.parquet', '--output', 'page.txt')
     assert (code, 'must end in .html' in err) == (2, True)
     assert run_cli('report', tmp_path / 'e.parquet', '--overwrite')[0] == 0
+
+
+def test_what_embed_writes_can_be_reported_and_drawn(
+    run_cli: Cli, make_scene: MakeScene, tmp_path: Path
+) -> None:
+    scene = make_scene()
+    for name, options in (('e.parquet', ()), ('maps', ('--grid',))):
+        code, _, err = run_cli(
+            *('embed', scene, '--size', '64', '--weights', 'random', *options),
+            *('--output', tmp_path / name),
+        )
+        assert code == 0, err
+        code, _, err = run_cli('report', tmp_path / name, '--images', scene)
+        assert code == 0, err
+    for stem in ('e', 'maps'):
+        text = (tmp_path / f'{stem}.report.html').read_text()
+        assert 'The weights are random' in text
+        assert '<td>6</td>' in text
+        assert 'alt="Image of chip EPSG32633_x384000' in text
+    code, out, err = run_cli(
+        *('plot', 'neighbours', tmp_path / 'e.parquet', '--chip', '0', '-k', '3'),
+        *('--images', scene, '--output', tmp_path / 'n.png'),
+    )
+    assert code == 0, err
+    assert out.count('EPSG32633_x') == 3
