@@ -1,13 +1,17 @@
 """Whether time and memory stay flat as chips and processes grow.
 
-Run it from the root of the repository: ``python -m benchmarks.scale plan``.
+Run it from the root of the repository: ``python -m benchmarks.scale plan``, or
+``python -m benchmarks.scale predict``.
 """
 
 import argparse
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -54,7 +58,61 @@ def plan(options: argparse.Namespace) -> None:
         print(f'| {step} | {seconds:.1f} | {memory:.0f} |')
 
 
-MEASUREMENTS: dict[str, Callable[[argparse.Namespace], None]] = {'plan': plan}
+def predict(options: argparse.Namespace) -> None:
+    """Embed many chips of a synthetic dataset with a small model, and watch memory."""
+    print('| processes | writer | s | chips/s | MB at a tenth | MB at the end | peak |')
+    print('|---|---|---|---|---|---|---|')
+    seconds: dict[tuple[int, bool], float] = {}
+    for processes in options.processes:
+        for writer in (False, True) if processes == 1 else (True,):
+            with tempfile.TemporaryDirectory() as folder:
+                found = watch(Path(folder), options.chips, processes, writer)
+            seconds[processes, writer] = found[0]
+            rate = options.chips / found[0]
+            memory = ' | '.join(f'{value:.0f}' for value in found[1:])
+            name = 'yes' if writer else 'no'
+            print(
+                f'| {processes} | {name} | {found[0]:.1f} | {rate:.0f} | {memory} |',
+                flush=True,
+            )
+    if (1, False) in seconds:
+        cost = (seconds[1, True] - seconds[1, False]) / options.chips * 1000
+        print(f'\nThe writer costs {cost:.2f} ms a chip, in one process.')
+
+
+def watch(
+    folder: Path, chips: int, processes: int, writer: bool
+) -> tuple[float, float, float, float]:
+    """Run a job; return its seconds, and the memory of all its processes in MB."""
+    command = [sys.executable, '-m', 'benchmarks.scale_job', str(folder), str(chips)]
+    job = psutil.Popen([*command, str(processes), str(int(writer))])
+    tenth = last = most = started = ended = 0.0
+    while job.poll() is None:
+        done = sum(
+            int(file.read_text() or 0) for file in folder.glob('count-*') if file.stat()
+        )
+        try:
+            family = [job, *job.children(recursive=True)]
+            memory = sum(one.memory_info().rss for one in family) / 1e6
+        except psutil.NoSuchProcess:
+            continue
+        if done and not started:
+            started = time.perf_counter()
+        if done >= chips // 10 and not tenth:
+            tenth = memory
+        if done >= chips and not ended:
+            ended = time.perf_counter()
+        last, most = memory or last, max(most, memory)
+        time.sleep(0.05)
+    if job.returncode:
+        raise subprocess.CalledProcessError(job.returncode, command)
+    return (ended or time.perf_counter()) - started, tenth, last, most
+
+
+MEASUREMENTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    'plan': plan,
+    'predict': predict,
+}
 
 
 def main() -> None:
@@ -62,6 +120,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest='what', required=True)
     command = commands.add_parser('plan', help=plan.__doc__)
     command.add_argument('--size', type=int, default=128)
+    command = commands.add_parser('predict', help=predict.__doc__)
+    command.add_argument('--chips', type=int, default=20_000)
+    command.add_argument('--processes', type=int, nargs='+', default=[1, 2, 4])
     options = parser.parse_args()
     MEASUREMENTS[options.what](options)
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynamicvis_geo.callbacks import EmbeddingWriter
+    from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter
     from dynamicvis_geo.datamodules import (
         ChipDataModule,
         EarthEngineDataModule,
@@ -50,6 +50,7 @@ _MODULES = {
     'ChipCache': 'earthengine',
     'ChipDataModule': 'datamodules',
     'ChipDataset': 'datasets',
+    'ChipProgress': 'callbacks',
     'ContiguousSampler': 'samplers',
     'DynamicVis': 'models',
     'DynamicVis_B_Weights': 'models',
@@ -57,8 +58,8 @@ _MODULES = {
     'EarthEngineClient': 'earthengine',
     'EarthEngineDataModule': 'datamodules',
     'EarthEngineDataset': 'datasets',
-    'EmbeddingDataModule': 'datamodules',
     'Embedding': 'embedding',
+    'EmbeddingDataModule': 'datamodules',
     'EmbeddingWriter': 'callbacks',
     'FeatureExtraction': 'tasks',
     'FeatureMaps': 'datasets',
@@ -88,6 +89,7 @@ __all__ = [
     'ChipCache',
     'ChipDataModule',
     'ChipDataset',
+    'ChipProgress',
     'ContiguousSampler',
     'DynamicVis',
     'DynamicVis_B_Weights',

@@ -23,6 +23,7 @@ from torchgeo.datasets import GeoDataset
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
 from dynamicvis_geo.datasets.areas import local_crs, moments, project_area
 from dynamicvis_geo.datasets.chip_ids import crs_name
+from dynamicvis_geo.datasets.failures import ChipFailure
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
 from dynamicvis_geo.samplers.place import PlaceSampler
@@ -170,6 +171,8 @@ class Imagery:
         dataset, row = chip.datasets[0], chip.chips.iloc[0]
         bounds = _bounds(row[['minx', 'miny', 'maxx', 'maxy']])
         start, end = _window(row)
+        if isinstance(sample, ChipFailure):
+            sample = None
         valid = _valid_fraction(sample, dataset, row)
         if sample is None or valid == 0:
             raise self._no_imagery(f'{name}: {place}', row['chip_id'], start, end)

@@ -252,7 +252,10 @@ def _read_staged(path: Path, columns: list[str]) -> pa.Table:
         table = pa.ipc.open_file(path, options=options).read_all()
     except pa.ArrowException as error:
         raise _unreadable(path, error) from error
-    return table.replace_schema_metadata(None)
+    # Arrow keeps room for the whole batch, feature maps included, as long as any of its
+    # columns is in use: copy them.
+    copied = table.take(pa.array(np.arange(table.num_rows)))
+    return copied.replace_schema_metadata(None)
 
 
 def _shape(path: Path) -> tuple[int, int, int]:

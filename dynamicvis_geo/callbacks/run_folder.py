@@ -55,6 +55,7 @@ class RunFolder:
         """
         deadline = time.monotonic() + LOCK_PATIENCE
         with self.errors():
+            self._remove_old()
             while True:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(self.path / 'lock')
@@ -126,11 +127,21 @@ class RunFolder:
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
         with self.errors():
+            self._remove_old()
             if self.path.exists():
-                # The file that makes it a run goes first: what is left then is no run.
-                (self.path / _RUN_FILE).unlink(missing_ok=True)
-                shutil.rmtree(self.path)
+                # Other processes still leave signs of life in it: by another name they
+                # do not find it any more.
+                os.replace(self.path, self._old)
+            self._remove_old()
         self.release()
+
+    @property
+    def _old(self) -> Path:
+        return self.path.with_name(f'.{self.path.name}.old')
+
+    def _remove_old(self) -> None:
+        if self._old.exists():
+            shutil.rmtree(self._old)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

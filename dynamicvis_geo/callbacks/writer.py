@@ -22,25 +22,23 @@ from dynamicvis_geo.callbacks.existing import (
     remove_temporary,
 )
 from dynamicvis_geo.callbacks.failures import (
-    FailureLog,
     failed_keys,
     failures_file_of,
     merge_failures,
 )
 from dynamicvis_geo.callbacks.formats import FORMATS, is_folder, resolve_format
-from dynamicvis_geo.callbacks.parents import Parent
 from dynamicvis_geo.callbacks.predictions import (
     ChipTable,
     Predictions,
     find_chip_table,
     planned_chips,
 )
-from dynamicvis_geo.callbacks.rendezvous import Rendezvous
+from dynamicvis_geo.callbacks.run import Run, WithFailures
 from dynamicvis_geo.callbacks.run_folder import RunFolder
-from dynamicvis_geo.callbacks.sink import Job, Sink
+from dynamicvis_geo.callbacks.sink import Job
 from dynamicvis_geo.chip_keys import join_keys
 from dynamicvis_geo.errors import OutputError, SpecError
-from dynamicvis_geo.provenance import run_history, run_provenance
+from dynamicvis_geo.provenance import run_history
 
 _logger = logging.getLogger(__name__)
 
@@ -151,7 +149,7 @@ class EmbeddingWriter(BasePredictionWriter):
         self.failed = 0
         self.summary: RunSummary | None = None
         self._folder = RunFolder(self.path)
-        self._run: _Run | None = None
+        self._run: Run | None = None
 
     @property
     def failures(self) -> Path:
@@ -211,7 +209,7 @@ class EmbeddingWriter(BasePredictionWriter):
         self.check(output if isinstance(output, str) else None)
         token = self._take(trainer)
         chips = planned_chips(trainer)
-        self._run = _Run(token, trainer, pl_module, chips)
+        self._run = Run(token, trainer, pl_module, chips)
         self._begin(self._run)
         if chips is not None:
             before = self._restrict(chips)
@@ -240,7 +238,7 @@ class EmbeddingWriter(BasePredictionWriter):
             raise OutputError(error)
         return token
 
-    def _begin(self, run: '_Run') -> None:
+    def _begin(self, run: Run) -> None:
         """Check the settings, and say in the folder what is being made."""
         existing = existing_provenance(self._folder)
         if existing is not None:
@@ -281,7 +279,7 @@ class EmbeddingWriter(BasePredictionWriter):
         """
         self._open(trainer)
 
-    def _open(self, trainer: Trainer) -> '_Run':
+    def _open(self, trainer: Trainer) -> Run:
         run = self._run
         if run is None:
             raise RuntimeError('EmbeddingWriter.setup() has not run')
@@ -304,7 +302,7 @@ class EmbeddingWriter(BasePredictionWriter):
             getattr(run.module, 'embedding_dim', None),
             self.dtype,
         )
-        sink = _WithFailures(self._kind(job), job)
+        sink = WithFailures(self._kind(job), job)
         run.sink = sink
         run.background = Background(
             sink, self.flush_chips, self.flush_seconds, self._pulse
@@ -377,7 +375,7 @@ class EmbeddingWriter(BasePredictionWriter):
                 others.wait('complete', [0])
         self._end(run)
 
-    def _complete(self, run: '_Run', sink: '_WithFailures') -> None:
+    def _complete(self, run: Run, sink: WithFailures) -> None:
         """Put the output in place, in the first process."""
         self._folder.require(run.token)
         others = run.others(self._folder)
@@ -424,7 +422,7 @@ class EmbeddingWriter(BasePredictionWriter):
             self._say_what_is_kept(run)
         self._end(run)
 
-    def _say_what_is_kept(self, run: '_Run') -> None:
+    def _say_what_is_kept(self, run: Run) -> None:
         if run.background is None and not run.fresh:
             # Refused before it began: what was there is as it was.
             if self._folder.read() is None:
@@ -444,63 +442,11 @@ class EmbeddingWriter(BasePredictionWriter):
                 self.path.rmdir()
         self._folder.remove()
 
-    def _end(self, run: '_Run') -> None:
+    def _end(self, run: Run) -> None:
         if run.chips is not None and hasattr(run.chips, 'restrict'):
             run.chips.restrict()
         self._folder.release()
         self._run = None
-
-
-class _Run:
-    """What belongs to one run."""
-
-    def __init__(
-        self,
-        token: str,
-        trainer: Trainer,
-        module: LightningModule,
-        chips: ChipTable | None,
-    ) -> None:
-        self.token = token
-        self.trainer = trainer
-        self.module = module
-        self.chips = chips
-        source = {} if chips is None else chips.provenance
-        self.provenance = run_provenance(trainer, module, source)
-        self.fresh = False
-        self.before = 0
-        self.started = time.monotonic()
-        self.parent = Parent(trainer.global_rank)
-        self.sink: _WithFailures | None = None
-        self.background: Background | None = None
-        self._others: Rendezvous | None = None
-
-    def others(self, folder: RunFolder) -> Rendezvous:
-        """Return the other processes of the run."""
-        if self._others is None:
-            rank, count = self.trainer.global_rank, self.trainer.world_size
-            self._others = Rendezvous(folder.path, self.token, rank, count)
-        return self._others
-
-
-class _WithFailures:
-    """A sink, and the list of failures, on disk at the same moments."""
-
-    def __init__(self, sink: Sink, job: Job) -> None:
-        self.assemble = sink.assemble
-        self.complete = sink.complete
-        self._sink = sink
-        self._chips = job.chips
-        self._failures = FailureLog(job.target, job.run, job.rank)
-
-    def write(self, predictions: Predictions) -> None:
-        self._failures.add(predictions.failures)
-        if len(predictions.chip):
-            self._sink.write(predictions)
-
-    def flush(self) -> None:
-        self._sink.flush()
-        self._failures.flush(self._chips)
 
 
 def _first_line(exception: BaseException) -> str:

@@ -44,6 +44,7 @@ def imagery(arguments: Namespace) -> ChipDataModule:
     loading = {
         'batch_size': arguments.batch_size,
         'num_workers': arguments.num_workers,
+        'on_error': arguments.on_error,
     }
     if arguments.num_workers is None:
         # Fetching and computing then go on at the same time.

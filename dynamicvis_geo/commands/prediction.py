@@ -99,10 +99,10 @@ def log(quiet: bool) -> None:
     """Let the package's own messages out, a line each, on standard error."""
     logger = logging.getLogger('dynamicvis_geo')
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter('dynamicvis-geo: %(message)s'))
-        logger.addHandler(handler)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter('dynamicvis-geo: %(message)s'))
+    # One for each command that a process runs: standard error may have changed.
+    logger.handlers = [handler]
 
 
 def quieten_lightning() -> None:

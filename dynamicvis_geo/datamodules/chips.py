@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datasets.failures import OnError, check_on_error
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.samplers import ContiguousSampler
 
@@ -33,6 +35,7 @@ class ChipDataModule(LightningDataModule):
     def __init__(
         self,
         pairs: Pairs = (),
+        on_error: OnError = 'raise',
         batch_size: int = 4,
         num_workers: int = 0,
         persistent_workers: bool = False,
@@ -44,6 +47,8 @@ class ChipDataModule(LightningDataModule):
         Args:
             pairs: Datasets, each with a sampler, as
                 :class:`~dynamicvis_geo.ChipDataset` takes them.
+            on_error: Whether a chip whose image cannot be had ends the run, as
+                :class:`~dynamicvis_geo.ChipDataset` has it.
             batch_size: Chips a batch.
             num_workers: Processes that get images ahead, for each process that
                 predicts; with 0 it gets them itself.
@@ -67,6 +72,8 @@ class ChipDataModule(LightningDataModule):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise SpecError(f'{name}={value!r} must be a whole number from {least}')
+        check_on_error(on_error)
+        self.on_error = on_error
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.persistent_workers = persistent_workers
@@ -103,7 +110,9 @@ class ChipDataModule(LightningDataModule):
             SourceError: If a file cannot be used.
         """
         if stage == 'predict' and not hasattr(self, 'chips'):
-            self.chips = ChipDataset(self.pairs, order='hilbert')
+            self.chips = ChipDataset(
+                self.pairs, order='hilbert', on_error=self.on_error
+            )
             # The samplers of many chips take memory, and are not needed any more.
             self._pairs = None
 
@@ -111,10 +120,12 @@ class ChipDataModule(LightningDataModule):
         """Return a DataLoader over what this process takes of the remaining chips."""
         self.setup('predict')
         workers = self.num_workers > 0
+        sampler = ContiguousSampler(self.chips.remaining)
+        self.chips.expect(np.fromiter(sampler, np.int64, len(sampler)))
         return DataLoader(
             self.chips,
             batch_size=self.batch_size,
-            sampler=ContiguousSampler(self.chips.remaining),
+            sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.persistent_workers and workers,

@@ -13,6 +13,7 @@ from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.zones import grid_pairs, point_pairs
 from dynamicvis_geo.datasets import EarthEngineDataset, read_points
 from dynamicvis_geo.datasets.areas import read_area, read_windows
+from dynamicvis_geo.datasets.failures import OnError
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.specs import SensorSpec, TemporalSpec
@@ -45,6 +46,7 @@ class EarthEngineDataModule(ChipDataModule):
         client: EarthEngineClient = EarthEngineClient(),  # noqa: B008 - frozen
         cache: str | os.PathLike[str] | None = None,
         on_missing: Literal['raise', 'fill', 'skip'] = 'raise',
+        on_error: OnError = 'raise',
         batch_size: int = 4,
         num_workers: int = 0,
         persistent_workers: bool = False,
@@ -69,6 +71,7 @@ class EarthEngineDataModule(ChipDataModule):
             cache: Folder that keeps what was fetched.
             on_missing: What happens to a chip without a single valid pixel, as
                 :class:`~dynamicvis_geo.EarthEngineDataset` has it.
+            on_error: As for :class:`ChipDataModule`.
             batch_size: As for :class:`ChipDataModule`.
             num_workers: As for :class:`ChipDataModule`.
             persistent_workers: As for :class:`ChipDataModule`.
@@ -80,6 +83,7 @@ class EarthEngineDataModule(ChipDataModule):
                 that cannot be used.
         """
         super().__init__(
+            on_error=on_error,
             batch_size=batch_size,
             num_workers=num_workers,
             persistent_workers=persistent_workers,

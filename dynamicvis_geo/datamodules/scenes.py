@@ -12,6 +12,7 @@ from torchgeo.datasets import GeoDataset
 from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.earthengine import CHIP_SIZE
 from dynamicvis_geo.datasets import assign_points, open_scenes, read_points
+from dynamicvis_geo.datasets.failures import OnError
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.samplers import GridSampler, PointSampler
 
@@ -29,6 +30,7 @@ class ScenesDataModule(ChipDataModule):
         size: int | None = None,
         stride: int | None = None,
         points: Any = None,
+        on_error: OnError = 'raise',
         batch_size: int = 4,
         num_workers: int = 0,
         persistent_workers: bool = False,
@@ -44,6 +46,7 @@ class ScenesDataModule(ChipDataModule):
             stride: Pixels from chip to chip; *size* by default.
             points: One chip around each point instead of a grid: the path of a CSV with
                 columns lon and lat, or of a vector file; or a GeoDataFrame.
+            on_error: As for :class:`ChipDataModule`.
             batch_size: As for :class:`ChipDataModule`.
             num_workers: As for :class:`ChipDataModule`.
             persistent_workers: As for :class:`ChipDataModule`.
@@ -54,6 +57,7 @@ class ScenesDataModule(ChipDataModule):
             SpecError: If a number is out of range, or arguments contradict each other.
         """
         super().__init__(
+            on_error=on_error,
             batch_size=batch_size,
             num_workers=num_workers,
             persistent_workers=persistent_workers,

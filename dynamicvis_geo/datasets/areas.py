@@ -26,6 +26,9 @@ from dynamicvis_geo.specs import BBox, PointBuffer, TemporalSpec
 Area: TypeAlias = Any
 Window: TypeAlias = TemporalSpec | tuple[str, str]
 
+#: Length of a degree of the equator on the WGS 84 ellipsoid in metres.
+METRES_PER_DEGREE = 111319.49079327358
+
 #: Pieces into which a side of an area's extent is cut before it is projected, so that
 #: straight sides become the curves that they are in the other CRS.
 PIECES = 64
@@ -108,6 +111,33 @@ def read_crs(crs: Any) -> CRS:
         raise SpecError(
             f"crs={crs!r} is no CRS: give an EPSG code, such as 'EPSG:32632', or WKT."
         ) from error
+
+
+def read_resolution(
+    res: float | tuple[float, float] | None, scale_m: float, crs: CRS
+) -> tuple[float, float]:
+    """Return the width and height of a pixel in units of a CRS.
+
+    Args:
+        res: One number for both, a pair, or None.
+        scale_m: The size in metres if *res* is None.
+        crs: The CRS.
+
+    Raises:
+        SpecError: If *res* is not positive.
+    """
+    if res is None:
+        unit = crs.axis_info[0].unit_conversion_factor
+        # The factor of angular units leads to radians.
+        metres = METRES_PER_DEGREE * np.degrees(unit) if crs.is_geographic else unit
+        return (float(scale_m / metres),) * 2
+    pair = tuple(res) if isinstance(res, Sequence) else (res, res)
+    if len(pair) != 2 or not all(
+        isinstance(side, int | float) and np.isfinite(side) and side > 0
+        for side in pair
+    ):
+        raise SpecError(f'res={res!r} is not a positive number, or a pair of them.')
+    return float(pair[0]), float(pair[1])
 
 
 def read_windows(time: Window | Sequence[Window]) -> list[TemporalSpec]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import geopandas as gpd
@@ -16,7 +17,8 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from pyproj import CRS
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.chip_keys import chip_keys
@@ -32,11 +34,26 @@ from dynamicvis_geo.datasets.chip_table import (
     queries,
 )
 from dynamicvis_geo.datasets.doubles import refuse_double
+from dynamicvis_geo.datasets.failures import (
+    ChipFailure,
+    OnError,
+    check_on_error,
+    fetch_each,
+)
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
+from dynamicvis_geo.datasets.read_ahead import (
+    ReadAhead,
+    begin,
+    chips_ahead,
+    reads_ahead,
+)
+from dynamicvis_geo.datasets.retries import RetryCount
 from dynamicvis_geo.datasets.sources import describe
 from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]
+#: What there is for a chip: None if its dataset gives nothing and does not say why.
+Found = Sample | ChipFailure | None
 Order = Literal['sampler', 'hilbert']
 
 _WGS84 = CRS.from_epsg(4326)
@@ -44,7 +61,7 @@ _WGS84 = CRS.from_epsg(4326)
 MANY = 200_000
 
 
-class ChipDataset(Dataset[Sample | None]):
+class ChipDataset(Dataset[Found]):
     """The chips that samplers choose from datasets, as one map-style dataset.
 
     Freezing them gives every chip a number, so that several CRSs in one run, resuming,
@@ -65,6 +82,7 @@ class ChipDataset(Dataset[Sample | None]):
         skip: Iterable[str] = (),
         *,
         order: Order = 'sampler',
+        on_error: OnError = 'raise',
     ) -> None:
         """Go through the samplers once and keep what they yield.
 
@@ -78,6 +96,10 @@ class ChipDataset(Dataset[Sample | None]):
                 pair by pair, time window by time window, along a Hilbert curve. A batch
                 of successive rows is then compact, and shares requests and cached
                 files.
+            on_error: Whether an error that concerns one chip, such as an image that
+                cannot be read, is raised (``'raise'``) or becomes a
+                :class:`~dynamicvis_geo.datasets.ChipFailure` in place of the sample
+                (``'skip'``). Errors that concern the whole run are always raised.
 
         Raises:
             SpecError: If an argument has a value that cannot be used, or two datasets
@@ -86,6 +108,8 @@ class ChipDataset(Dataset[Sample | None]):
         if order not in get_args(Order):
             choices = ', '.join(get_args(Order))
             raise SpecError(f'order={order!r} is unknown: choose one of {choices}')
+        check_on_error(on_error)
+        self.on_error: OnError = on_error
         done = _ids_array('skip', skip)
         pairs = [_checked_pair(pair) for pair in pairs]
         self.datasets = [dataset for dataset, _ in pairs]
@@ -101,6 +125,9 @@ class ChipDataset(Dataset[Sample | None]):
                 self._point_ids = self._point_ids.take(pa.array(rows))
         self._sources = [describe(*pair) for pair in pairs]
         self._process = os.getpid()
+        self._expected: Tensor | None = None
+        self._ahead: ReadAhead[list[Found]] | None = None
+        self._retries = RetryCount()
         # A tensor, because PyTorch moves tensors to shared memory where it pickles a
         # dataset for its workers; NumPy arrays would be copied to each.
         self._bytes = torch.from_numpy(table.view(np.uint8))
@@ -112,22 +139,23 @@ class ChipDataset(Dataset[Sample | None]):
         """Return the number of chips."""
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Sample | None:
+    def __getitem__(self, index: int) -> Found:
         """Return one chip.
 
         Args:
             index: Row of the chip; negative ones count from the end.
 
         Returns:
-            The sample of the source dataset, and ``chip``; None if that dataset
-            skips the chip, or it is set aside.
+            The sample of the source dataset, and ``chip``; a
+            :class:`~dynamicvis_geo.datasets.ChipFailure` if it cannot be had and is to
+            be skipped; None if it is set aside, or the source dataset gives None.
 
         Raises:
             IndexError: If there is no such row.
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Found]:
         """Return a batch of chips, in the order asked for.
 
         Each source dataset is asked once, through its own ``__getitems__`` where it has
@@ -143,17 +171,37 @@ class ChipDataset(Dataset[Sample | None]):
             forget_file_handles()
             self._process = os.getpid()
         rows = self._rows(indices)
-        chips = self._table[rows]
-        wanted = ~self._aside.numpy()[rows]
-        samples: list[Sample | None] = [None] * len(rows)
-        for source in np.unique(chips['source'][wanted]):
-            positions = np.flatnonzero(wanted & (chips['source'] == source))
-            fetched = _fetch(self.datasets[source], list(queries(chips[positions])))
-            for position, sample in zip(positions.tolist(), fetched, strict=True):
-                if sample is not None:
-                    row = torch.tensor([int(rows[position])])
-                    samples[position] = {**sample, 'chip': row}
-        return samples
+        try:
+            ahead = self._read_ahead() if len(rows) else None
+            return self._load(rows) if ahead is None else ahead.take(rows)
+        finally:
+            self._retries.report(self.datasets)
+
+    def expect(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        """Announce the order in which a DataLoader will ask for chips.
+
+        Its workers then fetch batches of datasets that can do so (those with ``begin``,
+        as Earth Engine's) before they are asked for. Wrong announcements cost time, and
+        never give other samples. To be called before the workers start.
+
+        Args:
+            rows: Rows of all chips in the order of the sampler, in this process of a
+                distributed run.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        self._expected = torch.from_numpy(self._rows(np.asarray(rows)))
+        # Processes that were sent this dataset must not share a count.
+        self._retries = RetryCount()
+
+    @property
+    def retries(self) -> int:
+        """Requests repeated so far, by this process and its DataLoader workers.
+
+        A worker reports after each batch.
+        """
+        return self._retries.total(self.datasets)
 
     def restrict(
         self,
@@ -258,6 +306,66 @@ class ChipDataset(Dataset[Sample | None]):
         table: NDArray[np.void] = self._bytes.numpy().view(CHIP)
         return table
 
+    def _load(self, rows: NDArray[np.int64]) -> list[Found]:
+        return self._gather(
+            rows,
+            (
+                (positions, fetch_each(dataset, wanted, self.on_error))
+                for positions, dataset, wanted in self._parts(rows)
+            ),
+        )
+
+    def _begin(
+        self, rows: NDArray[np.int64], cancelled: threading.Event
+    ) -> Callable[[], list[Found]]:
+        """Begin what can be done in the background; all else waits for the call."""
+        parts = [
+            (positions, begin(dataset, wanted, self.on_error, cancelled))
+            for positions, dataset, wanted in self._parts(rows)
+        ]
+        return lambda: self._gather(rows, ((at, finish()) for at, finish in parts))
+
+    def _read_ahead(self) -> ReadAhead[list[Found]] | None:
+        """Return what reads ahead in a worker, if anything does."""
+        worker = get_worker_info()
+        if worker is None or self._expected is None or not reads_ahead(self.datasets):
+            return None
+        if self._ahead is None:
+            self._ahead = ReadAhead(
+                self._expected,
+                worker.id,
+                worker.num_workers,
+                self._begin,
+                self._chips_ahead,
+            )
+        return self._ahead
+
+    def _chips_ahead(self, row: int) -> int:
+        chip = self._table[row]
+        return chips_ahead(self.datasets, int(chip['width']) * int(chip['height']))
+
+    def _gather(
+        self,
+        rows: NDArray[np.int64],
+        parts: Iterable[tuple[list[int], Sequence[Sample | Exception | None]]],
+    ) -> list[Found]:
+        found: list[Found] = [None] * len(rows)
+        for positions, part in parts:
+            for i, one in zip(positions, part, strict=True):
+                found[i] = _of_chip(int(rows[i]), one)
+        return found
+
+    def _parts(
+        self, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[list[int], GeoDataset, list[GeoSlice]]]:
+        """Divide what is wanted of a batch by source: positions, dataset, queries."""
+        chips = self._table[rows]
+        wanted_rows = ~self._aside.numpy()[rows]
+        for source in np.unique(chips['source'][wanted_rows]):
+            positions = np.flatnonzero(wanted_rows & (chips['source'] == source))
+            wanted = list(queries(chips[positions]))
+            yield positions.tolist(), self.datasets[source], wanted
+
     def _keep(self, keep: NDArray[np.bool_]) -> None:
         self._bytes = torch.from_numpy(self._table[keep].view(np.uint8))
         if self._point_ids is not None:
@@ -349,12 +457,10 @@ def _gather_point_ids(
     return pa.concat_arrays(parts)
 
 
-def _fetch(dataset: GeoDataset, wanted: list[GeoSlice]) -> Sequence[Sample | None]:
-    fetch = getattr(dataset, '__getitems__', None)
-    samples: Sequence[Sample | None] = (
-        [dataset[query] for query in wanted] if fetch is None else fetch(wanted)
-    )
-    return samples
+def _of_chip(row: int, found: Sample | Exception | None) -> Found:
+    if isinstance(found, Exception):
+        return ChipFailure.of(row, found)
+    return None if found is None else {**found, 'chip': torch.tensor([row])}
 
 
 def _timestamps(values: NDArray[np.int64], never: pd.Timestamp) -> pd.DatetimeIndex:

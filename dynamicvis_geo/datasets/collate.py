@@ -8,27 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamicvis_geo.datasets.failures import ChipFailure
 from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]
 
 
-def collate(samples: Sequence[Sample | None]) -> Sample:
+def collate(samples: Sequence[Sample | ChipFailure | None]) -> Sample:
     """Join samples into a batch, alike for all versions of TorchGeo.
 
     Args:
-        samples: Samples with the same keys; None for each chip that was skipped.
+        samples: Samples with the same keys; a
+            :class:`~dynamicvis_geo.datasets.ChipFailure` or None for each chip that was
+            skipped.
 
     Returns:
-        Tensors stacked along a new first axis; lists of everything else. Nothing, if
+        Tensors stacked along a new first axis; lists of everything else; under
+        ``failures`` the list of failures, if there are any. These alone, or nothing, if
         all chips were skipped.
 
     Raises:
         SpecError: If the samples differ in their keys, or their tensors in shape.
     """
-    present = [sample for sample in samples if sample is not None]
+    present = [sample for sample in samples if isinstance(sample, dict)]
+    failures = [sample for sample in samples if isinstance(sample, ChipFailure)]
+    told: Sample = {'failures': failures} if failures else {}
     if not present:
-        return {}
+        return told
     keys = present[0].keys()
     for sample in present:
         if sample.keys() != keys:
@@ -51,4 +57,4 @@ def collate(samples: Sequence[Sample | None]) -> Sample:
                 '1'
             )
         batch[key] = torch.stack(values)
-    return batch
+    return {**batch, **told}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import threading
 import time as clock
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import geopandas as gpd
@@ -32,15 +31,23 @@ from dynamicvis_geo.datasets.areas import (
     project_area,
     read_area,
     read_crs,
+    read_resolution,
     read_windows,
 )
 from dynamicvis_geo.datasets.chip_ids import chip_ids
+from dynamicvis_geo.datasets.failures import (
+    OnError,
+    check_on_error,
+    concerns_one_chip,
+)
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
+from dynamicvis_geo.earthengine.client import Traffic
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
-from dynamicvis_geo.earthengine.fetch import Fetcher
+from dynamicvis_geo.earthengine.fetch import Fetcher, Outcome
 from dynamicvis_geo.earthengine.grid import Grid, crs_text
 from dynamicvis_geo.earthengine.sharing import Chip
-from dynamicvis_geo.errors import NoImageryError, SpecError
+from dynamicvis_geo.earthengine.threads import in_background
+from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
 from dynamicvis_geo.specs import SensorSpec
 
 if TYPE_CHECKING:
@@ -49,9 +56,8 @@ if TYPE_CHECKING:
 Sample = dict[str, Any]
 #: What selects a chip: slices of x, y and time.
 Query = tuple[slice, slice, slice]
-
-#: Length of a degree of the equator on the WGS 84 ellipsoid in metres.
-METRES_PER_DEGREE = 111319.49079327358
+#: Which errors take the place of what they are about.
+Keep = Callable[[EarthEngineError], bool]
 
 #: Queries that `prefetch` plans at a time.
 SLAB = 20_000
@@ -107,7 +113,6 @@ class EarthEngineDataset(GeoDataset):
         cache: ChipCache | str | os.PathLike[str] | None = None,
         client: EarthEngineClient | None = None,
         on_missing: Literal['raise', 'fill', 'skip'] = 'raise',
-        failures: str | os.PathLike[str] | None = None,
         block_size: int = 1024,
     ) -> None:
         """Describe what there is to fetch.
@@ -128,9 +133,9 @@ class EarthEngineDataset(GeoDataset):
             on_missing: What happens to a chip without a single valid pixel:
                 ``'raise'`` an error, ``'fill'`` it with ``sensor.fill_value``, or
                 ``'skip'`` it: its sample is None, which
-                :func:`~dynamicvis_geo.datasets.collate` leaves out of the batch.
-            failures: File to which skipped chips are appended, one JSON object a line,
-                from all workers; they are logged in any case.
+                :func:`~dynamicvis_geo.datasets.collate` leaves out of the batch (in a
+                :class:`~dynamicvis_geo.datasets.ChipDataset` it is a
+                :class:`~dynamicvis_geo.datasets.ChipFailure`, which is written).
             block_size: Largest side, in pixels, of a request that chips of one batch
                 share when they touch or overlap; 1 keeps to a request a chip.
 
@@ -159,14 +164,13 @@ class EarthEngineDataset(GeoDataset):
             crs=target,
         )
         self.sensor = sensor
-        self._res = _resolution(res, sensor, target)
+        self._res = read_resolution(res, sensor.scale_m, target)
         self.transforms = transforms
         if cache is not None and not isinstance(cache, ChipCache):
             cache = ChipCache(cache)
         self.cache = cache
         self.client = client if client is not None else EarthEngineClient()
         self.on_missing = on_missing
-        self.failures = None if failures is None else Path(failures)
         self.block_size = block_size
 
     def __getitem__(self, query: Query) -> Sample | None:  # type: ignore[override]
@@ -200,12 +204,72 @@ class EarthEngineDataset(GeoDataset):
             NoImageryError: As for a single chip.
             EarthEngineError: As for a single chip.
         """
-        resolved = [self._disambiguate_slice(query) for query in queries]
-        chips = self._chips(resolved)
-        samples: list[Sample | None] = [None] * len(chips)
-        for i, pixels in self._fetcher().fetch(chips):
-            samples[i] = self._sample(resolved[i], chips[i], pixels)
+        samples: list[Sample | None] = []
+        for found in self.fetch_each(queries, 'raise'):
+            if isinstance(found, EarthEngineError):
+                _logger.warning('skipped: %s', found)
+            samples.append(None if isinstance(found, EarthEngineError) else found)
         return samples
+
+    def fetch_each(
+        self, queries: Sequence[Query], on_error: OnError = 'skip'
+    ) -> list[Sample | EarthEngineError]:
+        """Fetch a batch of chips concurrently, with errors in place of samples.
+
+        Args:
+            queries: As for a single chip.
+            on_error: ``'skip'`` returns an error that concerns one chip in the place
+                of its sample, ``'raise'`` raises the first one. That there is no
+                imagery is returned in any case if ``on_missing='skip'``.
+
+        Returns:
+            Samples and errors, in the order of the queries.
+
+        Raises:
+            IndexError: As for a single chip.
+            EarthEngineError: If it concerns the whole run, or as *on_error* says.
+        """
+        resolved, chips = self._resolve(queries)
+        keep = _keeper(on_error)
+        return self._samples(
+            resolved, chips, self._fetcher().fetch_each(chips, keep), keep
+        )
+
+    def begin(
+        self,
+        queries: Sequence[Query],
+        on_error: OnError = 'skip',
+        cancelled: threading.Event | None = None,
+    ) -> Callable[[], list[Sample | EarthEngineError]]:
+        """Begin to fetch a batch in the background; nothing is raised here.
+
+        Args:
+            queries: As for a single chip.
+            on_error: As for :meth:`fetch_each`.
+            cancelled: Gives up when set.
+
+        Returns:
+            A function that waits for the batch, and gives or raises what
+            :meth:`fetch_each` would. Transforms run in the thread that calls it.
+        """
+
+        def download() -> tuple[list[Query], list[Chip], list[tuple[int, Outcome]]]:
+            resolved, chips = self._resolve(queries)
+            outcomes = self._fetcher().fetch_each(chips, _keeper(on_error), cancelled)
+            return resolved, chips, list(outcomes)
+
+        future = in_background(download)
+        return lambda: self._samples(*future.result(), _keeper(on_error))
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that this process may have in flight."""
+        return self.client.share()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What equal clients sent and received in this process."""
+        return self.client.traffic
 
     def prefetch(
         self, queries: Iterable[Query], *, progress: bool = True
@@ -235,7 +299,7 @@ class EarthEngineDataset(GeoDataset):
         remaining = iter(queries)
         with tqdm(total=count, unit='chip', disable=not progress) as bar:
             while slab := list(islice(remaining, SLAB)):
-                chips = self._chips([self._disambiguate_slice(q) for q in slab])
+                _, chips = self._resolve(slab)
                 wanted = [
                     chip
                     for chip in chips
@@ -276,22 +340,16 @@ class EarthEngineDataset(GeoDataset):
 
         Returns:
             The first three bands as red, green and blue (the first alone, in grey, if
-            there are fewer), from their 2nd to their 98th percentile.
+            there are fewer), stretched as
+            :func:`~dynamicvis_geo.plotting.stretch_rgb` does.
         """
-        from matplotlib.figure import Figure
+        from dynamicvis_geo.plotting import plot_rgb
 
         image = sample['image'].detach().cpu().float().numpy()
         shown = image[:3] if len(image) >= 3 else image[:1]
-        low, high = np.percentile(shown, (2, 98))
-        shown = ((shown - low) / max(high - low, 1e-6)).clip(0, 1)
-        figure = Figure(figsize=(4, 4), layout='constrained')
-        axes = figure.subplots()
-        axes.imshow(np.moveaxis(shown, 0, -1), cmap='gray', vmin=0, vmax=1)
-        axes.axis('off')
+        figure = plot_rgb(shown, title=suptitle)
         if show_titles:
-            axes.set_title(', '.join(self.sensor.bands[: len(shown)]))
-        if suptitle is not None:
-            figure.suptitle(suptitle)
+            figure.axes[0].set_title(', '.join(self.sensor.bands[: len(shown)]))
         return figure
 
     @property
@@ -308,7 +366,9 @@ class EarthEngineDataset(GeoDataset):
     def _fetcher(self) -> Fetcher:
         return Fetcher(self.sensor, self.client, self.cache, self.block_size)
 
-    def _chips(self, queries: Sequence[Query]) -> list[Chip]:
+    def _resolve(self, wanted: Sequence[Query]) -> tuple[list[Query], list[Chip]]:
+        """Return complete queries, and what they ask for."""
+        queries = [self._disambiguate_slice(query) for query in wanted]
         self._require(queries)
         crs = crs_text(self.crs)
         table = np.zeros(len(queries), _CHIP)
@@ -325,7 +385,8 @@ class EarthEngineDataset(GeoDataset):
             row['start'], row['end'] = _nanoseconds(t.start), _nanoseconds(t.stop)
             chips.append((grid, moments(t.start, t.stop)))
         ids = chip_ids(self.crs, table)
-        return [Chip(*chip, name) for chip, name in zip(chips, ids, strict=True)]
+        named = [Chip(*chip, name) for chip, name in zip(chips, ids, strict=True)]
+        return queries, named
 
     def _require(self, queries: Sequence[Query]) -> None:
         """Check that queries touch the area within one of its windows."""
@@ -353,11 +414,31 @@ class EarthEngineDataset(GeoDataset):
         valid: NDArray[np.bool_] = pixels != masked
         return valid
 
-    def _sample(self, query: Query, chip: Chip, pixels: Pixels) -> Sample | None:
+    def _samples(
+        self,
+        queries: Sequence[Query],
+        chips: Sequence[Chip],
+        outcomes: Iterable[tuple[int, Outcome]],
+        keep: Keep,
+    ) -> list[Sample | EarthEngineError]:
+        """Turn outcomes into samples, in the order of the queries."""
+        samples: dict[int, Sample | EarthEngineError] = {}
+        for i, outcome in outcomes:
+            if isinstance(outcome, EarthEngineError):
+                samples[i] = outcome
+            else:
+                samples[i] = self._sample(queries[i], chips[i], outcome, keep)
+        return [samples[i] for i in range(len(chips))]
+
+    def _sample(
+        self, query: Query, chip: Chip, pixels: Pixels, keep: Keep
+    ) -> Sample | NoImageryError:
         valid = self._valid(pixels)
         if self.on_missing != 'fill' and not valid.any():
-            self._miss(chip)
-            return None
+            error = self._no_imagery(chip)
+            if self.on_missing == 'skip' or keep(error):
+                return error
+            raise error
         image = pixels.astype(np.float32)
         image[~valid] = self.sensor.fill_value
         sample: Sample = {
@@ -369,8 +450,7 @@ class EarthEngineDataset(GeoDataset):
         }
         return sample if self.transforms is None else self.transforms(sample)
 
-    def _miss(self, chip: Chip) -> None:
-        """Tell of a chip without imagery, as an error or in the list of failures."""
+    def _no_imagery(self, chip: Chip) -> NoImageryError:
         clouds = self.sensor.cloudy_pct
         text = (
             f'{chip.id}: no imagery of {self.sensor.collection} from {chip.window[0]} '
@@ -378,27 +458,17 @@ class EarthEngineDataset(GeoDataset):
         )
         if clouds is not None:
             text += f' with at most {clouds:g} % of clouds'
-        if self.on_missing == 'raise':
-            raise NoImageryError(
-                f'{text}. Widen the window, raise cloudy_pct, or set on_missing to '
-                "'fill' or 'skip'.",
-                chip=chip.id,
-            )
-        _logger.warning('%s: skipped', text)
-        if self.failures is not None:
-            line = json.dumps(
-                {
-                    'chip': chip.id,
-                    'start': chip.window[0],
-                    'end': chip.window[1],
-                    'error': 'no imagery',
-                    'message': text,
-                }
-            )
-            self.failures.parent.mkdir(parents=True, exist_ok=True)
-            # Lines of this length are appended in one piece, whoever else appends.
-            with self.failures.open('a') as file:
-                file.write(line + '\n')
+        return NoImageryError(
+            f'{text}. Widen the window, raise cloudy_pct, or set on_missing to '
+            "'fill' or 'skip'.",
+            chip=chip.id,
+        )
+
+
+def _keeper(on_error: OnError) -> Keep:
+    """Which errors take the place of a sample."""
+    check_on_error(on_error)
+    return concerns_one_chip if on_error == 'skip' else lambda _: False
 
 
 _CHIP = np.dtype(
@@ -418,21 +488,3 @@ _CHIP = np.dtype(
 @lru_cache(maxsize=4096)
 def _nanoseconds(time: Any) -> int:
     return pd.Timestamp(time).as_unit('ns').value
-
-
-def _resolution(
-    res: float | tuple[float, float] | None, sensor: SensorSpec, crs: CRS
-) -> tuple[float, float]:
-    """Width and height of a pixel in units of the CRS."""
-    if res is None:
-        unit = crs.axis_info[0].unit_conversion_factor
-        # The factor of angular units leads to radians.
-        metres = METRES_PER_DEGREE * np.degrees(unit) if crs.is_geographic else unit
-        return (float(sensor.scale_m / metres),) * 2
-    pair = tuple(res) if isinstance(res, Sequence) else (res, res)
-    if len(pair) != 2 or not all(
-        isinstance(side, int | float) and np.isfinite(side) and side > 0
-        for side in pair
-    ):
-        raise SpecError(f'res={res!r} is not a positive number, or a pair of them.')
-    return float(pair[0]), float(pair[1])

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from dynamicvis_geo.earthengine.session import (
     time_limit,
     users_session,
 )
+from dynamicvis_geo.earthengine.threads import DaemonPool
 from dynamicvis_geo.errors import EarthEngineError, SpecError
 
 T = TypeVar('T')
@@ -70,7 +71,7 @@ class Traffic:
         # More threads than requests in flight: the others decode what has arrived,
         # or wait before they try again.
         self.threads = share + share // 2 + 4
-        self.pool = ThreadPoolExecutor(self.threads, 'earth-engine')
+        self.pool = DaemonPool(self.threads, 'earth-engine')
         self.counts = Counts()
         self._lock = threading.Lock()
 
@@ -197,15 +198,18 @@ class EarthEngineClient:
         return result
 
     def map(
-        self, function: Callable[[T, threading.Event], R], items: Iterable[T]
+        self,
+        function: Callable[[T, threading.Event], R],
+        items: Iterable[T],
+        cancelled: threading.Event | None = None,
     ) -> Iterator[R]:
         """Apply *function* to items in the threads of this process, as they finish.
 
         Items are taken as threads become free, so that there may be any number. The
-        first exception cancels the rest and is raised.
+        first exception sets *cancelled*, which gives up the rest, and is raised.
         """
         traffic = self.traffic
-        cancelled = threading.Event()
+        cancelled = threading.Event() if cancelled is None else cancelled
         queue = iter(items)
         # One more for each thread, so that none waits for this one to hand it work.
         ahead = 2 * traffic.threads

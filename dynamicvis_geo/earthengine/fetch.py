@@ -1,7 +1,7 @@
 """Chips from the cache or from Earth Engine, many at a time."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,15 @@ from dynamicvis_geo.earthengine.composite import (
 )
 from dynamicvis_geo.earthengine.grid import Grid, paste
 from dynamicvis_geo.earthengine.sharing import Chip, Request, plan
-from dynamicvis_geo.errors import NoImageryError, RequestTooLargeError
+from dynamicvis_geo.errors import (
+    EarthEngineError,
+    NoImageryError,
+    RequestTooLargeError,
+)
 from dynamicvis_geo.specs import SensorSpec
+
+#: What became of a chip.
+Outcome = Pixels | EarthEngineError
 
 #: A request of at most this many pixels a side is not cut any further.
 SMALLEST_SIDE = 64
@@ -57,6 +64,33 @@ class Fetcher:
             EarthEngineError: If a chip cannot be had.
             OutputError: If a chip cannot be kept in the cache.
         """
+        for i, outcome in self.fetch_each(chips, lambda _: False):
+            if isinstance(outcome, EarthEngineError):
+                raise outcome
+            yield i, outcome
+
+    def fetch_each(
+        self,
+        chips: Sequence[Chip],
+        keep: Callable[[EarthEngineError], bool],
+        cancelled: threading.Event | None = None,
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Fetch chips as :meth:`fetch` does, with errors in place of their pixels.
+
+        Args:
+            chips: What is wanted.
+            keep: Whether an error takes the place of the pixels; others are raised.
+                One of a request that chips share is that of each of them.
+            cancelled: Gives up when set; is set when the fetching ends.
+
+        Yields:
+            Position of a chip, and its pixels or its error.
+
+        Raises:
+            EarthEngineError: The first one that is not to be kept.
+            OutputError: If a chip cannot be kept in the cache.
+            CancelledError: If *cancelled* was set meanwhile.
+        """
         missing = []
         for i, chip in enumerate(chips):
             pixels = None if self.cache is None else self.cache.read(self.sensor, chip)
@@ -65,13 +99,11 @@ class Fetcher:
             else:
                 yield i, pixels
         wanted = [chips[i] for i in missing]
-        for done in self._download(wanted):
-            for position, pixels in done:
-                yield missing[position], pixels
-
-    def _download(self, chips: Sequence[Chip]) -> Iterator[list[tuple[int, Pixels]]]:
-        requests = plan(chips, self.block, max_pixels(self.sensor))
-        return self.client.map(_Assembly(self, chips, requests).download, requests)
+        requests = plan(wanted, self.block, max_pixels(self.sensor))
+        assembly = _Assembly(self, wanted, requests, keep)
+        for done in self.client.map(assembly.download, requests, cancelled):
+            for position, outcome in done:
+                yield missing[position], outcome
 
     def request(
         self, grid: Grid, window: tuple[str, str], name: str, cancelled: threading.Event
@@ -107,31 +139,53 @@ class _Assembly:
     """Chips under way, put together from the requests that hold their pixels."""
 
     def __init__(
-        self, fetcher: Fetcher, chips: Sequence[Chip], requests: Sequence[Request]
+        self,
+        fetcher: Fetcher,
+        chips: Sequence[Chip],
+        requests: Sequence[Request],
+        keep: Callable[[EarthEngineError], bool],
     ) -> None:
         self.fetcher = fetcher
         self.chips = chips
+        self.keep = keep
         # How many requests each chip still waits for.
         self.waiting = np.zeros(len(chips), np.int64)
         for request in requests:
             self.waiting[list(request.chips)] += 1
         self.partial: dict[int, Pixels] = {}
+        self.failed: set[int] = set()
         self.lock = threading.Lock()
 
     def download(
         self, request: Request, cancelled: threading.Event
-    ) -> list[tuple[int, Pixels]]:
-        """Fetch one request; return the chips that it completed."""
+    ) -> Sequence[tuple[int, Outcome]]:
+        """Fetch one request; return the chips that it completed, or that it ended."""
         fetcher = self.fetcher
         name = self.chips[request.chips[0]].id
         if len(request.chips) > 1:
             name += f' and {len(request.chips) - 1} more'
-        pixels = fetcher.request(request.grid, request.window, name, cancelled)
+        try:
+            pixels = fetcher.request(request.grid, request.window, name, cancelled)
+        except EarthEngineError as error:
+            if not self.keep(error):
+                raise
+            return self._fail(request, error)
         done = self._share_out(request, pixels)
         if fetcher.cache is not None:
             for i, chip_pixels in done:
                 fetcher.cache.write(fetcher.sensor, self.chips[i], chip_pixels)
         return done
+
+    def _fail(
+        self, request: Request, error: EarthEngineError
+    ) -> list[tuple[int, EarthEngineError]]:
+        # A chip of several requests fails once, and is never complete after that.
+        with self.lock:
+            ended = [i for i in request.chips if i not in self.failed]
+            self.failed.update(ended)
+            for i in ended:
+                self.partial.pop(i, None)
+        return [(i, error) for i in ended]
 
     def _share_out(self, request: Request, pixels: Pixels) -> list[tuple[int, Pixels]]:
         if (
@@ -143,6 +197,8 @@ class _Assembly:
         for i in request.chips:
             grid = self.chips[i].grid
             with self.lock:
+                if i in self.failed:
+                    continue
                 if i not in self.partial:
                     self.partial[i] = no_pixels(self.fetcher.sensor, grid)
                 target = self.partial[i]

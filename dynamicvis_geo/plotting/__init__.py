@@ -4,16 +4,37 @@ Figures are made without pyplot: they have no window and no global state. Save o
 ``figure.savefig('picture.png')``.
 """
 
-from dynamicvis_geo.plotting.confusion import plot_confusion_matrix
-from dynamicvis_geo.plotting.features import (
+from dynamicvis_geo.plotting.colours import (
+    PCAColours,
+    fit_map_colours,
+    map_picture,
     pca_false_colour,
-    plot_features,
+    stretch_limits,
     stretch_rgb,
 )
+from dynamicvis_geo.plotting.confusion import plot_confusion_matrix
+from dynamicvis_geo.plotting.features import plot_features, plot_rgb, plot_sheet
+from dynamicvis_geo.plotting.maps import (
+    embedding_colours,
+    plot_embedding_map,
+    plot_footprints,
+)
+from dynamicvis_geo.plotting.neighbours import nearest_neighbours, plot_neighbours
 
 __all__ = [
+    'PCAColours',
+    'embedding_colours',
+    'fit_map_colours',
+    'map_picture',
+    'nearest_neighbours',
     'pca_false_colour',
     'plot_confusion_matrix',
+    'plot_embedding_map',
     'plot_features',
+    'plot_footprints',
+    'plot_neighbours',
+    'plot_rgb',
+    'plot_sheet',
+    'stretch_limits',
     'stretch_rgb',
 ]

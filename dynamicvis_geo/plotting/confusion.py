@@ -46,8 +46,11 @@ def plot_confusion_matrix(
     cell = 0.62 if size <= MAX_NUMBERED else 0.24
     margin = 0.075 * max(map(len, labels))
     figure = Figure(
-        figsize=(size * cell + margin + 2.4, size * cell + margin + 1.4),
-        layout='constrained',
+        figsize=(
+            max(size * cell + margin + 2.4, 4.8),
+            max(size * cell + margin + 1.4, 3.6),
+        ),
+        layout='compressed',
     )
     axes = figure.subplots()
     top = 100 if normalize else max(float(counts.max()), 1.0)
@@ -56,12 +59,13 @@ def plot_confusion_matrix(
     image = axes.imshow(
         np.ma.masked_invalid(shown), cmap='Blues', vmin=0, vmax=top, aspect='equal'
     )
+    slanted = max(map(len, labels)) > 3 or size > 10
     # Names such as '$5' are not formulas.
     axes.set_xticks(
         range(size),
         labels,
-        rotation=45 if max(map(len, labels)) > 3 or size > 10 else 0,
-        ha='right' if max(map(len, labels)) > 3 or size > 10 else 'center',
+        rotation=45 if slanted else 0,
+        ha='right' if slanted else 'center',
         rotation_mode='anchor',
         parse_math=False,
     )

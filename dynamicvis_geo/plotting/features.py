@@ -1,67 +1,51 @@
-"""Pictures of chips and of their features."""
+"""Images, and feature maps beside them."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.plotting.colours import (
+    Limits,
+    Picture,
+    pca_false_colour,
+    stretch_rgb,
+)
 
-Picture = NDArray[np.float32]
-
-_FIT_CELLS = 200_000
-
-
-def stretch_rgb(
-    image: NDArray[np.generic], percentiles: tuple[float, float] = (2.0, 98.0)
-) -> Picture:
-    """Stretch each band between two of its percentiles.
-
-    Args:
-        image: ``[3, H, W]`` in RGB order, any range.
-        percentiles: what becomes black and what becomes full.
-
-    Returns:
-        ``[H, W, 3]`` in 0..1.
-    """
-    return _to_unit(np.moveaxis(image.astype(np.float32), 0, -1), percentiles)
+_PANEL = 2.2
 
 
-def pca_false_colour(
-    maps: Sequence[NDArray[np.floating]],
-    percentiles: tuple[float, float] = (1.0, 99.0),
-) -> list[Picture]:
-    """Show the three main components of feature maps as red, green and blue.
-
-    One PCA and one stretch serve all maps, so that their colours can be compared.
+def plot_rgb(
+    image: NDArray[np.generic], title: str | None = None, limits: Limits | None = None
+) -> Figure:
+    """Draw an image, stretched as :func:`stretch_rgb` does.
 
     Args:
-        maps: feature maps ``[D, h, w]`` of one model, of any sizes.
-        percentiles: what becomes black and what becomes full.
+        image: ``[3, H, W]`` in RGB order, or ``[1, H, W]``; NaN is missing.
+        title: written above it.
+        limits: what becomes black and white; the 2nd and 98th percentile by default.
 
     Returns:
-        one ``[h, w, 3]`` in 0..1 a map.
+        the figure, in the proportions of the image.
 
     Raises:
-        SpecError: if the maps have fewer than 3 channels or fewer than 3 cells.
+        SpecError: if the image has another number of bands, or no pixels.
     """
-    cells = [np.moveaxis(m, 0, -1).reshape(-1, m.shape[0]) for m in maps]
-    together = np.concatenate(cells).astype(np.float32)
-    if min(together.shape) < 3:
-        raise SpecError(
-            f'maps have {together.shape[0]} cells of {together.shape[1]} channels: '
-            'three components need at least 3 of each'
-        )
-    step = -(-len(together) // _FIT_CELLS)
-    pca = PCA(n_components=3, random_state=0).fit(together[::step])
-    colours = _to_unit(pca.transform(together).astype(np.float32), percentiles)
-    ends = np.cumsum([len(c) for c in cells])[:-1]
-    return [
-        part.reshape(*m.shape[1:], 3)
-        for part, m in zip(np.split(colours, ends), maps, strict=True)
-    ]
+    picture = stretch_rgb(image, limits=limits)
+    height, width = picture.shape[:2]
+    long = 7.0 / max(height, width)
+    figure = Figure(
+        figsize=(max(width * long, 3.5), max(height * long, 1.0) + 0.5),
+        layout='compressed',
+    )
+    axes = figure.subplots()
+    show(axes, picture)
+    if title:
+        figure.suptitle(title, fontsize=10, wrap=True, parse_math=False)
+    return figure
 
 
 def plot_features(
@@ -79,23 +63,90 @@ def plot_features(
     Returns:
         the figure.
     """
-    figure = Figure(figsize=(10, 5.4), layout='constrained')
+    figure = Figure(figsize=(10, 5.4), layout='compressed')
     left, right = figure.subplots(1, 2)
-    left.imshow(stretch_rgb(image), interpolation='nearest')
+    show(left, stretch_rgb(image))
     left.set_title(f'image, {image.shape[2]} x {image.shape[1]} pixels')
-    right.imshow(pca_false_colour([feature_map])[0], interpolation='nearest')
+    show(right, pca_false_colour([feature_map])[0])
     channels, height, width = feature_map.shape
     right.set_title(f'features, {width} x {height} cells, {channels} channels (PCA)')
-    for axes in (left, right):
-        axes.set_axis_off()
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     return figure
 
 
-def _to_unit(values: Picture, percentiles: tuple[float, float]) -> Picture:
-    axes = tuple(range(values.ndim - 1))
-    low, high = np.nanpercentile(values, percentiles, axis=axes)
-    span = np.where(high > low, high - low, 1)
-    unit: Picture = np.clip(np.nan_to_num((values - low) / span), 0, 1)
-    return unit.astype(np.float32)
+def plot_sheet(
+    pictures: Sequence[Picture],
+    labels: Sequence[str],
+    title: str | None = None,
+    columns: int = 6,
+) -> Figure:
+    """Draw pictures as a contact sheet.
+
+    Args:
+        pictures: ``[H, W, 3]`` in 0..1 each, of any sizes.
+        labels: what is written under each; may have several lines.
+        title: written above all.
+        columns: pictures in a row.
+
+    Returns:
+        the figure.
+
+    Raises:
+        SpecError: if there are no pictures.
+    """
+    if not pictures:
+        raise SpecError('pictures is empty: there is nothing to draw')
+    figure, axes = sheet(len(pictures), columns, title)
+    for panel, picture, label in zip(axes, pictures, labels, strict=True):
+        show(panel, picture)
+        caption(panel, label)
+    return figure
+
+
+def sheet(count: int, columns: int, title: str | None) -> tuple[Figure, list[Axes]]:
+    """Make a figure with *count* panels, without ticks."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(
+        figsize=(max(columns * _PANEL, 3.5), rows * (_PANEL + 0.5) + 0.4),
+        layout='compressed',
+    )
+    panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for panel in panels:
+        _bare(panel)
+    if title:
+        figure.suptitle(title, fontsize=10, wrap=True, parse_math=False)
+    return figure, panels[:count]
+
+
+def show(axes: Axes, picture: Picture) -> None:
+    """Show a picture without ticks, its pixels as they are."""
+    axes.imshow(picture, interpolation='nearest')
+    _bare(axes)
+
+
+def caption(axes: Axes, text: str) -> None:
+    """Write under a panel."""
+    # As the label of an axis, the text gets its room in the layout.
+    axes.set_xlabel(text, fontsize=7, parse_math=False)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def chip_label(name: str, width: int = 30) -> str:
+    """Break the id of a chip at its underscores, so that it fits under a panel."""
+    lines = ['']
+    for word in ' '.join(name.split()).replace('_', '_\0').split('\0'):
+        for part in [word[i : i + width] for i in range(0, len(word), width)]:
+            if lines[-1] and len(lines[-1]) + len(part) > width:
+                lines.append('')
+            lines[-1] += part
+    if len(lines) > 3:
+        lines = [*lines[:2], lines[2][: width - 1] + '…']
+    return '\n'.join(lines)

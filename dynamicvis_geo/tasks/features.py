@@ -144,14 +144,14 @@ class FeatureExtraction(LightningModule):
 
         Returns:
             ``embedding``, float32 ``[B, D]`` or ``[B, D, h, w]``, and all other keys of
-            the batch as they came; nothing of a batch whose chips were all skipped,
-            which is empty.
+            the batch as they came; of a batch whose chips were all skipped, which holds
+            ``failures`` or nothing, just that.
 
         Raises:
             SpecError: if the batch has no image, or not one of 3 bands.
         """
-        if not batch:
-            return {}
+        if not batch.keys() - {'failures'}:
+            return batch
         if 'image' not in batch:
             raise SpecError(
                 f"the batch has no 'image', only {', '.join(sorted(batch))}: give "

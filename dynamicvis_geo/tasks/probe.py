@@ -26,6 +26,7 @@ from dynamicvis_geo.tasks.probe_inputs import (
     find_key,
     flatten,
     once,
+    provenances,
     unflatten,
 )
 from dynamicvis_geo.tasks.probe_metrics import class_metrics, score_metrics
@@ -432,8 +433,7 @@ class LinearProbe(LightningModule):
             return [made]
         loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
         datasets = [getattr(loader, 'dataset', None) for loader in loaders]
-        found = [getattr(dataset, 'provenance', None) for dataset in datasets]
-        return [made for made in found if made is not None]
+        return [made for dataset in datasets for made in provenances(dataset)]
 
     def _check_loaders(self, loaders: Any) -> None:
         for made in self._provenances(loaders):

@@ -111,3 +111,14 @@ def once(loader: Any) -> Iterable[Mapping[str, Any]]:
     return DataLoader(
         loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn
     )
+
+
+def provenances(dataset: Any) -> list[dict[str, Any]]:
+    """Return what a dataset, or the datasets that it joins, say of their features."""
+    made = getattr(dataset, 'provenance', None)
+    if made and 'model' in made:
+        return [made]
+    # Chips and TorchGeo's intersections have several datasets, PyTorch's subsets one.
+    parts = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    found = [m for part in parts if part is not None for m in provenances(part)]
+    return found if found or made is None else [made]

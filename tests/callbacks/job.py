@@ -37,11 +37,13 @@ def main() -> None:
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--strategy', default='ddp')
     parser.add_argument('--output', default='pooled')
+    parser.add_argument('--nodes', type=int, default=1)
     parser.add_argument('--hold', type=Path, default=Path('/nowhere'))
     parser.add_argument('--hold-at', type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    distributed: dict[str, Any] = {'devices': options.processes}
+    processes = options.processes if options.nodes == 1 else 1
+    distributed: dict[str, Any] = {'devices': processes, 'num_nodes': options.nodes}
     if options.processes > 1:
         distributed['strategy'] = options.strategy
     Trainer(

@@ -64,6 +64,34 @@ def start(path: Path, *options: str) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.parametrize('nodes', [1, 2])
+def test_torchrun(tmp_path: Path, nodes: int) -> None:
+    path = tmp_path / 'a.parquet'
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    # As on two machines: an agent each, which starts one process.
+    shape = {1: ('1', '2'), 2: ('2', '1')}[nodes]
+    agents = [
+        subprocess.Popen(
+            [
+                *(sys.executable, '-m', 'torch.distributed.run'),
+                *('--nnodes', shape[0], '--nproc-per-node', shape[1]),
+                *('--node-rank', str(node), '--master-addr', '127.0.0.1'),
+                *('--master-port', port, '-m', 'tests.callbacks.job', str(path)),
+                *('--chips', '7', '--nodes', str(nodes)),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for node in range(nodes)
+    ]
+    logs = [agent.communicate()[0].decode() for agent in agents]
+    assert [agent.returncode for agent in agents] == [0] * nodes, logs
+    assert values(path) == {f'chip-{i}': i for i in range(7)}
+    assert read_provenance(path)['run']['processes'] == 2
+
+
 def wait_for(what: Callable[[], Any], job: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while not what():

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,32 @@ import pytest
 import rasterio
 import shapely
 from rasterio.transform import from_origin
-from torch.utils.data import Subset
 
-from dynamicvis_geo.callbacks import EmbeddingWriter, mosaic
+from dynamicvis_geo.callbacks import mosaic
 from dynamicvis_geo.callbacks.predictions import Predictions
-from dynamicvis_geo.callbacks.sink import Job
 from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
-from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import read_provenance
 from dynamicvis_geo.samplers import GridSampler, PointSampler
 from tests.callbacks.conftest import DatedImages, UndatedImages
-from tests.callbacks.standins import Chips, Task
-from tests.callbacks.test_writer import predict
+from tests.callbacks.mosaics import (
+    PROVENANCE,
+    D,
+    assert_same,
+    drive,
+    expected,
+    job,
+    open_group,
+    predictions,
+    scene,
+)
+from tests.callbacks.standins import Chips
 
 xr = pytest.importorskip('xarray')
 zarr = pytest.importorskip('zarr')
 pytest.importorskip('rioxarray')
 
-D = 3
-PROVENANCE = {'model': {'weights': 'random'}, 'source': {'images': 'made up'}}
 SMALL = {'CHUNK_BYTES': (1, 2**20), 'SHARD_BYTES': 500}
 
 
@@ -45,29 +49,6 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards for the little that tests write."""
     for name, value in SMALL.items():
         monkeypatch.setattr(mosaic, name, value)
-
-
-def scene(
-    folder: Path,
-    name: str = 'S2_20240601.tif',
-    crs: str = 'EPSG:32618',
-    corner: tuple[float, float] = (499200.0, 4500480.0),
-    shape: tuple[int, int] = (96, 128),
-    res: float = 10.0,
-) -> None:
-    folder.mkdir(exist_ok=True, parents=True)
-    with rasterio.open(
-        folder / name,
-        'w',
-        driver='GTiff',
-        dtype='uint8',
-        count=1,
-        height=shape[0],
-        width=shape[1],
-        crs=crs,
-        transform=from_origin(*corner, res, res),
-    ) as image:
-        image.write(np.ones((1, *shape), np.uint8))
 
 
 @pytest.fixture
@@ -91,102 +72,6 @@ def grid(tmp_path: Path) -> Callable[..., ChipDataset]:
         return ChipDataset([(dataset, sampler)], skip=skip)
 
     return make
-
-
-def feature_map(chip_id: str, cells: int = 4) -> np.ndarray:
-    """A map that only this chip has."""
-    generator = np.random.default_rng(list(chip_id.encode()))
-    return generator.standard_normal((D, cells, cells)).astype(np.float32)
-
-
-def predictions(chips: ChipDataset, rows: Sequence[int], cells: int = 4) -> Predictions:
-    ids = chips.rows(rows)['chip_id']
-    maps = np.stack([feature_map(name, cells) for name in ids])
-    valid = np.abs(np.tanh(maps[:, 0, 0, 0]))
-    return Predictions(np.array(rows), maps, valid)
-
-
-def job(
-    target: Path, chips: Any, rank: int = 0, ranks: int = 1, run: str = 'a', **kw: Any
-) -> Job:
-    return Job(target, rank, ranks, run, chips, PROVENANCE, None, **kw)
-
-
-def drive(
-    target: Path,
-    chips: ChipDataset,
-    ranks: int = 1,
-    run: str = 'a',
-    rows: Sequence[int] | None = None,
-    cells: int = 4,
-    batch: int = 3,
-    dtype: str = 'float32',
-) -> Path:
-    """Do what the writer does, one rank after the other."""
-    done = set(ZarrMosaic.finished(target).to_pylist())
-    sinks = [
-        ZarrMosaic(job(target, chips, rank, ranks, run, dtype=dtype))
-        for rank in range(ranks)
-    ]
-    ids = chips.chips['chip_id'].tolist()
-    wanted = range(len(ids)) if rows is None else rows
-    todo = [i for i in wanted if ids[i] not in done]
-    for rank, sink in enumerate(sinks):
-        mine = todo[rank::ranks]
-        for n, first in enumerate(range(0, len(mine), batch)):
-            sink.write(predictions(chips, mine[first : first + batch], cells))
-            if n % 2:
-                sink.flush()
-    for sink in sinks:
-        sink.flush()
-    for sink in reversed(sinks):
-        sink.assemble()
-    sinks[0].complete()
-    return target
-
-
-def expected(
-    ds: Any, rows: gpd.GeoDataFrame, cells: int = 4, dtype: str = 'float32'
-) -> np.ndarray:
-    """What each cell must hold: cell by cell, from the bounds of the chips."""
-    array = np.full(tuple(ds.sizes[n] for n in ('time', 'embedding', 'y', 'x')), np.nan)
-    maps = [feature_map(name, cells).astype(dtype) for name in rows['chip_id']]
-    starts = [None if pd.isna(t) else pd.Timestamp(t) for t in ds['time'].values]
-    for t, row, col in np.ndindex(*(ds.sizes[n] for n in ('time', 'y', 'x'))):
-        x, y = float(ds['x'][col]), float(ds['y'][row])
-        found = []
-        for n, chip in enumerate(rows.itertuples()):
-            start = None if pd.isna(chip.start) else chip.start
-            west, east, south, north = chip.minx, chip.maxx, chip.miny, chip.maxy
-            if start == starts[t] and west < x < east and south < y < north:
-                away = (x - (west + east) / 2) ** 2 + (y - (south + north) / 2) ** 2
-                i = int((north - y) / (north - south) * cells)
-                j = int((x - west) / (east - west) * cells)
-                found.append((round(away, 3), -north, west, n, i, j))
-        if found:
-            *_, n, i, j = min(found)
-            array[t, :, row, col] = maps[n][:, i, j]
-    return array
-
-
-def open_group(target: Path, group: str = 'EPSG_32618') -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        return xr.open_zarr(target, group=group, chunks=None)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob('*'))
-        if file.is_file()
-    }
-
-
-def assert_same(one: Path, two: Path) -> None:
-    a, b = content(one), content(two)
-    assert list(a) == list(b)
-    assert [name for name in a if a[name] != b[name]] == []
 
 
 def test_xarray_and_rioxarray_find_every_cell_in_its_place(
@@ -242,15 +127,9 @@ def test_what_is_in_the_folder(
     assert attributes['emb:type'] == 'pixel'
     metadata = json.loads((target / 'EPSG_32618' / 'zarr.json').read_text())
     assert 'embeddings' in metadata['consolidated_metadata']['metadata']
-    assert [codec['name'] for codec in zarr_codecs(metadata)] == ['bytes', 'zstd']
-
-
-def zarr_codecs(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    array = metadata['consolidated_metadata']['metadata']['embeddings']
-    (sharding,) = array['codecs']
-    assert sharding['name'] == 'sharding_indexed'
-    codecs: list[dict[str, Any]] = sharding['configuration']['codecs']
-    return codecs
+    (codec,) = metadata['consolidated_metadata']['metadata']['embeddings']['codecs']
+    assert codec['name'] == 'sharding_indexed'
+    assert codec['configuration']['codecs'][1]['name'] == 'zstd'
 
 
 @pytest.mark.parametrize('stride', [8, 16, 24, 40])
@@ -431,14 +310,14 @@ def killed_everywhere(
     begin: Callable[[Path], None],
     run: Callable[[Path, str], Any],
 ) -> None:
-    """Kill a run at each change of the file system; the next must make up for it."""
+    """Kill a run at changes of the file system; the next must make up for it."""
     whole = tmp_path / 'whole.zarr'
     begin(whole)
     names = kill(sys.maxsize)
     run(whole, 'a')
     changes = len(names)
     assert changes > 20
-    for number in range(0, changes, 3):
+    for number in range(changes // 8, changes, changes // 8):
         target = tmp_path / f'killed-{number}.zarr'
         begin(target)
         kill(number)
@@ -613,40 +492,9 @@ def test_two_processes(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None
     context = multiprocessing.get_context('spawn')
     barrier = context.Barrier(2)
     target = tmp_path / 'out.zarr'
-    ranks = [
-        context.Process(target=run_rank, args=(target, chips, rank, barrier))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(180)
-        assert process.exitcode == 0
+    other = context.Process(target=run_rank, args=(target, chips, 1, barrier))
+    other.start()
+    run_rank(target, chips, 0, barrier)
+    other.join(120)
+    assert other.exitcode == 0
     assert_same(target, drive(tmp_path / 'other.zarr', chips))
-
-
-def test_a_trainer_writes_and_extends_a_store(
-    tmp_path: Path, make_chips: Callable[..., ChipDataset]
-) -> None:
-    chips = make_chips()
-    target = tmp_path / 'maps.zarr'
-    first = EmbeddingWriter(target)
-    predict(first, Subset(chips, range(4)), Task('grid'), collate_fn=collate)
-    second = EmbeddingWriter(target)
-    predict(second, chips, Task('grid'), collate_fn=collate)
-    assert first.summary is not None
-    assert second.summary is not None
-    assert (first.summary.written, second.summary.written) == (4, 2)
-    assert read_provenance(target)['emb:type'] == 'pixel'
-    assert len(read_provenance(target)['runs']) == 2
-    with xr.open_zarr(target, group='EPSG_32618') as mosaic:
-        cells = mosaic['embeddings'].isel(time=0, embedding=0)
-        assert cells.shape == (8, 12)
-        for row in range(6):
-            sample = chips[row]
-            at = chips.rows([row]).iloc[0]
-            inside = cells.sel(
-                x=slice(at['minx'], at['maxx']), y=slice(at['maxy'], at['miny'])
-            )
-            np.testing.assert_array_equal(inside, sample['image'][0, ::8, ::8])
-    assert {entry.name for entry in tmp_path.iterdir()} == {'scene', 'maps.zarr'}

@@ -103,7 +103,7 @@ def test_what_was_fetched_ahead_needs_no_server(
 
 @pytest.mark.parametrize(
     ('on_missing', 'ids', 'code'),
-    [('raise', [], 2), ('skip', ['a'], 0), ('fill', ['a', 'nowhere'], 0)],
+    [('raise', [], 2), ('skip', ['a'], 3), ('fill', ['a', 'nowhere'], 0)],
 )
 def test_chips_without_imagery(
     run_cli: RunCli,
@@ -121,7 +121,7 @@ def test_chips_without_imagery(
         *('--on-missing', on_missing),
     )
     assert got == code, err
-    if code:
+    if on_missing == 'raise':
         assert 'no imagery' in err.splitlines()[-1]
         assert 'x64px_10m_20220601-20220721' in err.splitlines()[-1]
         assert not output.exists()
@@ -132,7 +132,11 @@ def test_chips_without_imagery(
         assert valid.get('nowhere', 0) == 0
         assert valid['a'] > 0
     if on_missing == 'skip':
-        assert 'Skipped 1 chips without imagery.' in out
+        failures = tmp_path / 'e.failures.parquet'
+        assert f'1 chips have failed: listed in {failures}' in out
+        (failure,) = gpd.read_parquet(failures).itertuples()
+        assert (failure.point_id, failure.reason) == ('nowhere', 'NoImageryError')
+        assert 'no imagery of COPERNICUS/S2_SR_HARMONIZED' in failure.message
 
 
 @pytest.mark.parametrize(

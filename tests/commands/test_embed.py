@@ -137,7 +137,7 @@ def test_output_that_exists_is_refused_before_any_work(
     code, _, err = embed(run_cli, make_scene(), '--output', output)
     assert code == 2
     assert f"'{output}'" in err
-    assert '--overwrite' in err
+    assert 'was not written by dynamicvis_geo' in err
     assert output.read_text() == 'precious'
 
 

@@ -90,7 +90,7 @@ def test_other_stages_need_no_chips() -> None:
 
 @pytest.mark.parametrize(
     ('strategy', 'devices', 'count'),
-    [('ddp_fork', 2, 11), ('ddp_fork', 3, 2), ('ddp_spawn', 2, 1)],
+    [('ddp_fork', 2, 11), ('ddp_fork', 4, 3), ('ddp_spawn', 2, 1)],
 )
 def test_processes_do_every_chip_once(
     tmp_path: Path, strategy: str, devices: int, count: int

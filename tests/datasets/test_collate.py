@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchgeo.datasets import stack_samples
 
-from dynamicvis_geo.datasets import collate
+from dynamicvis_geo.datasets import ChipFailure, collate
 from dynamicvis_geo.errors import SpecError
 
 
@@ -26,3 +26,11 @@ def test_samples_that_do_not_fit() -> None:
         collate([{'image': torch.ones(1), 'crs': 1}, {'image': torch.ones(1)}])
     with pytest.raises(SpecError, match=r"'image' of different shapes"):
         collate([{'image': torch.ones(3)}, {'image': torch.ones(4)}])
+
+
+def test_failures_are_told_apart_from_samples() -> None:
+    failures = [ChipFailure(i, 'OSError', 'gone') for i in (4, 6)]
+    batch = collate([failures[0], {'chip': torch.tensor([5])}, failures[1], None])
+    assert batch == {'chip': torch.tensor([[5]]), 'failures': failures}
+    assert collate(failures) == {'failures': failures}
+    assert collate([None]) == {}

@@ -175,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         elif 'value:compute' in self.path and FAST:
             # What sampleRectangle() would give for a chip, to compare with.
             with FAULTS.request({}):
-                time.sleep(FAULTS.latency)
+                FAULTS.wait()
                 self.answer(200, rectangle(SIDE))
         elif 'image:computePixels' in self.path:
             with FAULTS.request(body['grid']) as fault:
@@ -186,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
     def pixels(self, body: dict, fault: Any) -> None:
         # A refusal takes no time; all else takes as long as it takes.
         if fault != 429:
-            time.sleep(FAULTS.latency)
+            FAULTS.wait()
         if isinstance(fault, int):
             self.refuse(fault, FAULTS.message or f'Told to fail with {fault}.')
         elif fault == 'html':

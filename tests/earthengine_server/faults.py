@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections import deque
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,7 @@ class Faults:
         """Start anew.
 
         Args:
-            latency: Seconds before each answer.
+            latency: Seconds before each answer, or a pair: at random between them.
             limit: Requests at a time; more are answered with 429.
             script: What happens to the first requests: None, a status, or a kind.
             kinds: What happens to a share of the others, at random.
@@ -57,6 +58,8 @@ class Faults:
     def request(self, grid: dict) -> Any:
         """Count a request in and out; gives what shall happen to it."""
         with self.lock:
+            # What ends after a new start belongs to the old one.
+            counts = self.counts
             self.in_flight += 1
             self.counts['requests'] += 1
             self.counts['peak'] = max(self.counts['peak'], self.in_flight)
@@ -69,8 +72,16 @@ class Faults:
             yield fault
         finally:
             with self.lock:
-                self.in_flight -= 1
-                self.counts['served'] += fault is None
+                self.in_flight -= counts is self.counts
+                counts['served'] += fault is None
+
+    def wait(self) -> None:
+        """Let the latency of an answer pass."""
+        with self.lock:
+            latency = self.latency
+            if isinstance(latency, list | tuple):
+                latency = self.random.uniform(*latency)
+        time.sleep(latency)
 
     def _next(self) -> Any:
         if self.script:

@@ -2,23 +2,41 @@ import numpy as np
 import pytest
 
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.plotting import pca_false_colour, plot_features, stretch_rgb
+from dynamicvis_geo.plotting import (
+    pca_false_colour,
+    plot_features,
+    plot_rgb,
+    stretch_limits,
+    stretch_rgb,
+)
 
 
-def test_stretch_uses_each_band_and_survives_flat_and_missing_values() -> None:
-    image = np.stack(
-        [
-            np.linspace(100, 9000, 64).reshape(8, 8),
-            np.full((8, 8), 7.0),
-            np.where(np.eye(8) > 0, np.nan, np.linspace(0, 1, 64).reshape(8, 8)),
-        ]
-    )
-    picture = stretch_rgb(image)
+def test_bands_keep_their_proportions_and_missing_pixels_are_white() -> None:
+    ramp = np.linspace(100, 1000, 64).reshape(8, 8)
+    image = np.stack([ramp, 2 * ramp, np.full((8, 8), 100.0)])
+    image[1, 0, 0] = np.nan
+    picture = stretch_rgb(image, percentiles=(0, 100))
     assert picture.shape == (8, 8, 3)
-    assert picture.min() == 0
-    assert picture.max() == 1
-    assert picture[..., 1].max() == 0
-    assert picture[0, 0, 2] == 0
+    assert picture[-1, -1].tolist() == pytest.approx([900 / 1900, 1, 0])
+    assert picture[0, 0].tolist() == [1, 1, 1]
+    grey = stretch_rgb(np.full((1, 4, 5), 7, np.uint8))
+    assert grey.shape == (4, 5, 3)
+    assert np.isfinite(grey).all()
+
+
+def test_images_share_a_stretch() -> None:
+    dark, bright = np.full((3, 4, 4), 100.0), np.full((3, 4, 4), 900.0)
+    bright[:, 0] = np.nan
+    limits = stretch_limits([dark, bright], (0, 100))
+    assert limits == (100, 900)
+    assert stretch_rgb(dark, limits=limits).max() == 0
+    assert stretch_limits([np.full((3, 2, 2), np.nan)]) == (0, 1)
+
+
+@pytest.mark.parametrize('shape', [(2, 4, 4), (4, 4), (3, 0, 4)])
+def test_what_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SpecError, match=r'\[3, height, width\]'):
+        plot_rgb(np.zeros(shape))
 
 
 def test_one_pca_gives_equal_cells_of_different_maps_equal_colours() -> None:

@@ -8,10 +8,11 @@ import torch
 from lightning.pytorch import Trainer
 from rasterio.transform import from_origin
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.datasets import ChipDataset, Scenes, collate
+from dynamicvis_geo.datasets import ChipDataset, ChipFailure, Scenes, collate
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models import BackboneConfig, DynamicVis
 from dynamicvis_geo.samplers import GridSampler
@@ -191,6 +192,49 @@ def test_skipped_chips_are_left_out_of_batches_and_files(
     rows = [p['chip'][:, 0].tolist() for p in predictions if p]
     assert rows == [[0, 2, 3], [8, 9, 10, 11], [12, 13, 14]]
     assert writer.written == 10
+
+
+class WithFailures(ChipDataset):
+    """The chips that :class:`WithGaps` leaves out, told of as failures."""
+
+    def __getitems__(self, indices: Any) -> list[Any]:
+        return [
+            ChipFailure(index, 'SourceError', f'chip {index}: no image')
+            if index in (1, 4, 5, 6, 7)
+            else sample
+            for index, sample in zip(
+                indices, super().__getitems__(indices), strict=True
+            )
+        ]
+
+
+@pytest.mark.parametrize('precision', ['32-true', 'bf16-mixed', 'bf16-true'])
+def test_failures_pass_through(chips: ChipDataset, precision: Any) -> None:
+    scene = chips.datasets[0]
+    failing = WithFailures([(scene, GridSampler(scene, 32))])
+    if precision == 'bf16-true':
+        # Images are refused in this precision: only failures remain.
+        failing = Subset(failing, [4, 5, 6, 7])  # type: ignore[assignment]
+    predictions = predict(FeatureExtraction(Blocks()), failing, precision=precision)
+    failures = [one for p in predictions for one in p.get('failures', [])]
+    assert failures[-4:] == [
+        ChipFailure(i, 'SourceError', f'chip {i}: no image') for i in (4, 5, 6, 7)
+    ]
+    for failure in failures:
+        assert type(failure) is ChipFailure
+        assert [type(part) for part in failure] == [int, str, str]
+    if precision != 'bf16-true':
+        assert [p['chip'][:, 0].tolist() for p in predictions if 'chip' in p] == (
+            [[0, 2, 3], [8, 9, 10, 11], [12, 13, 14]]
+        )
+        assert [set(p) for p in predictions][1] == {'failures'}
+        assert len(failures) == 5
+
+
+def test_failures_are_not_touched_by_pinning() -> None:
+    batch = {'failures': [ChipFailure(3, 'OSError', 'gone')]}
+    assert pin_memory(batch) == batch
+    assert type(pin_memory(batch)['failures'][0]) is ChipFailure
 
 
 def test_batch_without_an_image_or_with_more_bands() -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from rasterio.transform import from_origin
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -16,10 +18,13 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchgeo.datasets import RasterDataset
 
-from dynamicvis_geo import LinearProbe
+from dynamicvis_geo import ChipDataset, FeatureMaps, GridSampler, LinearProbe, collate
+from dynamicvis_geo.callbacks.geotiff import write_feature_map
 from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.tasks import load_probe
+from tests.callbacks.standins import Chips
 
 MADE: dict[str, Any] = {
     'model': {
@@ -244,6 +249,46 @@ def test_grids_are_seen_cell_by_cell() -> None:
     assert right > 0.9
     assert out['chip'].tolist() == list(range(5))
     assert 'embedding' not in out
+
+
+class LabelRaster(RasterDataset):
+    is_image = False
+    filename_glob = 'labels.tif'
+
+
+def test_feature_maps_and_a_label_raster_of_torchgeo(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (4, 12)).astype(np.uint8)
+    truth[0, 0] = 255
+    for i, chip in Chips(3).rows([0, 1, 2]).iterrows():
+        cells = truth[:, 4 * i : 4 * i + 4]
+        features = np.stack([3.0 * (cells == c) for c in range(3)])
+        features += rng.normal(size=features.shape) * 0.2
+        path = tmp_path / 'maps' / f'{chip["chip_id"]}.tif'
+        path.parent.mkdir(exist_ok=True)
+        write_feature_map(path, features.astype(np.float32), chip, MADE)
+    with rasterio.open(
+        tmp_path / 'labels.tif',
+        'w',
+        driver='GTiff',
+        dtype='uint8',
+        count=1,
+        height=4,
+        width=12,
+        crs='EPSG:32618',
+        transform=from_origin(500000, 4.5e6 + 320, 80, 80),
+    ) as file:
+        file.write(truth, 1)
+    maps = FeatureMaps(tmp_path / 'maps')
+    both = maps & LabelRaster(tmp_path)
+    chips = ChipDataset([(both, GridSampler(maps, size=4))])
+    loader = DataLoader(chips, batch_size=4, collate_fn=collate)
+    probe = LinearProbe('multiclass', 3, ('a', 'b', 'c'), lr=0.1, ignore_index=255)
+    run = trainer()
+    run.fit(probe, loader)
+    assert probe.provenance == MADE
+    (scores,) = run.test(probe, loader, verbose=False)
+    assert scores['test_accuracy_micro'] == 1
 
 
 def test_ignored_labels_do_not_count() -> None:

@@ -1,0 +1,272 @@
+"""PCA false colour of folders of feature maps, a map at a time."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
+from tqdm import tqdm
+
+from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.plotting.colours import (
+    MISSING,
+    PCAColours,
+    Picture,
+    fit_map_colours,
+    map_picture,
+)
+from dynamicvis_geo.plotting.features import chip_label, plot_sheet, sheet, show
+from dynamicvis_geo.provenance import PROVENANCE_KEY
+from dynamicvis_geo.runs import Run, read_feature_map, spread
+
+#: Maps from which the colours are fitted, at most.
+FIT_MAPS = 256
+#: Chips that scatter over more than this many times their own area are not a mosaic.
+MAX_SPREAD = 8.0
+
+_MOSAIC_PIXELS = 1600
+_MAX_MOSAICS = 12
+_SHEET_MAPS = 48
+
+
+def fit_file_colours(files: Sequence[Path]) -> PCAColours:
+    """Fit one PCA to feature maps, to 256 of them if there are more.
+
+    Args:
+        files: feature maps of one model.
+
+    Raises:
+        SourceError: if a file cannot be read.
+        SpecError: if the maps have too few cells or channels, or differ in channels.
+    """
+    chosen = [files[i] for i in spread(len(files), FIT_MAPS)]
+    return fit_map_colours([read_feature_map(file) for file in chosen])
+
+
+def write_false_colour(path: Path, target: Path, colours: PCAColours) -> None:
+    """Write the false colour of a feature map as a GeoTIFF.
+
+    It has three bands of uint8, the CRS and the transform of the map, and values from 1
+    to 255; 0 is nodata, where a feature is not finite. Its tags hold those of the map
+    and, as ``false_colour``, the shares of the variance that are shown.
+
+    Args:
+        path: the feature map.
+        target: file to write; it appears when it is complete.
+        colours: fitted to all maps that will be compared.
+
+    Raises:
+        SourceError: if the map cannot be read.
+        SpecError: if it has other channels than the colours.
+        OutputError: if the file cannot be written.
+    """
+    coloured = colours(np.moveaxis(read_feature_map(path), 0, -1))
+    missing = ~np.isfinite(coloured).all(axis=-1)
+    values = np.rint(1 + 254 * np.nan_to_num(coloured)).astype(np.uint8)
+    values[missing] = 0
+    with rasterio.open(path) as source:
+        crs, transform, tags = source.crs, source.transform, source.tags()
+    kept = {
+        n: tags[n] for n in ('chip_id', 'start', 'end', PROVENANCE_KEY) if n in tags
+    }
+    shown = {'method': 'PCA', 'explained_variance': colours.explained.tolist()}
+    partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
+    try:
+        with MemoryFile() as memory:
+            with memory.open(
+                driver='GTiff',
+                count=3,
+                height=values.shape[0],
+                width=values.shape[1],
+                dtype='uint8',
+                crs=crs,
+                transform=transform,
+                nodata=0,
+                compress='deflate',
+                photometric='RGB',
+            ) as image:
+                image.write(np.moveaxis(values, -1, 0))
+                image.colorinterp = [
+                    ColorInterp.red,
+                    ColorInterp.green,
+                    ColorInterp.blue,
+                ]
+                image.update_tags(**kept, false_colour=json.dumps(shown))
+            partial.write_bytes(memory.getbuffer())
+        os.replace(partial, target)
+    except (OSError, RasterioError) as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f'cannot write {target}: {error}') from error
+
+
+def write_false_colours(files: Sequence[Path], folder: Path) -> PCAColours:
+    """Write the false colour of each map into a folder, under the name of the map.
+
+    Args:
+        files: feature maps of one model.
+        folder: where to; made if it is not there.
+
+    Returns:
+        the colours that all have in common.
+
+    Raises:
+        SourceError: if a map cannot be read.
+        SpecError: if the maps cannot share colours.
+        OutputError: if the folder is that of the maps, or cannot be written.
+    """
+    if any(file.parent.resolve() == folder.resolve() for file in files):
+        raise OutputError(
+            f'{folder} holds the feature maps: choose another folder for their colours'
+        )
+    colours = fit_file_colours(files)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f'cannot write {folder}: {error}') from error
+    for file in progress(files):
+        write_false_colour(file, folder / file.name, colours)
+    return colours
+
+
+def plot_false_colours(run: Run, colours: PCAColours | None = None) -> Figure:
+    """Draw the feature maps of a run in PCA false colour.
+
+    Maps that cover an area are put together, a panel each CRS and time window (12 at
+    most); others, such as those around far-off points, become a contact sheet of 48.
+
+    Args:
+        run: an output of kind 'grid'.
+        colours: how; fitted to the maps by default.
+
+    Returns:
+        the figure.
+
+    Raises:
+        SourceError: if a map cannot be read.
+        SpecError: if the maps cannot share colours.
+    """
+    if colours is None:
+        colours = fit_file_colours(run.chips['file'].tolist())
+    shares = ', '.join(f'{100 * share:.0f}' for share in colours.explained)
+    title = (
+        f'Feature maps, {run.dimensions} channels: main components (PCA) as red, green '
+        f'and blue, {shares} % of the variance'
+    )
+    groups = list(_groups(run.chips))
+    if all(_compact(chips) for _, chips in groups):
+        return _plot_mosaics(groups, colours, title)
+    rows = run.chips.iloc[spread(len(run.chips), _SHEET_MAPS)]
+    pictures = [
+        map_picture(colours, read_feature_map(f)) for f in progress(rows['file'])
+    ]
+    return plot_sheet(pictures, [chip_label(name) for name in rows['id']], title)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture of an area, into which maps are painted.
+
+    Attributes:
+        picture: ``[H, W, 3]`` in 0..1, white where there is no map.
+        bounds: west, south, east and north, CRS units.
+    """
+
+    picture: Picture
+    bounds: tuple[float, float, float, float]
+
+    @classmethod
+    def of(cls, chips: pd.DataFrame) -> 'Canvas':
+        """Make one for chips of one CRS: no finer than their cells, nor too large."""
+        west, south = chips[['minx', 'miny']].min()
+        east, north = chips[['maxx', 'maxy']].max()
+        cell = min(
+            ((chips['maxx'] - chips['minx']) / chips['width']).min(),
+            ((chips['maxy'] - chips['miny']) / chips['height']).min(),
+        )
+        pixel = max(cell, max(east - west, north - south) / _MOSAIC_PIXELS)
+        height, width = (
+            max(1, round(side / pixel)) for side in (north - south, east - west)
+        )
+        picture = np.full((height, width, 3), MISSING, np.float32)
+        return cls(picture, (west, south, east, north))
+
+    def paint(self, chip: pd.Series, picture: Picture) -> None:
+        """Paint a picture where its chip lies, from the cells at pixel middles."""
+        west, south, east, north = self.bounds
+        height, width = self.picture.shape[:2]
+        rows, i = _cells(
+            (north - chip['maxy']) / (north - south),
+            (north - chip['miny']) / (north - south),
+            height,
+            picture.shape[0],
+        )
+        columns, j = _cells(
+            (chip['minx'] - west) / (east - west),
+            (chip['maxx'] - west) / (east - west),
+            width,
+            picture.shape[1],
+        )
+        self.picture[np.ix_(rows, columns)] = picture[np.ix_(i, j)]
+
+
+def progress(files: Iterable[Path]) -> Iterator[Path]:
+    """Show how far we are, when there are many files."""
+    files = list(files)
+    yield from tqdm(files, unit='map', disable=len(files) < 100, leave=False)
+
+
+def _cells(
+    first: float, last: float, pixels: int, cells: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pixels whose middles lie from *first* to *last*, and their cells."""
+    index = np.arange(pixels)
+    share = ((index + 0.5) / pixels - first) / (last - first)
+    inside = (share >= 0) & (share < 1)
+    return index[inside], np.floor(share[inside] * cells).astype(np.int64)
+
+
+def _groups(chips: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Divide chips by CRS and time window."""
+    for _, rows in chips.groupby(['crs', 'start', 'end'], dropna=False):
+        crs, start, end = rows[['crs', 'start', 'end']].iloc[0]
+        window = '' if pd.isna(start) else f', {start:%Y-%m-%d}'
+        if window and end - start > pd.Timedelta(days=1):
+            window += f' to {end:%Y-%m-%d}'
+        yield f'{crs}{window}', rows
+
+
+def _compact(chips: pd.DataFrame) -> bool:
+    area = ((chips['maxx'] - chips['minx']) * (chips['maxy'] - chips['miny'])).sum()
+    across = (chips['maxx'].max() - chips['minx'].min()) * (
+        chips['maxy'].max() - chips['miny'].min()
+    )
+    return bool(across <= MAX_SPREAD * area)
+
+
+def _plot_mosaics(
+    groups: list[tuple[str, pd.DataFrame]], colours: PCAColours, title: str
+) -> Figure:
+    left_out = len(groups) - _MAX_MOSAICS
+    if left_out > 0:
+        title += f' ({left_out} more of CRS and dates are not shown)'
+    groups = groups[:_MAX_MOSAICS]
+    count = len(groups)
+    figure, panels = sheet(count, columns=min(count, 3), title=title)
+    figure.set_size_inches(*((8, 8) if count == 1 else (10, 3.9 * -(-count // 3))))
+    for axes, (name, chips) in zip(panels, groups, strict=True):
+        canvas = Canvas.of(chips)
+        for _, chip in chips.iterrows():
+            picture = map_picture(colours, read_feature_map(chip['file']))
+            canvas.paint(chip, picture)
+        show(axes, canvas.picture)
+        axes.set_title(name, fontsize=9, parse_math=False)
+    return figure

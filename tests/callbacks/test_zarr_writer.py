@@ -1,0 +1,42 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.data import Subset
+
+from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.provenance import read_provenance
+from tests.callbacks.standins import Task
+from tests.callbacks.test_writer import predict
+
+xr = pytest.importorskip('xarray')
+pytest.importorskip('zarr')
+
+
+def test_a_trainer_writes_and_extends_a_store(
+    tmp_path: Path, make_chips: Callable[..., ChipDataset]
+) -> None:
+    chips = make_chips()
+    target = tmp_path / 'maps.zarr'
+    first = EmbeddingWriter(target)
+    predict(first, Subset(chips, range(4)), Task('grid'), collate_fn=collate)
+    second = EmbeddingWriter(target)
+    predict(second, chips, Task('grid'), collate_fn=collate)
+    assert first.summary is not None
+    assert second.summary is not None
+    assert (first.summary.written, second.summary.written) == (4, 2)
+    assert read_provenance(target)['emb:type'] == 'pixel'
+    assert len(read_provenance(target)['runs']) == 2
+    with xr.open_zarr(target, group='EPSG_32618') as mosaic:
+        cells = mosaic['embeddings'].isel(time=0, embedding=0)
+        assert cells.shape == (8, 12)
+        for row in range(6):
+            sample = chips[row]
+            at = chips.rows([row]).iloc[0]
+            inside = cells.sel(
+                x=slice(at['minx'], at['maxx']), y=slice(at['maxy'], at['miny'])
+            )
+            np.testing.assert_array_equal(inside, sample['image'][0, ::8, ::8])
+    assert {entry.name for entry in tmp_path.iterdir()} == {'scene', 'maps.zarr'}

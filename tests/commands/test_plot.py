@@ -1,0 +1,156 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from tests.commands.conftest import MakeScene
+from tests.outputs import write_grid, write_pooled
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def colours(path: Path) -> int:
+    return len(Image.open(path).convert('RGB').getcolors(1 << 24) or [])
+
+
+def test_images_are_drawn_alone_and_as_a_sheet(
+    run_cli: Cli, make_scene: MakeScene, tmp_path: Path
+) -> None:
+    make_scene('scenes/one.tif')
+    make_scene('scenes/two.tif')
+    output = tmp_path / 'new' / 'one.png'
+    code, out, err = run_cli(
+        'plot', 'rgb', tmp_path / 'scenes/one.tif', '--output', output
+    )
+    assert (code, err) == (0, '')
+    assert str(output) in out
+    assert colours(output) > 1000
+    code, _, _ = run_cli(
+        'plot', 'rgb', tmp_path / 'scenes', '--output', tmp_path / 'sheet.pdf'
+    )
+    assert code == 0
+    assert (tmp_path / 'sheet.pdf').read_bytes().startswith(b'%PDF')
+
+
+def test_a_chip_of_a_cache_is_drawn(
+    run_cli: Cli, make_scene: MakeScene, tmp_path: Path
+) -> None:
+    make_scene(f'chips/ab/chip_1_{"ab" * 16}.tif')
+    output = tmp_path / 'chip.svg'
+    arguments = ('plot', 'rgb', tmp_path / 'chips', '--output', output, '--chip')
+    assert run_cli(*arguments, 'chip_1')[0] == 0
+    assert '<svg' in output.read_text()
+    code, _, err = run_cli(*arguments, 'chip_2', '--overwrite')
+    assert code == 2
+    assert 'cache of 1 chips, such as chip_1' in err
+
+
+def test_maps_in_colour_are_a_picture_a_folder_or_a_geotiff(
+    run_cli: Cli, tmp_path: Path
+) -> None:
+    write_grid(tmp_path / 'maps')
+    maps = tmp_path / 'maps'
+    one = sorted(maps.glob('*.tif'))[0]
+    assert run_cli('plot', 'pca', maps, '--output', tmp_path / 'maps.png')[0] == 0
+    assert colours(tmp_path / 'maps.png') > 30
+    code, out, _ = run_cli('plot', 'pca', maps, '--output', tmp_path / 'colours')
+    assert (code, '4 GeoTIFFs' in out) == (0, True)
+    assert run_cli('plot', 'pca', one, '--output', tmp_path / 'one.tif')[0] == 0
+    for path in (tmp_path / 'one.tif', tmp_path / 'colours' / one.name):
+        with rasterio.open(path) as file:
+            assert file.count == 3
+    for output, message in (
+        (maps, 'not empty'),
+        (tmp_path / 'colours', 'not empty'),
+        (tmp_path / 'all.tif', 'one file for the 4 maps'),
+        (tmp_path / 'maps.jpg', '.jpg is unknown'),
+        (tmp_path / 'maps.png', 'exists'),
+    ):
+        code, _, err = run_cli('plot', 'pca', maps, '--output', output)
+        assert (code, message in err) == (2, True)
+    code, _, err = run_cli('plot', 'pca', maps, '--output', maps, '--overwrite')
+    assert (code, 'holds the feature maps' in err) == (2, True)
+    code, _, err = run_cli('plot', 'pca', one, '--output', one, '--overwrite')
+    assert (code, 'is the input' in err) == (2, True)
+
+
+def test_neighbours_are_drawn_and_listed(run_cli: Cli, tmp_path: Path) -> None:
+    embedding = write_pooled(tmp_path / 'e.parquet')
+    output = tmp_path / 'n.png'
+    code, out, _ = run_cli(
+        *('plot', 'neighbours', tmp_path / 'e.parquet', '--chip', 'chip-3', '-k', '2'),
+        *('--output', output),
+    )
+    assert code == 0
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    similarity = unit @ unit[3]
+    best = np.argsort(-similarity)[1:3]
+    listed = [line.split() for line in out.splitlines()[-2:]]
+    assert listed == [[f'{similarity[i]:.4f}', f'chip-{i}'] for i in best]
+    assert Image.open(output).width > 400
+
+
+def test_a_map_is_drawn(run_cli: Cli, tmp_path: Path) -> None:
+    write_pooled(tmp_path / 'e.parquet')
+    arguments = ('plot', 'map', tmp_path / 'e.parquet', '--output', tmp_path / 'm.png')
+    assert run_cli(*arguments, '--method', 'pca')[0] == 0
+    assert colours(tmp_path / 'm.png') > 12
+    code, _, err = run_cli(*arguments, '--method', 'pca')
+    assert (code, '--overwrite' in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('map', 'maps', '--output', 'm.png'), 'holds grid features'),
+        (('pca', 'e.parquet', '--output', 'm.png'), 'holds pooled features'),
+        (('map', 'empty.parquet', '--output', 'm.png'), 'holds no chips'),
+        (('map', 'none.parquet', '--output', 'm.png'), 'no such file'),
+        (('pca', 'none', '--output', 'm'), 'no such file'),
+        (('map', 'e.parquet', '--output', 'm.gif'), 'must end in .png, .pdf or .svg'),
+        (('map', 'e.parquet', '--output', 'e.parquet'), 'must end in'),
+        (
+            ('neighbours', 'e.parquet', '--chip', 'x', '--output', 'm.png'),
+            "'x' is none of the 12 chips, such as chip-0",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    run_cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    write_pooled(tmp_path / 'e.parquet')
+    write_pooled(tmp_path / 'empty.parquet', count=0)
+    write_grid(tmp_path / 'maps')
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_cli('plot', *arguments)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / 'm.png').exists()
+
+
+def test_help_has_examples(run_cli: Cli) -> None:
+    for kind in ('rgb', 'pca', 'neighbours', 'map'):
+        code, out, _ = run_cli('plot', kind, '--help')
+        assert code == 0
+        assert f'dynamicvis-geo plot {kind}' in out.partition('examples:')[2]
+
+
+def test_report_is_written_beside_the_output(run_cli: Cli, tmp_path: Path) -> None:
+    write_pooled(tmp_path / 'e.parquet')
+    code, out, _ = run_cli('report', tmp_path / 'e.parquet')
+    assert code == 0
+    page = tmp_path / 'e.report.html'
+    assert str(page) in out
+    assert page.exists()
+    code, _, err = run_cli('report', tmp_path / 'e.parquet')
+    assert (code, '--overwrite' in err) == (2, True)
+    code, _, err = run_cli('report', tmp_path / 'e.parquet', '--output', 'page.txt')
+    assert (code, 'must end in .html' in err) == (2, True)
+    assert run_cli('report', tmp_path / 'e.parquet', '--overwrite')[0] == 0

@@ -1,0 +1,102 @@
+from importlib.util import find_spec
+from io import BytesIO
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.plotting import (
+    embedding_colours,
+    plot_embedding_map,
+    plot_footprints,
+)
+
+
+def vectors(count: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
+
+
+def test_map_across_the_antimeridian_is_not_torn() -> None:
+    west = [shapely.box(179 + x, -17, 179.25 + x, -16.75) for x in (0, 0.25, 0.5)]
+    torn = shapely.MultiPolygon(
+        [shapely.box(179.75, -17, 180, -16.75), shapely.box(-180, -17, -179.9, -16.75)]
+    )
+    east = [shapely.box(-179.9, -17, -179.6, -16.75)]
+    figure = plot_embedding_map(vectors(5), [*west, torn, *east], 'pca')
+    axes = figure.axes[0]
+    left, right = axes.get_xlim()
+    assert 178 < left < 179
+    assert 180.3 < right < 181
+    figure.savefig(BytesIO())
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert any(label.endswith('E') for label in labels)
+    assert any(label.endswith('W') for label in labels)
+    (polygons,) = axes.collections
+    assert len(polygons.get_paths()) == 6
+
+
+def test_two_utm_zones_lie_side_by_side_at_true_proportions() -> None:
+    zones = [
+        gpd.GeoSeries(shapely.box(x, 6.6e6, x + 50e3, 6.65e6), crs=crs).to_crs(4326)
+        for x, crs in ((700e3, 'EPSG:32632'), (250e3, 'EPSG:32633'))
+    ]
+    footprints = np.concatenate([zone.to_numpy() for zone in zones])
+    axes = plot_embedding_map(vectors(2), footprints, 'pca').axes[0]
+    # At 60 degrees north, a degree of longitude is half as long as one of latitude.
+    assert axes.get_aspect() == pytest.approx(2, rel=0.05)
+    assert len(axes.collections[0].get_paths()) == 2
+
+
+def test_footprints_too_small_to_see_become_points() -> None:
+    footprints = [shapely.box(x, 45, x + 1e-3, 45.001) for x in np.linspace(0, 20, 30)]
+    (points,) = plot_embedding_map(vectors(30), footprints, 'pca').axes[0].collections
+    assert len(points.get_offsets()) == 30
+
+
+def test_failures_are_crosses_and_places_unknown_are_left_out() -> None:
+    boxes = [shapely.box(0, 0, 1, 1), shapely.Polygon()]
+    colours = np.zeros((2, 3), np.float32)
+    figure = plot_footprints(
+        boxes,
+        colours,
+        failures=[None, shapely.Point(2, 2)],
+        title='$no math',
+        caption='$',
+    )
+    shapes, crosses = figure.axes[0].collections
+    assert len(shapes.get_paths()) == 1
+    assert crosses.get_offsets().tolist() == [[2, 2]]
+    figure.savefig(BytesIO())
+    with pytest.raises(SpecError, match='none has a place'):
+        plot_footprints([shapely.Polygon()], colours[:1])
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_few_chips_make_a_map(count: int) -> None:
+    boxes = [shapely.box(i, 89, i + 1, 90) for i in range(count)]
+    plot_embedding_map(vectors(count), boxes).savefig(BytesIO())
+
+
+def test_broken_embeddings_are_grey_and_none_at_all_are_refused() -> None:
+    embeddings = vectors(4)
+    embeddings[1, 2] = np.nan
+    colours, words = embedding_colours(embeddings, 'pca')
+    assert np.isnan(colours[1]).all()
+    assert np.isfinite(colours[[0, 2, 3]]).all()
+    assert 'of the variance' in words
+    with pytest.raises(SpecError, match='none is finite'):
+        embedding_colours(np.empty((0, 8), np.float32))
+    with pytest.raises(SpecError, match='3 entries for 4'):
+        plot_embedding_map(embeddings, [shapely.Point(0, 0)] * 3)
+
+
+def test_umap_is_asked_for_by_name_and_said() -> None:
+    with pytest.raises(SpecError, match="'tsne' is not one of"):
+        embedding_colours(vectors(20), 'tsne')  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r'umap-learn|needs 16'):
+        embedding_colours(vectors(5), 'umap')
+    if find_spec('umap') is None:
+        _, words = embedding_colours(vectors(30))
+        assert 'PCA' in words

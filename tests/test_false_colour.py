@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.false_colour import (
+    Canvas,
+    fit_file_colours,
+    plot_false_colours,
+    write_false_colours,
+)
+from dynamicvis_geo.provenance import read_provenance
+from dynamicvis_geo.runs import feature_map_files, open_run
+from tests.outputs import PROVENANCE, write_grid
+
+
+def test_geotiffs_have_the_place_of_their_maps_and_colours_in_common(
+    tmp_path: Path,
+) -> None:
+    features = write_grid(tmp_path / 'maps')
+    files = feature_map_files(tmp_path / 'maps')
+    # Equal vectors in two maps, and one that is not finite.
+    for path, cell in ((files[0], (0, 0)), (files[3], (2, 1))):
+        with rasterio.open(path, 'r+', IGNORE_COG_LAYOUT_BREAK='YES') as file:
+            values = file.read()
+            values[:, *cell] = features[1, :, 1, 1]
+            values[:, 3, 3] = np.nan
+            file.write(values)
+    colours = write_false_colours(files, tmp_path / 'colours')
+    written = []
+    for path in files:
+        with (
+            rasterio.open(path) as source,
+            rasterio.open(tmp_path / 'colours' / path.name) as target,
+        ):
+            assert target.crs == source.crs
+            assert target.transform == source.transform
+            assert target.shape == source.shape
+            assert set(target.dtypes) == {'uint8'}
+            assert target.nodata == 0
+            assert target.tags()['chip_id'] == source.tags()['chip_id']
+            shown = json.loads(target.tags()['false_colour'])
+            written.append(target.read())
+    assert shown['explained_variance'] == pytest.approx(colours.explained.tolist())
+    provenance = read_provenance(tmp_path / 'colours' / files[0].name)
+    assert provenance['run'] == PROVENANCE['run']
+    assert (written[0][:, 3, 3] == 0).all()
+    assert written[0][:, 0, 0].tolist() == written[3][:, 2, 1].tolist()
+    assert written[0][:, 0, 0].tolist() == written[1][:, 1, 1].tolist()
+    assert (written[1] >= 1).all()
+
+
+def test_the_folder_of_the_maps_is_not_overwritten(tmp_path: Path) -> None:
+    write_grid(tmp_path / 'maps')
+    files = feature_map_files(tmp_path / 'maps')
+    with pytest.raises(OutputError, match='holds the feature maps'):
+        write_false_colours(files, tmp_path / 'other' / '..' / 'maps')
+    with rasterio.open(files[0]) as file:
+        assert file.count == 6
+
+
+def test_maps_of_two_models_share_no_colours(tmp_path: Path) -> None:
+    write_grid(tmp_path / 'one')
+    write_grid(tmp_path / 'other', dimensions=7)
+    files = [
+        path for name in ('one', 'other') for path in feature_map_files(tmp_path / name)
+    ]
+    with pytest.raises(SpecError, match='6 and 7 channels'):
+        fit_file_colours(files)
+
+
+def test_neighbouring_maps_make_a_mosaic_and_far_ones_a_sheet(tmp_path: Path) -> None:
+    write_grid(tmp_path / 'maps', count=3)
+    run = open_run(tmp_path / 'maps')
+    (axes,) = plot_false_colours(run).axes
+    assert axes.images[0].get_array().shape == (4, 12, 3)
+    assert 'EPSG:32618' in axes.get_title()
+    run.chips.loc[2, ['minx', 'maxx']] += 1e5
+    assert len(plot_false_colours(run).axes) == 3
+
+
+def test_a_canvas_takes_each_pixel_from_the_cell_below_it(tmp_path: Path) -> None:
+    write_grid(tmp_path / 'maps', count=2)
+    chips = open_run(tmp_path / 'maps').chips
+    canvas = Canvas.of(chips)
+    picture = np.random.default_rng(0).random((4, 4, 3)).astype(np.float32)
+    canvas.paint(chips.iloc[1], picture)
+    assert np.array_equal(canvas.picture[:, 4:], picture)
+    assert (canvas.picture[:, :4] == 1).all()

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+
+from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.runs import (
+    find_chip,
+    open_run,
+    read_embeddings,
+    recorded_bands,
+    spread,
+)
+from tests.outputs import PROVENANCE, write_grid, write_pooled
+
+
+def test_pooled_run_is_read_back(tmp_path: Path) -> None:
+    embedding = write_pooled(tmp_path / 'e.parquet')
+    run = open_run(tmp_path / 'e.parquet')
+    assert (run.kind, run.total, run.dimensions) == ('pooled', 12, 6)
+    assert run.chips['id'].tolist() == [f'chip-{i}' for i in range(12)]
+    assert f'{run.chips["start"].iloc[0]:%Y-%m-%d}' == '2024-06-01'
+    assert run.provenance['model'] == PROVENANCE['model']
+    assert np.array_equal(read_embeddings(run.path), embedding)
+
+
+def test_grid_run_has_the_places_of_its_chips(tmp_path: Path) -> None:
+    write_grid(tmp_path / 'maps')
+    write_pooled(tmp_path / 'e.parquet', count=4)
+    run, pooled = open_run(tmp_path / 'maps'), open_run(tmp_path / 'e.parquet')
+    assert (run.kind, run.total, run.dimensions) == ('grid', 4, 6)
+    assert run.provenance['run'] == PROVENANCE['run']
+    assert run.chips['valid_fraction'].tolist() == [0.75] * 4
+    one, other = (shapely.bounds(r.chips.geometry.to_numpy()) for r in (run, pooled))
+    assert np.allclose(one, other, atol=1e-5)
+    assert open_run(next((tmp_path / 'maps').glob('*.tif'))).total == 1
+
+
+def test_a_file_of_other_software_may_lack_columns_and_embeddings(
+    tmp_path: Path,
+) -> None:
+    table = gpd.GeoDataFrame(
+        {'id': ['a', 'b'], 'embedding': [[1.0, 2.0], None]},
+        geometry=gpd.points_from_xy([0, 1], [50, 51]).buffer(0.1),
+        crs='EPSG:4326',
+    )
+    table.to_parquet(tmp_path / 'foreign.parquet')
+    run = open_run(tmp_path / 'foreign.parquet')
+    assert (run.total, run.dimensions, run.provenance) == (2, 2, {})
+    assert run.chips['start'].isna().all()
+    assert run.chips['centre_lon'].tolist() == pytest.approx([0, 1])
+    embeddings = read_embeddings(run.path)
+    assert embeddings[0].tolist() == [1, 2]
+    assert np.isnan(embeddings[1]).all()
+
+
+def test_empty_run_is_read(tmp_path: Path) -> None:
+    write_pooled(tmp_path / 'e.parquet', count=0)
+    run = open_run(tmp_path / 'e.parquet')
+    assert (run.total, run.dimensions) == (0, 6)
+    assert len(read_embeddings(run.path)) == 0
+
+
+def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r'no such file.*interrupted'):
+        open_run(tmp_path / 'none.parquet')
+    with pytest.raises(SourceError, match='no feature map'):
+        open_run(tmp_path)
+    (tmp_path / 'text.parquet').write_text('text')
+    with pytest.raises(SourceError, match='cannot be read as GeoParquet'):
+        open_run(tmp_path / 'text.parquet')
+    (tmp_path / 'text.tif').write_text('text')
+    with pytest.raises(SourceError, match='cannot be read'):
+        open_run(tmp_path / 'text.tif')
+    gpd.GeoDataFrame(
+        {'id': ['a']}, geometry=[shapely.Point(0, 0)], crs=4326
+    ).to_parquet(tmp_path / 'points.parquet')
+    with pytest.raises(SourceError, match='no column embedding'):
+        open_run(tmp_path / 'points.parquet')
+
+
+def test_chips_are_found_by_id_point_and_number() -> None:
+    chips = gpd.GeoDataFrame({'id': ['a', 'b', 'b', '0'], 'point_id': [7, 8, 9, 1]})
+    assert find_chip(chips, 'a') == 0
+    assert find_chip(chips, '0') == 3
+    assert find_chip(chips, '8') == 1
+    assert find_chip(chips, '2') == 2
+    for name, message in (
+        ('b', 'id of 2 chips'),
+        ('c', 'none of the 4'),
+        ('4', 'to 3'),
+    ):
+        with pytest.raises(SpecError, match=message):
+            find_chip(chips, name)
+
+
+def test_rows_are_spread_over_all() -> None:
+    assert spread(0, 5).tolist() == []
+    assert spread(3, 5).tolist() == [0, 1, 2]
+    assert spread(101, 3).tolist() == [0, 50, 100]
+
+
+def test_recorded_bands_are_those_of_the_images() -> None:
+    assert recorded_bands(PROVENANCE) == (3, 2, 1)
+    for broken in ({}, {'source': 'x'}, {'source': {'sources': [{'bands': ['B4']}]}}):
+        assert recorded_bands(broken) == (1, 2, 3)
