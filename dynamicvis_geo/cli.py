@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
     name = arguments.command.replace('-', '_')
-    command = importlib.import_module(f'dynamicvis_geo.commands.{name}')
     try:
+        command = importlib.import_module(f'dynamicvis_geo.commands.{name}')
         code: int | None = command.run(arguments)
     except DynamicVisGeoError as error:
         if arguments.debug:
