@@ -20,9 +20,10 @@ from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict
 
 
-def write(tmp_path: Path, chips: Any) -> Path:
+def write(tmp_path: Path, chips: Any, dtype: str = 'float32') -> Path:
     path = tmp_path / 'out.parquet'
-    predict(EmbeddingWriter(path), chips, Task(dimensions=7), collate_fn=collate)
+    writer = EmbeddingWriter(path, dtype=dtype)
+    predict(writer, chips, Task(dimensions=7), collate_fn=collate)
     return path
 
 
@@ -122,19 +123,20 @@ def test_duckdb_reads_it(tmp_path: Path, make_chips: MakeChips) -> None:
 @pytest.mark.parametrize(
     'name', ['ClayEmbeddings', 'MajorTOMEmbeddings', 'EarthEmbeddings']
 )
-@pytest.mark.parametrize('dated', [True, False])
+@pytest.mark.parametrize(
+    ('dated', 'dtype'), [(True, 'float32'), (False, 'float32'), (True, 'float16')]
+)
 def test_embedding_datasets_of_torchgeo(
-    tmp_path: Path, make_chips: MakeChips, name: str, dated: bool
+    tmp_path: Path, make_chips: MakeChips, name: str, dated: bool, dtype: str
 ) -> None:
     import torchgeo.datasets
 
     if not hasattr(torchgeo.datasets, name):
         pytest.skip(f'this TorchGeo has no {name}')
-    chips = make_chips(dated=dated)
-    path = write(tmp_path, chips)
+    path = write(tmp_path, make_chips(dated=dated), dtype)
     dataset = getattr(torchgeo.datasets, name)(path)
     assert len(dataset) == 6
-    centre = chips.chips.iloc[4]
+    centre = gpd.read_parquet(path).iloc[4]
     sample = dataset[4]
     assert sample['embedding'].shape == (7,)
     assert sample['embedding'].dtype.is_floating_point
