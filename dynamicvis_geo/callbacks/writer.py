@@ -207,6 +207,8 @@ class EmbeddingWriter(BasePredictionWriter):
         self.summary = None
         output = getattr(pl_module, 'output', None)
         self.check(output if isinstance(output, str) else None)
+        # Not before all processes have looked at what is there.
+        trainer.strategy.barrier('EmbeddingWriter: output checked')
         token = self._take(trainer)
         chips = planned_chips(trainer)
         self._run = Run(token, trainer, pl_module, chips)
