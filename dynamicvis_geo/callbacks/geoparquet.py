@@ -27,8 +27,8 @@ The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the prove
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,20 @@ class GeoParquetWriter:
         # Closing writes, and writing may be what has failed (a full disk).
         with suppress(OSError):
             self._file.close()
+
+
+@contextmanager
+def steady_memory() -> Iterator[None]:
+    """Have PyArrow give back what it needs no more.
+
+    Its own pools keep memory for the next time, a tenth of what a run needs.
+    """
+    pool = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(pool)
 
 
 def write_geoparquet(

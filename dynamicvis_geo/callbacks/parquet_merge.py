@@ -1,5 +1,6 @@
 """Many files of pooled embeddings into one, sorted along a Hilbert curve."""
 
+import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dynamicvis_geo.callbacks.geoparquet import Extent, GeoParquetWriter
+from dynamicvis_geo.callbacks.geoparquet import (
+    Extent,
+    GeoParquetWriter,
+    steady_memory,
+)
 
 #: Bytes of embeddings in a row group: a sixteenth of the file, within these bounds. One
 #: row group at a time is in memory.
-ROW_GROUP_BYTES = (16 * 2**20, 128 * 2**20)
+ROW_GROUP_BYTES = (4 * 2**20, 128 * 2**20)
 
 # Rows that are read, or whose place on the curve is computed, at a time.
 _READ_ROWS = 2048
@@ -48,24 +53,43 @@ def merge_parts(
         dimensions: Length of an embedding.
     """
     try:
-        schema, extent = _copy(parts, scratch)
-        with pa.memory_map(str(scratch)) as mapped:
-            rows = _Rows(pa.ipc.open_file(mapped))
-            order = _order(rows)
-            width = schema.field('embedding').type.value_type.bit_width // 8
-            size = dimensions * width
-            least, most = ROW_GROUP_BYTES
-            group = int(np.clip(len(order) * size // 16, least, most)) // size
-            writer = GeoParquetWriter(target, schema, extent, provenance)
-            try:
-                for part in _pieces(order, max(1, group)):
-                    writer.write(rows.take(part))
-            except BaseException:
-                writer.abort()
-                raise
-            writer.close()
+        with steady_memory():
+            _merge(parts, target, scratch, provenance, dimensions)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _merge(
+    parts: Sequence[Path],
+    target: Path,
+    scratch: Path,
+    provenance: dict[str, Any],
+    dimensions: int,
+) -> None:
+    schema, extent = _copy(parts, scratch)
+    with scratch.open('rb') as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    rows = _Rows(pa.ipc.open_file(pa.py_buffer(mapped)))
+    order = _order(rows)
+    width = schema.field('embedding').type.value_type.bit_width // 8
+    size = dimensions * width
+    least, most = ROW_GROUP_BYTES
+    group = int(np.clip(len(order) * size // 16, least, most)) // size
+    writer = GeoParquetWriter(target, schema, extent, provenance)
+    try:
+        for part in _pieces(order, max(1, group)):
+            writer.write(rows.take(part))
+            _let_go(mapped)
+    except BaseException:
+        writer.abort()
+        raise
+    writer.close()
+
+
+def _let_go(mapped: mmap.mmap) -> None:
+    """Let the system take back the memory that mapped rows were read into."""
+    if hasattr(mmap, 'MADV_DONTNEED'):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _copy(parts: Sequence[Path], scratch: Path) -> tuple[pa.Schema, Extent]:
@@ -75,7 +99,8 @@ def _copy(parts: Sequence[Path], scratch: Path) -> tuple[pa.Schema, Extent]:
     with pa.OSFile(str(scratch), 'wb') as file, pa.ipc.new_file(file, schema) as out:
         for part in parts:
             with pq.ParquetFile(part) as source:
-                for batch in source.iter_batches(_READ_ROWS):
+                # Each thread of PyArrow would keep memory of its own.
+                for batch in source.iter_batches(_READ_ROWS, use_threads=False):
                     out.write_batch(batch.cast(schema))
                     extent.add(batch)
     return schema, extent

@@ -15,6 +15,7 @@ from dynamicvis_geo.callbacks.geoparquet import (
     GeoParquetWriter,
     embedding_schema,
     embedding_table,
+    steady_memory,
     write_geoparquet,
 )
 from dynamicvis_geo.callbacks.parquet_merge import merge_parts
@@ -77,11 +78,12 @@ class GeoParquetParts:
         if not self._buffer or chips is None:
             return
         batch = Predictions.concatenate(self._buffer)
-        rows = chips.rows(batch.chip)
-        table = embedding_table(rows, batch.embedding, batch.valid_fraction, job.dtype)
+        rows, features = chips.rows(batch.chip), batch.embedding
         name = f'part-{job.run}-{job.rank:05d}-{self._count:06d}.parquet'
-        folder = _parts_folder(job.target)
-        write_geoparquet(folder / name, table, self._provenance())
+        with steady_memory():
+            table = embedding_table(rows, features, batch.valid_fraction, job.dtype)
+            path = _parts_folder(job.target) / name
+            write_geoparquet(path, table, self._provenance())
         self._buffer = []
         self._count += 1
 
