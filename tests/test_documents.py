@@ -1,45 +1,36 @@
 """Every code block of the README and of docs/ is run, or listed here."""
 
 import ast
+import os
+import re
 import shutil
 import subprocess
 import sys
 import types
-import warnings
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import ee
-import ee.deprecation
-import google.auth.credentials
 import pytest
-import torch
 import yaml
 
 from dynamicvis_geo import cli
-from dynamicvis_geo.models import BackboneConfig, weights
 from tests.documents.blocks import PAGES, ROOT, Block, arguments, blocks
-from tests.documents.material import MADE, write_inputs
+from tests.documents.fixtures import earth, inputs, small_backbones
+from tests.documents.material import MADE
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.fixtures import running_server, server
 
-__all__ = ('running_server', 'server')
+__all__ = ('earth', 'inputs', 'running_server', 'server', 'small_backbones')
 
-#: Programs of others, and what needs a machine, a network or an account that tests lack.
+#: Programs of others, and what needs a machine, network or account that tests lack.
 NOT_RUN = {
     'make demo',
     'make test',
-    'make docs',
     'pip install .',
-    "pip install 'dynamicvis-geo[zarr]'",
-    "pip install 'dynamicvis-geo[upstream]'",
+    "pip install '.[zarr]'",
     'earthengine authenticate',
-    'earthengine authenticate --auth_mode=notebook',
     'earthengine set_project my-project',
     '.venv/bin/python -m tests.earthengine_server',
     'sbatch embed.slurm',
-    'export EARTHENGINE_PROJECT=my-project',
 }
 
 #: Commands of ours that are read, not run: they start other processes, or need the
@@ -49,10 +40,11 @@ READ_ONLY = ('--devices', '--nodes', 'verify')
 #: Blocks that are no Python, console or YAML: language, page, and how many.
 OTHER = {
     ('bash', 'running-at-scale.md'): 2,
-    ('text', 'running-at-scale.md'): 1,
     ('text', 'troubleshooting.md'): None,
     ('text', 'concepts.md'): 1,
 }
+
+_PROGRAM = r'dynamicvis-geo |dynamicvis_geo\.cli '
 
 #: What the shell sees where it is not 0.
 CODES = {'--on-missing skip': (0, 3), '--retry-failed': (0, 3)}
@@ -65,48 +57,9 @@ NEEDS = {
     'concepts.md': ('embeddings.parquet', 'maps'),
 }
 
-RUN = [page for page in PAGES if {'python', 'console'} & {b.language for b in blocks(page)}]
-
-
-@pytest.fixture(scope='session')
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp('inputs')
-    write_inputs(folder)
-    return folder
-
-
-@pytest.fixture
-def earth(
-    server: EarthEngineServer, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[EarthEngineServer]:
-    """Earth Engine as a user has it who is logged in: it is the server."""
-    nothing = ee.deprecation.DeprecatedAsset('', None, None, None)
-    monkeypatch.setattr(ee.deprecation, 'deprecated_assets', {'': nothing})
-    ee.Reset()
-    anonymous = google.auth.credentials.AnonymousCredentials()
-    ee.Initialize(anonymous, project='my-project', url=server.url)
-    yield server
-    ee.Reset()
-
-
-@pytest.fixture
-def small_backbones(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every backbone is untrained and takes small images."""
-    make = weights._random_backbone
-
-    def small(config: BackboneConfig) -> object:
-        return make(replace(config, weights='random', checkpoint=None, img_size=64))
-
-    monkeypatch.setattr(weights, '_random_backbone', small)
-    monkeypatch.setattr(weights, '_pretrained_backbone', small)
-    monkeypatch.setattr('dynamicvis_geo.embedding._loaded', [])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    show, filters = warnings.showwarning, warnings.filters[:]
-    yield
-    warnings.showwarning = show
-    warnings.filters[:] = filters
-    torch.set_num_threads(threads)
+RUN = [
+    page for page in PAGES if {'python', 'console'} & {b.language for b in blocks(page)}
+]
 
 
 @pytest.mark.usefixtures('earth', 'small_backbones')
@@ -182,11 +135,9 @@ def test_scripts_are_bash(page: Path) -> None:
         if block.language != 'bash':
             continue
         subprocess.run(['bash', '-n'], input=block.code, text=True, check=True)
-        ours = [line for line in block.commands if 'dynamicvis-geo' in line]
-        assert ours
-        for line in ours:
-            words = line.partition('dynamicvis-geo ')[2]
-            cli._parse(words.split())
+        (ours,) = (line for line in block.commands if re.search(_PROGRAM, line))
+        given = re.split(_PROGRAM, ours)[1]
+        cli._parse(given.split())
 
 
 def test_messages_are_those_of_the_code() -> None:
@@ -203,3 +154,20 @@ def test_messages_are_those_of_the_code() -> None:
         for part in ' '.join(block.code.split()).split('...'):
             words = part.strip()
             assert any(words in text for text in known), f'line {block.line}: {words!r}'
+
+
+def test_documentation_is_built(tmp_path: Path) -> None:
+    """Links, anchors, and the docstrings of the reference."""
+    subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', tmp_path],
+        cwd=ROOT,
+        env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'},
+        check=True,
+    )
+    page = (tmp_path / 'reference' / 'callbacks.html').read_text(encoding='utf-8')
+    assert 'flush_seconds' in page
+    page = (tmp_path / 'reference' / 'commands.html').read_text(encoding='utf-8')
+    assert '--retry-failed' in page
+    for path in tmp_path.rglob('*.html'):
+        text = path.read_text(encoding='utf-8')
+        assert not re.search(r'<(script|link|img)[^>]*(src|href)="https?:', text), path

@@ -42,6 +42,6 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def arguments(command: str) -> list[str] | None:
-    """Give the arguments of a ``dynamicvis-geo`` line, None if it is another program."""
+    """Give the arguments of a ``dynamicvis-geo`` line, None for another program."""
     program, *rest = shlex.split(command)
     return rest if Path(program).name == 'dynamicvis-geo' else None
