@@ -17,6 +17,7 @@ help:
 	@echo 'make demo    embed a synthetic scene with random weights; writes demo-output/'
 	@echo 'make test    run the tests'
 	@echo 'make lint    check style and types'
+	@echo 'make docs    build the documentation into build/docs'
 	@echo 'make clean   remove the environments and what was made here'
 	@echo
 	@echo 'The first run creates $(VENV) and installs into it (PyTorch is a few GB).'
@@ -35,6 +36,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+.PHONY: docs
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
 
 # The interpreter that would be used, for scripts.
 .PHONY: python
