@@ -2,9 +2,9 @@
 
 A run of two processes over some hundred chips, with faults on the image server, is
 killed (SIGKILL) at random moments, the parent or one of its processes, and started
-again, until it has been killed as often as asked for; then it may end. Its table must
-equal that of an undisturbed run, row by row. Linux only. From the root of the
-repository: ``python -m benchmarks.interruptions``.
+again, until it ends; then another such run begins, until there were as many kills as
+asked for. Each table must equal that of an undisturbed run, row by row. Linux only.
+From the root of the repository: ``python -m benchmarks.interruptions``.
 """
 
 import argparse
@@ -93,10 +93,15 @@ def family(process: int) -> list[int]:
     return [process, *children]
 
 
-def disturb(path: Path, url: str, options: argparse.Namespace) -> int:
+def disturb(
+    path: Path,
+    url: str,
+    options: argparse.Namespace,
+    chance: random.Random,
+    most: int,
+) -> int:
     """Kill runs until there were enough, or one has ended; return how many."""
-    chance = random.Random(options.seed)
-    for kills in range(options.kills):
+    for kills in range(most):
         process = start(url, path, options)
         folder = Path(f'{path}.partial')
         known = set(folder.glob('part-*.parquet'))
@@ -115,8 +120,8 @@ def disturb(path: Path, url: str, options: argparse.Namespace) -> int:
         process.wait()
         finished = len(list(folder.glob('part-*.parquet')))
         who = 'parent' if victim == process.pid else 'child'
-        print(f'kill {kills + 1}: {who}; {finished} parts on disk', flush=True)
-    return options.kills
+        print(f'{path.stem}, kill {kills + 1}: {who}; {finished} parts', flush=True)
+    return most
 
 
 def main() -> None:
@@ -132,19 +137,28 @@ def main() -> None:
         job(options.url, options.job, options.chips, options.processes)
         return
     with tempfile.TemporaryDirectory() as folder, EarthEngineServer() as server:
-        undisturbed, disturbed = Path(folder, 'a.parquet'), Path(folder, 'b.parquet')
+        undisturbed = Path(folder, 'undisturbed.parquet')
         assert start(server.url, undisturbed, options).wait() == 0
+        expected = gpd.read_parquet(undisturbed)
         server.set(kinds=FAULTS, rate=0.1)
-        kills = disturb(disturbed, server.url, options)
-        last = start(server.url, disturbed, options).wait()
-        if last != 0:
-            print(disturbed.with_suffix('.log').read_text()[-5000:])
-        one, two = gpd.read_parquet(undisturbed), gpd.read_parquet(disturbed)
-        left = [entry.name for entry in Path(folder).iterdir()]
-        print(f'killed {kills} times; last run ended with {last}')
-        print(f'rows: {len(one)} undisturbed, {len(two)} disturbed')
-        print(f'equal, row by row: {one.equals(two)}')
-        print(f'files: {sorted(left)}')
+        chance, kills, run = random.Random(options.seed), 0, 0
+        while kills < options.kills:
+            run += 1
+            path = Path(folder, f'run-{run}.parquet')
+            more = disturb(path, server.url, options, chance, options.kills - kills)
+            kills += more
+            code = start(server.url, path, options).wait()
+            if code != 0:
+                print(path.with_suffix('.log').read_text()[-5000:])
+            table = gpd.read_parquet(path)
+            left = sorted(e.name for e in Path(folder).glob(f'*run-{run}.*'))
+            print(
+                f'{path.stem}: killed {more} times, ended with {code}; {len(table)} of '
+                f'{len(expected)} rows; equal row by row: {table.equals(expected)}; '
+                f'files: {", ".join(left)}',
+                flush=True,
+            )
+        print(f'{kills} kills in {run} runs')
 
 
 if __name__ == '__main__':
