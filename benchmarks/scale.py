@@ -102,7 +102,9 @@ def watch(
             tenth = memory
         if done >= chips and not ended:
             ended = time.perf_counter()
-        last, most = memory or last, max(most, memory)
+        if not (folder / 'returned').exists():
+            # What Python does when it ends is no part of the run.
+            last, most = memory or last, max(most, memory)
         time.sleep(0.05)
     if job.returncode:
         raise subprocess.CalledProcessError(job.returncode, command)

@@ -91,6 +91,7 @@ def main() -> None:
     task = FeatureExtraction(nn.Conv2d(3, 768, 16, 16))
     data = ChipDataModule([(dataset, sampler)], batch_size=32)
     trainer.predict(task, datamodule=data, return_predictions=False)
+    (folder / 'returned').touch()
 
 
 if __name__ == '__main__':
