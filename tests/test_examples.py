@@ -52,7 +52,7 @@ def test_scripts(
         return capsys.readouterr().out
 
     plots = inputs / 'plots.csv'
-    assert 'written=36' in run('embed_points.py', plots, 'plots.parquet')
+    assert 'written=25' in run('embed_points.py', plots, 'plots.parquet')
     assert 'logistic' in run('linear_probe.py', 'plots.parquet', plots, 'cover')
     assert run('similar_places.py', 'plots.parquet').count('\n') == 5
     assert Path('plots.png').exists()

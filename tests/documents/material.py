@@ -15,16 +15,16 @@ COVERS = ('bare', 'forest', 'water')
 
 def write_inputs(folder: Path) -> None:
     """Write what a user has before the first command."""
-    scene = synthetic_scene(1024)
+    scene = synthetic_scene(768)
     write_scene(folder / 'scene.tif', scene)
     (folder / 'folder-of-scenes').mkdir()
     for day in ('20220607', '20220712'):
         write_scene(folder / 'folder-of-scenes' / f'S2_{day}_T33UUP.tif', scene)
     corner = gpd.GeoSeries.from_xy([384_000], [5_401_600], crs='EPSG:32633')
-    places = _lattice(8, corner.translate(1000, -1000), 1100)
+    places = _lattice(5, corner.translate(1000, -1000), 1300)
     _write_plots(folder / 'sites.csv', places)
     # Far from each other, so that blocks of kilometres divide them.
-    _write_plots(folder / 'plots.csv', _lattice(6, corner.translate(0, -60_000), 9000))
+    _write_plots(folder / 'plots.csv', _lattice(5, corner.translate(0, -60_000), 9000))
     region = gpd.GeoDataFrame({'name': ['lake']}, geometry=[shapely.box(*REGION)])
     region.set_crs('EPSG:4326').to_file(folder / 'region.geojson')
     make_checkpoint(folder / 'weights.pth')
