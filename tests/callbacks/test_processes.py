@@ -148,7 +148,7 @@ def test_ctrl_c_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
     hold.touch()
     job = start(path, '--hold', str(hold), '--processes', '1')
     folder = tmp_path / 'a.parquet.partial'
-    wait_for(lambda: len(list(folder.glob('part-*.parquet'))) >= 2, job)
+    wait_for(lambda: len(list(folder.glob('part-*.parquet'))) == 5, job)
     job.send_signal(signal.SIGINT)
     log = job.communicate(timeout=60)[0].decode()
     assert job.returncode == 1
