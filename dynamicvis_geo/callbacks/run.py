@@ -1,6 +1,8 @@
 """What belongs to one run of a writer."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -30,6 +32,8 @@ class Run:
         self.chips = chips
         source = {} if chips is None else chips.provenance
         self.provenance = run_provenance(trainer, module, source)
+        #: What made the output that was there before.
+        self.existing: Mapping[str, Any] | None = None
         self.fresh = False
         self.before = 0
         self.started = time.monotonic()

@@ -242,7 +242,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
     def _begin(self, run: Run) -> None:
         """Check the settings, and say in the folder what is being made."""
-        existing = existing_provenance(self._folder)
+        existing = run.existing = existing_provenance(self._folder)
         if existing is not None:
             if run.chips is not None:
                 check_settings(self._folder, existing, run.provenance, self.dtype)
@@ -253,8 +253,11 @@ class EmbeddingWriter(BasePredictionWriter):
         # Not before all processes have read what was there.
         run.trainer.strategy.barrier('EmbeddingWriter: settings checked')
         if run.trainer.is_global_zero:
-            stored = {**run.provenance, 'data_type': self.dtype}
-            self._folder.begin(run.token, stored)
+            self._say_what_is_made(run)
+
+    def _say_what_is_made(self, run: Run) -> None:
+        stored = {**run.provenance, 'data_type': self.dtype}
+        self._folder.begin(run.token, stored)
 
     def _restrict(self, chips: ChipTable) -> int:
         """Leave out of the chips what is finished; return how many of them are."""
@@ -289,11 +292,7 @@ class EmbeddingWriter(BasePredictionWriter):
             return run
         loaders = trainer.predict_dataloaders
         if run.chips is None and loaders is not None:
-            run.chips = find_chip_table(loaders)
-            run.provenance['source'] = dict(run.chips.provenance)
-            existing = existing_provenance(self._folder)
-            if existing is not None and not run.fresh:
-                check_settings(self._folder, existing, run.provenance, self.dtype)
+            self._find_chips(run, loaders)
         job = Job(
             self.path,
             trainer.global_rank,
@@ -310,6 +309,23 @@ class EmbeddingWriter(BasePredictionWriter):
             sink, self.flush_chips, self.flush_seconds, self._pulse
         )
         return run
+
+    def _find_chips(self, run: Run, loaders: Any) -> None:
+        """Make up for what could not be done before there were dataloaders."""
+        run.chips = find_chip_table(loaders)
+        run.provenance['source'] = dict(run.chips.provenance)
+        if run.existing is not None:
+            check_settings(self._folder, run.existing, run.provenance, self.dtype)
+        if run.trainer.is_global_zero:
+            self._say_what_is_made(run)
+        finished = len(self._kind.finished(self.path))
+        if finished and run.trainer.is_global_zero:
+            _logger.warning(
+                '%d chips are finished, and may be computed again: the data module '
+                'shows its chips only when the run has begun. Give it an attribute '
+                'chips, or its ChipDataset skip=writer.finished()',
+                finished,
+            )
 
     def _pulse(self) -> None:
         """Make sure that this process should still write."""

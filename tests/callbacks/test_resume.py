@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -6,9 +7,11 @@ import geopandas as gpd
 import pytest
 import torch
 from filelock import FileLock
-from torch.utils.data import Subset
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader, Subset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter, run_folder
+from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
@@ -121,6 +124,35 @@ def test_a_collate_function_of_others_meets_no_missing_sample(tmp_path: Path) ->
     predict(EmbeddingWriter(path), Chips(5))
     predict(EmbeddingWriter(path), Chips(9), collate_fn=strict)
     assert len(values(path)) == 9
+
+
+class OwnDataModule(LightningDataModule):
+    """Shows its chips to nobody before the run."""
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Chips(9), batch_size=2, collate_fn=collate)
+
+
+def test_data_modules_of_others_are_continued_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / 'a.parquet'
+    for task in (Task(fail_at=2, error=RuntimeError('the model failed')), Task()):
+        trainer = Trainer(
+            accelerator='cpu',
+            devices=1,
+            callbacks=[EmbeddingWriter(path)],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        with suppress(RuntimeError):
+            trainer.predict(task, datamodule=OwnDataModule(), return_predictions=False)
+    assert values(path) == {f'chip-{i}': float(i) for i in range(9)}
+    assert len(gpd.read_parquet(path)) == 9
+    assert 'skip=writer.finished()' in caplog.text
+    assert read_provenance(path)['source']['dataset'] == 'stand-in'
 
 
 # Other settings.
