@@ -34,7 +34,10 @@ class Run:
         self.provenance = run_provenance(trainer, module, source)
         #: What made the output that was there before.
         self.existing: Mapping[str, Any] | None = None
+        #: Whether nothing was there before.
         self.fresh = False
+        #: Whether a run was there that did not end: it may have left finished parts.
+        self.interrupted = False
         self.before = 0
         self.started = time.monotonic()
         self.parent = Parent(trainer.global_rank)

@@ -242,6 +242,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
     def _begin(self, run: Run) -> None:
         """Check the settings, and say in the folder what is being made."""
+        run.interrupted = self._folder.read() is not None
         existing = run.existing = existing_provenance(self._folder)
         if existing is not None:
             if run.chips is not None:
@@ -398,7 +399,7 @@ class EmbeddingWriter(BasePredictionWriter):
         self._folder.require(run.token)
         others = run.others(self._folder)
         written = self.written + sum(map(int, others.texts('flushed')))
-        if written or run.fresh or not self._is_complete():
+        if written or run.interrupted or not self._is_complete():
             sink.complete()
         failed = merge_failures(self.path, self._kind.finished(self.path))
         self.summary = RunSummary(

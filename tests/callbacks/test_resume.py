@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Subset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter, run_folder
+from dynamicvis_geo.callbacks.formats import FORMATS
 from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import read_provenance
@@ -124,6 +126,34 @@ def test_a_collate_function_of_others_meets_no_missing_sample(tmp_path: Path) ->
     predict(EmbeddingWriter(path), Chips(5))
     predict(EmbeddingWriter(path), Chips(9), collate_fn=strict)
     assert len(values(path)) == 9
+
+
+@OUTPUTS
+def test_an_extension_that_lacked_only_its_completion_is_completed(
+    tmp_path: Path,
+    name: str,
+    output: str,
+    format_: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / name
+    predict(EmbeddingWriter(path, format_), Chips(3), Task(output))
+    writer = EmbeddingWriter(path, format_)
+    with monkeypatch.context() as patch:
+        patch.setattr(FORMATS[writer.format], 'complete', full)
+        with pytest.raises(OutputError, match='No space left'):
+            predict(writer, Chips(8), Task(output))
+    chips = Chips(8)
+    last = EmbeddingWriter(path, format_)
+    predict(last, chips, Task(output))
+    assert chips.asked == []
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    count = len(values(path)) if output == 'pooled' else len(list(path.glob('*.tif')))
+    assert count == 8
+
+
+def full(sink: Any) -> None:
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 class OwnDataModule(LightningDataModule):
