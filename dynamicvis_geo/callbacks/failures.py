@@ -1,6 +1,6 @@
 """Chips whose image could not be had, listed beside the output."""
 
-import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from dynamicvis_geo.callbacks.geoparquet import read_keys
 from dynamicvis_geo.callbacks.predictions import ChipTable, Failure
-from dynamicvis_geo.callbacks.run_folder import run_folder_of
+from dynamicvis_geo.callbacks.run_folder import run_folder_of, whole_file
 from dynamicvis_geo.chip_keys import chip_keys, join_keys
 
 _COLUMNS = ['id', 'point_id', 'reason', 'message', 'datetime', 'start', 'end', 'crs']
@@ -37,13 +37,10 @@ class FailureLog:
         self._name = f'failures-{run}-{rank:05d}'
         self._held: list[Failure] = []
         self._count = 0
-        #: Failures that this process has met.
-        self.total = 0
 
     def add(self, failures: tuple[Failure, ...]) -> None:
         """Take the failures of a batch."""
         self._held += failures
-        self.total += len(failures)
 
     def flush(self, chips: ChipTable | None) -> None:
         """Put what was taken on disk."""
@@ -65,25 +62,16 @@ class FailureLog:
 
 def failed_keys(target: Path) -> pa.StringArray:
     """Return the keys of all chips that have failed and are listed."""
-    found = []
-    for path in _parts(target):
-        table = pq.read_table(path)
-        points = table['point_id'] if 'point_id' in table.column_names else None
-        found.append(
-            chip_keys(
-                table['id'].combine_chunks(),
-                None if points is None else points.combine_chunks(),
-            )
-        )
-    return join_keys(found)
+    return join_keys([read_keys(path) for path in _parts(target)])
 
 
-def merge_failures(target: Path, finished: pa.StringArray) -> int:
+def merge_failures(target: Path, finished: Callable[[], pa.StringArray]) -> int:
     """Bring the list of failures up to date.
 
     Args:
         target: The output.
-        finished: Keys of all chips that are finished: they have failed no more.
+        finished: Gives the keys of all chips that are finished and have failed no
+            more; called if there are failures.
 
     Returns:
         Number of chips that are listed; without any there is no file.
@@ -92,11 +80,12 @@ def merge_failures(target: Path, finished: pa.StringArray) -> int:
     parts = _parts(target)
     if not parts:
         return 0
+    done_keys = finished()
     frames = [gpd.read_parquet(part) for part in parts]
     frame = gpd.GeoDataFrame(pd.concat(frames, ignore_index=True), crs='EPSG:4326')
     points = frame.get('point_id')
     keys = chip_keys(frame['id'].tolist(), None if points is None else list(points))
-    done = pc.is_in(keys, finished).to_numpy(zero_copy_only=False)
+    done = pc.is_in(keys, done_keys).to_numpy(zero_copy_only=False)
     frame = frame[~done].assign(key=keys.filter(pa.array(~done)).to_pylist())
     # The latest failure of a chip tells why.
     frame = frame.drop_duplicates('key', keep='last').drop(columns='key')
@@ -114,10 +103,5 @@ def _parts(target: Path) -> list[Path]:
 
 
 def _write(frame: gpd.GeoDataFrame, path: Path) -> None:
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
+    with whole_file(path) as temporary:
         frame.to_parquet(temporary, index=False, write_covering_bbox=True)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

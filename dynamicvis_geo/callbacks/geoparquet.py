@@ -26,11 +26,10 @@ The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the prove
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import geopandas as gpd
 import numpy as np
@@ -41,6 +40,8 @@ import pyarrow.parquet as pq
 import pyproj
 import shapely
 
+from dynamicvis_geo.callbacks.run_folder import whole_file
+from dynamicvis_geo.chip_keys import chip_keys
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
 
@@ -244,14 +245,14 @@ class GeoParquetWriter:
             rows = table.replace_schema_metadata(self._schema.metadata)
             self._file.write_table(rows, row_group_size=table.num_rows)
 
-    def close(self) -> None:
-        """Finish the file."""
-        self._file.close()
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
 
-    def abort(self) -> None:
-        """Let go of the file, which is then of no use."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the file, or let go of it if writing has failed."""
         # Closing writes, and writing may be what has failed (a full disk).
-        with suppress(OSError):
+        with nullcontext() if kind is None else suppress(OSError):
             self._file.close()
 
 
@@ -285,22 +286,32 @@ def write_geoparquet(
     """
     extent = Extent()
     extent.add(table)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    with (
+        whole_file(path) as temporary,
+        GeoParquetWriter(temporary, table.schema, extent, provenance) as writer,
+    ):
+        for first in range(0, table.num_rows, row_group or max(1, table.num_rows)):
+            writer.write(table.slice(first, row_group).combine_chunks())
+
+
+def read_keys(path: Path) -> pa.StringArray:
+    """Return the keys of all rows of a file.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
     try:
-        writer = GeoParquetWriter(temporary, table.schema, extent, provenance)
-        try:
-            for first in range(0, table.num_rows, row_group or max(1, table.num_rows)):
-                writer.write(table.slice(first, row_group).combine_chunks())
-        except BaseException:
-            writer.abort()
-            raise
-        writer.close()
-        with temporary.open('rb') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        names = pq.read_schema(path).names
+        columns = [name for name in ('id', 'point_id') if name in names]
+        table = pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"'{path}' cannot be read ({error}): it was damaged after it was written; "
+            'remove it, and its chips are computed again'
+        ) from error
+    ids = table['id'].combine_chunks()
+    points = table['point_id'].combine_chunks() if 'point_id' in columns else None
+    return chip_keys(ids, points)
 
 
 def _geo_metadata(extent: Extent) -> str:

@@ -75,15 +75,10 @@ def _merge(
     size = dimensions * width
     least, most = ROW_GROUP_BYTES
     group = int(np.clip(len(order) * size // 16, least, most)) // size
-    writer = GeoParquetWriter(target, schema, extent, provenance)
-    try:
+    with GeoParquetWriter(target, schema, extent, provenance) as writer:
         for part in _pieces(order, max(1, group)):
             writer.write(rows.take(part))
             _let_go(mapped)
-    except BaseException:
-        writer.abort()
-        raise
-    writer.close()
 
 
 def _let_go(mapped: mmap.mmap) -> None:

@@ -15,6 +15,7 @@ from dynamicvis_geo.callbacks.geoparquet import (
     GeoParquetWriter,
     embedding_schema,
     embedding_table,
+    read_keys,
     steady_memory,
     write_geoparquet,
 )
@@ -22,8 +23,7 @@ from dynamicvis_geo.callbacks.parquet_merge import merge_parts
 from dynamicvis_geo.callbacks.predictions import Predictions
 from dynamicvis_geo.callbacks.run_folder import run_folder_of, write_atomically
 from dynamicvis_geo.callbacks.sink import Job
-from dynamicvis_geo.chip_keys import chip_keys, join_keys
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.chip_keys import join_keys
 from dynamicvis_geo.provenance import (
     PARQUET_METADATA_FILE,
     describe_embeddings,
@@ -64,7 +64,7 @@ class GeoParquetParts:
     @classmethod
     def finished(cls, target: Path) -> pa.StringArray:
         """Keys of the rows in the file, if there is one, and in all parts."""
-        return join_keys([_keys(path) for path in _files(target)])
+        return join_keys([read_keys(path) for path in _files(target)])
 
     def write(self, predictions: Predictions) -> None:
         """Keep a batch until the next flush."""
@@ -122,7 +122,8 @@ class GeoParquetParts:
         none = np.empty(0, np.int64)
         points = chips is not None and 'point_id' in chips.rows(none)
         schema = embedding_schema(self.dimensions, points, self.job.dtype)
-        GeoParquetWriter(path, schema, Extent(), self._provenance()).close()
+        with GeoParquetWriter(path, schema, Extent(), self._provenance()):
+            pass
 
     def _provenance(self) -> dict[str, Any]:
         described = describe_embeddings('chip', self.dimensions, self.job.dtype)
@@ -161,18 +162,3 @@ def _files(target: Path) -> list[Path]:
     if not target.suffix:
         found += sorted(target.glob('data-*.parquet'))
     return found
-
-
-def _keys(path: Path) -> pa.StringArray:
-    try:
-        names = pq.read_schema(path).names
-        columns = [name for name in ('id', 'point_id') if name in names]
-        table = pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(
-            f"'{path}' cannot be read ({error}): it was damaged after it was written; "
-            'remove it, and its chips are computed again'
-        ) from error
-    ids = table['id'].combine_chunks()
-    points = table['point_id'].combine_chunks() if 'point_id' in columns else None
-    return chip_keys(ids, points)

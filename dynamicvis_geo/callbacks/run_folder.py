@@ -144,15 +144,20 @@ class RunFolder:
             shutil.rmtree(self._old)
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that appears whole, and is on disk when this returns."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to; the file appears under its own when it is on disk."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
-        with temporary.open('wb') as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open('rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that appears whole, and is on disk when this returns."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)

@@ -401,7 +401,7 @@ class EmbeddingWriter(BasePredictionWriter):
         written = self.written + sum(map(int, others.texts('flushed')))
         if written or run.interrupted or not self._is_complete():
             sink.complete()
-        failed = merge_failures(self.path, self._kind.finished(self.path))
+        failed = merge_failures(self.path, lambda: self._kind.finished(self.path))
         self.summary = RunSummary(
             path=self.path,
             written=written,
