@@ -85,7 +85,10 @@ def merge_failures(target: Path, finished: Callable[[], pa.StringArray]) -> int:
     frame = gpd.GeoDataFrame(pd.concat(frames, ignore_index=True), crs='EPSG:4326')
     points = frame.get('point_id')
     keys = chip_keys(frame['id'].tolist(), None if points is None else list(points))
-    done = pc.is_in(keys, done_keys).to_numpy(zero_copy_only=False)
+    # Outputs with one file a chip know nothing of points.
+    done = pc.or_(
+        pc.is_in(keys, done_keys), pc.is_in(pa.array(frame['id']), done_keys)
+    ).to_numpy(zero_copy_only=False)
     frame = frame[~done].assign(key=keys.filter(pa.array(~done)).to_pylist())
     # The latest failure of a chip tells why.
     frame = frame.drop_duplicates('key', keep='last').drop(columns='key')

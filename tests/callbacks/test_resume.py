@@ -257,13 +257,14 @@ class Failing(Task):
         return {**kept, 'failures': failures}
 
 
+@pytest.mark.parametrize('points', [False, True])
 @OUTPUTS
 def test_failures_are_listed_left_alone_and_tried_again(
-    tmp_path: Path, name: str, output: str, format_: str | None
+    tmp_path: Path, name: str, output: str, format_: str | None, points: bool
 ) -> None:
     path = tmp_path / name
     writer = EmbeddingWriter(path, format_)
-    predict(writer, Chips(9), Failing(output))
+    predict(writer, Chips(9, points=points), Failing(output))
     assert writer.summary is not None
     assert (writer.summary.written, writer.summary.failed) == (6, 3)
     listed = gpd.read_parquet(writer.failures)
@@ -272,7 +273,7 @@ def test_failures_are_listed_left_alone_and_tried_again(
     assert listed['message'][1] == 'no imagery of 3'
     assert listed.geometry.is_valid.all()
 
-    chips = Chips(10)
+    chips = Chips(10, points=points)
     again = EmbeddingWriter(path, format_)
     predict(again, chips, Task(output))
     assert chips.asked == [9]
