@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.mamba import MambaBlock
 from dynamicvis_geo.models.mamba2 import HeadGroups
-from dynamicvis_geo.models.scan_forms import check_scan
+from dynamicvis_geo.models.scan_forms import check_scan, resolve_scan
 
 OutType = Literal['featmap', 'avg_featmap']
 #: Where the global tokens stand in the sequence that Mamba sees.
@@ -308,6 +308,22 @@ class DynamicVis(nn.Module):
         """Channels of each returned map."""
         return tuple(self.widths[stage] for stage in self.out_indices)
 
+    def can_fuse(self, x: Tensor) -> bool:
+        """Say whether the forward of *x* takes the fused kernels for CUDA GPUs.
+
+        They serve the configurations that were released, without gradients; see
+        :func:`dynamicvis_geo.models.fused_triton.can_fuse`.
+        """
+        if not x.is_cuda or torch.compiler.is_compiling():
+            return False
+        if self.scan == 'torch' or resolve_scan(self.scan, 'cuda') != 'triton':
+            return False
+        if self.pos_embed is not None and tuple(x.shape[-2:]) != self.img_size:
+            return False
+        from dynamicvis_geo.models import fused_triton
+
+        return fused_triton.can_fuse(self.layers, x)
+
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, ...]:
@@ -346,6 +362,12 @@ class DynamicVis(nn.Module):
     def _forward_together(
         self, x: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, ...]:
+        if self.can_fuse(x):
+            from dynamicvis_geo.models.fused_triton import run_stages
+
+            every = run_stages(self.layers, self.pos_embed, x)
+            maps = [every[stage].contiguous() for stage in self.out_indices]
+            return self._outputs(maps)
         maps = []
         for stage, parts in enumerate(self.layers):
             patch_embed, mixers, norm = cast(nn.ModuleList, parts)
@@ -358,8 +380,11 @@ class DynamicVis(nn.Module):
             x = norm(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)
             if stage in self.out_indices:
                 maps.append(x)
+        return self._outputs(maps)
+
+    def _outputs(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
         if self.out_type == 'avg_featmap':
-            return (self.post_meanpool_norm(x.mean((-2, -1))),)
+            return (self.post_meanpool_norm(maps[-1].mean((-2, -1))),)
         return tuple(maps)
 
     def _check_grid(self, grid: tuple[int, int], x: Tensor) -> None:

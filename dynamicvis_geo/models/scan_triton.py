@@ -37,11 +37,13 @@ _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = 'cpu' if _INTERPRETED else 'cuda'
 _CHANNELS = 32
 # States times tokens that a lane works on at once: enough to overlap their latencies,
-# and few enough for the registers (170 of 255 on sm_80 and sm_90, nothing spilled).
+# and few enough for the registers, of which three warps a scheduler leave 168 each
+# (nothing spilled on sm_80 and sm_90).
 _ELEMENTS = 64
+_REGISTERS = 168
 # States of a lane; more are shared out among warps.
 _STATES = 32
-_CONV_TOKENS, _CONV_CHANNELS = 64, 64
+_CONV_TOKENS, _CONV_CHANNELS = 32, 64
 _LOG2_E = tl.constexpr(math.log2(math.e))
 # Programs for each multiprocessor: with _BUSY, one pass keeps its four schedulers at
 # work; _FULL is what chunks aim at.
@@ -109,8 +111,7 @@ def count_chunks(programs: int, length: int, processors: int) -> int:
     return chunks if chunks > 2 else 1
 
 
-@torch.library.custom_op('dynamicvis_geo::triton_selective_scan', mutates_args=())
-def _selective_scan(
+def launch_scan(
     u: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -118,22 +119,29 @@ def _selective_scan(
     C: Tensor,
     D: Tensor,
     dt_bias: Tensor,
-    gate: Tensor,
+    gate: Tensor | None,
 ) -> Tensor:
+    """Run the kernels of the scan, without its gate if there is none."""
     directions, batch, length, channels = u.shape
     states = A.shape[1]
-    scan.check_scan_shapes(u, dt, A, B, C, D, dt_bias, gate)
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     if out.numel() == 0:
         return out
     # Rows of B and C in 16 bits are rarely aligned to the 4 bytes that a copy ahead of
     # time needs; as float32 they are, and they are small.
-    u, dt, gate = (_rows(t) for t in (u, dt, gate))
+    u, dt = _rows(u), _rows(dt)
     A, B, C, D, dt_bias = (_rows(t.float()) for t in (A, B, C, D, dt_bias))
+    gate = None if gate is None else _rows(gate)
     padded = triton.next_power_of_2(states)
-    tile = max(1, _ELEMENTS // padded)
     sequences, blocks = directions * batch, triton.cdiv(channels, _CHANNELS)
-    chunks = count_chunks(sequences * blocks, length, _processors(u.device))
+    programs, processors = sequences * blocks, _processors(u.device)
+    chunks = count_chunks(programs, length, processors)
+    width, elements = _CHANNELS, _ELEMENTS
+    if chunks == 1 and programs < _FULL * processors:
+        # Two lanes share the states of a channel, so that more warps have work.
+        width, elements = _CHANNELS // 2, 2 * _ELEMENTS
+        blocks = triton.cdiv(channels, width)
+    tile = max(1, elements // padded)
     chunk = tile * triton.cdiv(length, chunks * tile)
     chunks = triton.cdiv(length, chunk)
     # What the first pass leaves for the second: for each chunk, the state that it adds,
@@ -147,13 +155,53 @@ def _selective_scan(
                 *(u, dt, A.contiguous(), B, C, D, dt_bias, gate, out, added, spans),
                 *(batch, length, channels, states, chunk),
                 *(s for t in (u, dt, B, C) for s in t.stride()[:3]),
-                *gate.stride()[:2],
+                *((0, 0) if gate is None else gate.stride()[:2]),
                 OUTPUT=output,
                 TILE=tile,
                 STATES=padded,
-                CHANNELS=_CHANNELS,
+                CHANNELS=width,
                 num_warps=max(1, min(padded // _STATES, 16)),
+                maxnreg=_REGISTERS,
             )
+    return out
+
+
+@torch.library.custom_op('dynamicvis_geo::triton_selective_scan', mutates_args=())
+def _selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    gate: Tensor,
+) -> Tensor:
+    scan.check_scan_shapes(u, dt, A, B, C, D, dt_bias, gate)
+    return launch_scan(u, dt, A, B, C, D, dt_bias, gate)
+
+
+def launch_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
+) -> Tensor:
+    """Run the kernel of the convolution."""
+    batch, length, channels = x.shape
+    taps = weight.shape[-1]
+    out = torch.empty((directions, *x.shape), dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    x = _rows(x)
+    blocks = triton.cdiv(channels, _CONV_CHANNELS)
+    with torch.cuda.device_of(x):
+        _conv_kernel[(triton.cdiv(length, _CONV_TOKENS), blocks, batch)](
+            *(x, weight, bias, out),
+            *(batch, length, channels, *x.stride()[:2]),
+            *(weight.stride(0), weight.stride(2)),
+            DIRECTIONS=directions,
+            TAPS=taps,
+            TILE=_CONV_TOKENS,
+            CHANNELS=_CONV_CHANNELS,
+        )
     return out
 
 
@@ -161,23 +209,8 @@ def _selective_scan(
 def _causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> Tensor:
-    batch, length, channels = x.shape
-    taps = weight.shape[-1]
     scan.check_conv_shapes(x, weight, bias, directions)
-    out = torch.empty((directions, *x.shape), dtype=x.dtype, device=x.device)
-    if out.numel() == 0:
-        return out
-    x = _rows(x)
-    blocks = triton.cdiv(channels, _CONV_CHANNELS)
-    with torch.cuda.device_of(x):
-        _conv_kernel[(triton.cdiv(length, _CONV_TOKENS), blocks, directions * batch)](
-            *(x, weight.contiguous(), bias, out),
-            *(batch, length, channels, *x.stride()[:2]),
-            TAPS=taps,
-            TILE=_CONV_TOKENS,
-            CHANNELS=_CONV_CHANNELS,
-        )
-    return out
+    return launch_conv(x, weight, bias, directions)
 
 
 @_selective_scan.register_fake
@@ -199,7 +232,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, directions: int) -> Tensor
     return x.new_empty((directions, *x.shape))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['batch'])
 def _scan_kernel(
     u,
     dt,
@@ -258,7 +291,8 @@ def _scan_kernel(
     dt += direction * dt_direction + sample * dt_sample + i[None, :]
     B += direction * B_direction + sample * B_sample + j[None, :]
     C += direction * C_direction + sample * C_sample + j[None, :]
-    gate += sample * gate_sample + i[None, :]
+    if gate is not None:
+        gate += sample * gate_sample + i[None, :]
     out += sequence * length * channels + i[None, :]
     spans += sequence * tl.num_programs(2) * channels + i
     added += sequence * tl.num_programs(2) * states * channels
@@ -292,10 +326,13 @@ def _scan_kernel(
         state = tl.sum(tl.where((row == TILE - 1)[:, None, None], s, 0.0), 0)
         if OUTPUT:
             c = tl.load(C + token[:, None] * C_token, has_tj, 0.0)
-            z = tl.load(gate + token[:, None] * gate_token, has_ti, 0.0).to(tl.float32)
             y = tl.sum(s * c[:, :, None], 1) + skip[None, :] * x
-            y = (y * _silu(z)).to(out.dtype.element_ty)
-            tl.store(out + token[:, None] * channels, y, has_ti)
+            if gate is not None:
+                z = tl.load(gate + token[:, None] * gate_token, has_ti, 0.0)
+                y *= silu(z.to(tl.float32))
+            tl.store(
+                out + token[:, None] * channels, y.to(out.dtype.element_ty), has_ti
+            )
         else:
             span += tl.sum(step, 0)
     if not OUTPUT:
@@ -303,7 +340,8 @@ def _scan_kernel(
         tl.store(spans + part * channels, span, has_i)
 
 
-@triton.jit
+# Another batch size must not compile anew: it is no constant, and no multiple of 16.
+@triton.jit(do_not_specialize=['batch'])
 def _conv_kernel(
     x,
     weight,
@@ -314,33 +352,43 @@ def _conv_kernel(
     channels,
     x_sample,
     x_token,
+    weight_channel,
+    weight_tap,
+    DIRECTIONS: tl.constexpr,
     TAPS: tl.constexpr,
     TILE: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Convolve a [TILE, CHANNELS] piece of one sequence, in one direction."""
-    sequence = tl.program_id(2).to(tl.int64)
-    direction, sample = sequence // batch, sequence % batch
-    token = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    """Convolve a [TILE, CHANNELS] piece of one sequence, in all directions."""
+    sample = tl.program_id(2).to(tl.int64)
+    token = tl.program_id(0) * TILE + tl.arange(0, TILE)
     i = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     has_i = i < channels
     x += sample * x_sample + i[None, :]
+    weight += i * weight_channel
     total = tl.zeros([TILE, CHANNELS], tl.float32)
     if bias is not None:
         total += tl.load(bias + i, has_i, 0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(TAPS):
-        source = token + (1 - 2 * direction) * (tap - (TAPS - 1))
+    forward, reverse = total, total
+    for offset in tl.static_range((TAPS - 1) * DIRECTIONS + 1):
+        source = token + (offset - (TAPS - 1))
         inside = (source >= 0) & (source < length)
         window = tl.load(
             x + source[:, None] * x_token, inside[:, None] & has_i[None, :], 0.0
-        )
-        factor = tl.load(weight + i * TAPS + tap, has_i, 0.0)
-        total += window.to(tl.float32) * factor.to(tl.float32)[None, :]
-    tl.store(
-        out + (sequence * length + token[:, None]) * channels + i[None, :],
-        _silu(total).to(out.dtype.element_ty),
-        (token < length)[:, None] & has_i[None, :],
-    )
+        ).to(tl.float32)
+        if offset < TAPS:
+            factor = tl.load(weight + offset * weight_tap, has_i, 0.0)
+            forward += window * factor.to(tl.float32)[None, :]
+        if offset >= TAPS - 1:
+            mirrored = 2 * (TAPS - 1) - offset
+            factor = tl.load(weight + mirrored * weight_tap, has_i, 0.0)
+            reverse += window * factor.to(tl.float32)[None, :]
+    out += (sample * length + token[:, None]) * channels + i[None, :]
+    has = (token < length)[:, None] & has_i[None, :]
+    tl.store(out, silu(forward).to(out.dtype.element_ty), has)
+    if DIRECTIONS == 2:
+        out += batch.to(tl.int64) * length * channels
+        tl.store(out, silu(reverse).to(out.dtype.element_ty), has)
 
 
 @triton.jit
@@ -350,8 +398,9 @@ def _follow(decay_1, state_1, decay_2, state_2):
 
 
 @triton.jit
-def _silu(x):
-    return x / (1 + tl.exp(-x))
+def silu(x):  # noqa: ANN201
+    """Multiply by the logistic function."""
+    return x / (1 + tl.exp2(-x * _LOG2_E))
 
 
 @triton.jit
@@ -361,7 +410,7 @@ def _softplus(x):
     log1p(e) = 2 artanh(w) with w = e / (2 + e) <= 1/3: seven terms of its power series
     leave a relative error below 2e-8.
     """
-    e = tl.exp(-tl.abs(x))
+    e = tl.exp2(-tl.abs(x) * _LOG2_E)
     w = e / (2 + e)
     square = w * w
     series = square * (1 / 13) + 1 / 11

@@ -4,10 +4,13 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
+from dynamicvis_geo.models.dynamicvis import DynamicVis
+from dynamicvis_geo.models.graphs import GraphedForward
 from dynamicvis_geo.models.weights import load_backbone
 from dynamicvis_geo.tasks.sharding import refuse_unsharded
 from dynamicvis_geo.transforms import Preprocess
@@ -60,6 +63,8 @@ class FeatureExtraction(LightningModule):
         )
         self.requires_grad_(False)
         self.eval()
+        self._copies: torch.cuda.Stream | None = None
+        self._graphs = GraphedForward(self.backbone, self._last_map)
         # In a run with more processes than chips, some get none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         #: What the features are made of, ready for JSON.
@@ -103,6 +108,11 @@ class FeatureExtraction(LightningModule):
         Returns:
             float32 ``[B, D, h, w]``; ``[B, D]`` if the backbone gives vectors.
         """
+        if isinstance(self.backbone, DynamicVis) and self.backbone.can_fuse(x):
+            return self._graphs(x)
+        return self._last_map(x)
+
+    def _last_map(self, x: Tensor) -> Tensor:
         maps = self.backbone(x)
         last: Tensor = maps[-1] if isinstance(maps, tuple | list) else maps
         return last.float()
@@ -123,6 +133,21 @@ class FeatureExtraction(LightningModule):
         if self.pooling == 'mean':
             return features.mean((2, 3))
         return features.amax((2, 3))
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Copy page-locked batches to a GPU while it computes the one before."""
+        if device.type != 'cuda':
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        current = torch.cuda.current_stream(device)
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(device)
+        with torch.cuda.stream(self._copies):
+            moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        current.wait_stream(self._copies)
+        apply_to_collection(moved, Tensor, lambda t: t.record_stream(current))
+        return moved
 
     def on_predict_start(self) -> None:
         """Refuse dataloaders that the processes of a run cannot share.

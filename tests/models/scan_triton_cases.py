@@ -78,7 +78,8 @@ def test_small_steps_are_exact() -> None:
     )
     expected = reference_scan(inputs)
     error = (run_scan(inputs) - expected).abs() / expected.abs()
-    assert error.max() < 3e-6
+    # The argument of exp2, up to 87, is rounded to 24 bits.
+    assert error.max() < 6e-6
 
 
 @pytest.mark.usefixtures('chunks')
