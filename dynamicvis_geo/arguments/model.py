@@ -5,6 +5,7 @@ from pathlib import Path
 from dynamicvis_geo.arguments.common import (
     Commands,
     add_device,
+    add_precision,
     add_weights,
     command,
 )
@@ -51,6 +52,7 @@ def _add_verify(commands: Commands) -> None:
     )
     add_weights(parser)
     add_device(parser)
+    add_precision(parser)
 
 
 def _add_convert(commands: Commands) -> None:

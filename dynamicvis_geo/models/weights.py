@@ -24,20 +24,13 @@ from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.models.dynamicvis import DynamicVis
+from dynamicvis_geo.models.identity import TAKEN_OVER
 from dynamicvis_geo.models.upstream import build_upstream, upstream_source
 from dynamicvis_geo.transforms import Preprocess
 
 #: Seed of the weights of ``weights='random'``.
 RANDOM_SEED = 0
 
-# Arguments that BackboneConfig has no fields for; they follow the checkpoint.
-_TAKEN_OVER = (
-    'global_token_cfg',
-    'is_softmax_on_x',
-    'layer_cfgs',
-    'norm_topk_prob',
-    'spatial_token_keep_ratios',
-)
 # The errors of whichever HTTP library this version of huggingface_hub has, and OSError.
 _TRANSPORT_ERRORS = cast(
     tuple[type[Exception], ...], (OSError, *HfHubHTTPError.__bases__)
@@ -77,11 +70,17 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
         'implementation': config.implementation,
         'feature_kind': 'featmap',
         'dtype': 'float32',
+        'settings': model.settings,
         'parameters': _statistics(model),
     }
     if config.implementation == 'upstream':
         official = _official_backbone(config, model, provenance)
-        provenance['upstream_commit'] = upstream_source(type(official))['commit']
+        source = upstream_source(type(official))
+        provenance['upstream_commit'] = source.commit
+        provenance['upstream_edited'] = source.edited
+        if model.mamba2:
+            # Not ours to set: transformers groups them otherwise on CPUs and on GPUs.
+            provenance['settings']['mamba2_head_groups'] = 'by device'
         return official, provenance
     provenance['scan'] = model.scan
     if 'shuffle' in model.path_type:
@@ -179,7 +178,7 @@ def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, 
         source['revision'] = _commit_of(path)
     checkpoint = read_checkpoint(path, config.sha256)
     _check(config, checkpoint)
-    taken_over = {k: v for k, v in checkpoint.settings.items() if k in _TAKEN_OVER}
+    taken_over = {k: v for k, v in checkpoint.settings.items() if k in TAKEN_OVER}
     model = _build(config, checkpoint.arch, taken_over)
     keys = load_into(model, checkpoint)
     trained = checkpoint.img_size
@@ -202,7 +201,7 @@ def _official_backbone(
 ) -> nn.Module:
     """Build the official class with the weights and the settings of the native one."""
     trained = provenance.get('trained_settings', {})
-    settings = {name: trained[name] for name in _TAKEN_OVER if name in trained}
+    settings = {name: trained[name] for name in TAKEN_OVER if name in trained}
     official = build_upstream(config, model.arch, settings)
     official.load_state_dict(model.state_dict())
     return official

@@ -78,7 +78,7 @@ def test_cloned_class_works_and_the_environment_is_left_as_found(
     )
     assert modules_of(*STAND_INS) == {}
     assert (sys.meta_path, sys.path) == (finders, paths)
-    assert upstream_source(cls)['commit'] == commit
+    assert upstream_source(cls).commit == commit
 
     model: Any = cls(img_size=16, layer_cfgs={'use_mambapy': False})
     x = torch.randn(2, 3, 16, 16)
@@ -169,7 +169,7 @@ def test_installed_official_code_is_found(
     # As with PYTHONPATH=repository: its own, failing mmdet is importable as well.
     monkeypatch.syspath_prepend(str(folder))
     cls = load_upstream_class(repo_cache=tmp_path / 'cache', auto_download=False)
-    assert upstream_source(cls)['file'] == str(folder / 'dynamicvis/models/models.py')
+    assert upstream_source(cls).file == folder / 'dynamicvis/models/models.py'
     assert not (tmp_path / 'cache').exists()
 
 
@@ -180,7 +180,7 @@ def test_repo_path_comes_before_installed_code(
     mine = tmp_path / 'mine'
     shutil.copytree(folder, mine)
     cls = load_upstream_class(mine)
-    assert upstream_source(cls)['file'] == str(mine / 'dynamicvis/models/models.py')
+    assert upstream_source(cls).file == mine / 'dynamicvis/models/models.py'
 
 
 def test_wrong_repo_path(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_official_weights_are_fetched_and_loaded(hub: Hub, official: Path) -> No
     assert statistics['absmax'] == pytest.approx(float(values.abs().max()))
     assert provenance.pop('training')['epoch'] == 170
     assert provenance.pop('trained_settings')['path_type'] == 'forward_reverse_mean'
+    assert provenance.pop('settings') == backbone.settings
     assert provenance == {
         'weights': 'pretrained',
         'repository': REPO,
