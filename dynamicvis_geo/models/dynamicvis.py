@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.mamba import MambaBlock
 from dynamicvis_geo.models.mamba2 import HeadGroups, Mamba2Mixer
-from dynamicvis_geo.models.scan_forms import check_scan, resolve_scan
+from dynamicvis_geo.models.scan import needs_gradients
+from dynamicvis_geo.models.scan_forms import (
+    check_scan,
+    resolve_scan,
+    tell_cost_of_gradients,
+)
 
 OutType = Literal['featmap', 'avg_featmap']
 #: Where the global tokens stand in the sequence that Mamba sees.
@@ -388,6 +393,8 @@ class DynamicVis(nn.Module):
         if generator is None and 'shuffle' in self.path_type:
             generator = torch.Generator().manual_seed(self.shuffle_seed)
         traced = torch.compiler.is_compiling()
+        if not traced and needs_gradients((x, *self.parameters())):
+            tell_cost_of_gradients(self.scan, x.device.type)
         if traced or x.device.type != 'cpu' or x.shape[0] < 2:
             return self._forward_together(x, generator)
         start = None if generator is None else generator.get_state()
