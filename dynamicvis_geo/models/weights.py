@@ -179,7 +179,15 @@ def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, 
     checkpoint = read_checkpoint(path, config.sha256)
     _check(config, checkpoint)
     taken_over = {k: v for k, v in checkpoint.settings.items() if k in TAKEN_OVER}
-    model = _build(config, checkpoint.arch, taken_over)
+    try:
+        model = _build(config, checkpoint.arch, taken_over)
+    except (AttributeError, TypeError, ValueError) as error:
+        # If it is not the file, this raises what is wrong with the configuration.
+        _build(config, checkpoint.arch, {})
+        raise CheckpointError(
+            f'{path} was trained with settings of which no backbone can be built '
+            f'({taken_over}: {error}): give another file'
+        ) from error
     keys = load_into(model, checkpoint)
     trained = checkpoint.img_size
     return model, {

@@ -348,6 +348,18 @@ def test_model_without_token_selection_runs_as_it_was_trained(
         torch.testing.assert_close(backbone(x), reference(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('ratios', ['5', '[8, 4]', "['a', 4, 2, 1]"])
+def test_settings_of_the_file_that_cannot_be_built(tmp_path: Path, ratios: str) -> None:
+    content = mmengine_content(official_state_dict(stages=1))
+    content['meta']['cfg'] = content['meta']['cfg'].replace('[8, 4, 2, 1]', ratios)
+    path = save_mmengine(tmp_path / 'x.pth', content)
+    message = _error(replace(SMALL, checkpoint=path))
+    assert f'{path} was trained with settings of which no backbone can be built' in (
+        message
+    )
+    assert 'spatial_token_keep_ratios' in message
+
+
 def test_loading_is_silent(official: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('error')
