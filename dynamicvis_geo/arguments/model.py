@@ -28,7 +28,10 @@ def _add_info(commands: Commands) -> None:
         'inspect a checkpoint without building a model.',
     )
     parser.add_argument(
-        '--checkpoint', type=Path, metavar='FILE', help='inspect this file instead'
+        '--checkpoint',
+        metavar='FILE|hf://OWNER/NAME[/FILE]',
+        help='inspect this file instead; of a Hugging Face repository, list the '
+        'checkpoints, or fetch and inspect one',
     )
     add_weights(parser)
     add_device(parser)
