@@ -440,6 +440,8 @@ class DynamicVis(nn.Module):
             )
         for stage in self.layers[: max(frozen_stages, 0)]:
             stage.requires_grad_(False)
+        if frozen_stages == len(self.layers) and self.out_type == 'avg_featmap':
+            self.post_meanpool_norm.requires_grad_(False)
 
 
 def _mixer_settings(

@@ -172,6 +172,13 @@ def test_gradients_reach_every_weight_but_the_frozen_stages(
         assert (parameter.grad is None) == name.startswith(frozen), name
 
 
+def test_frozen_whole_a_model_learns_its_position_embedding_only() -> None:
+    with torch.device('meta'):
+        model = DynamicVis(out_type='avg_featmap', frozen_stages=4)
+    learning = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert learning == ['pos_embed']
+
+
 def test_settings_are_those_of_the_modules() -> None:
     with torch.device('meta'):
         plain = DynamicVis('base', img_size=128).settings
