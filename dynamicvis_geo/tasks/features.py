@@ -194,17 +194,18 @@ def _describe(backbone: nn.Module) -> dict[str, Any]:
     described = known or {
         'implementation': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
         'parameters': sum(parameter.numel() for parameter in backbone.parameters()),
-        'tensors': _sha256(backbone),
     }
     if isinstance(backbone, DynamicVis):
         described = described | {'settings': backbone.settings}
+        if known is None:
+            described['tensors'] = _sha256(backbone)
     return described
 
 
-def _sha256(module: nn.Module) -> str:
-    """Digest names and values of all tensors: nothing else tells which they are."""
+def _sha256(model: DynamicVis) -> str:
+    """Digest names and values of all weights: nothing else tells which they are."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
