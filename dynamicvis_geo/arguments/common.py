@@ -41,6 +41,16 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_precision(group: argparse._ActionsContainer) -> None:
+    """Add ``--precision``."""
+    group.add_argument(
+        '--precision',
+        choices=('32-true', 'bf16-mixed'),
+        default='32-true',
+        help='of the backbone (default: 32-true)',
+    )
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides how fast a backbone runs, and where."""
     group = parser.add_argument_group('running')
@@ -79,12 +89,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='no progress bar, and of messages only warnings and the last line',
     )
-    group.add_argument(
-        '--precision',
-        choices=('32-true', 'bf16-mixed'),
-        default='32-true',
-        help='of the backbone (default: 32-true)',
-    )
+    add_precision(group)
 
 
 def positive(text: str) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from dynamicvis_geo.arguments.common import (
     Commands,
     add_device,
+    add_precision,
     add_weights,
     command,
 )
@@ -27,7 +28,10 @@ def _add_info(commands: Commands) -> None:
         'inspect a checkpoint without building a model.',
     )
     parser.add_argument(
-        '--checkpoint', type=Path, metavar='FILE', help='inspect this file instead'
+        '--checkpoint',
+        metavar='FILE|hf://OWNER/NAME[/FILE]',
+        help='inspect this file instead; of a Hugging Face repository, list the '
+        'checkpoints, or fetch and inspect one',
     )
     add_weights(parser)
     add_device(parser)
@@ -51,6 +55,7 @@ def _add_verify(commands: Commands) -> None:
     )
     add_weights(parser)
     add_device(parser)
+    add_precision(parser)
 
 
 def _add_convert(commands: Commands) -> None:

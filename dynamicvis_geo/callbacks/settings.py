@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dynamicvis_geo.models.identity import differing, identity
 from dynamicvis_geo.provenance import jsonable
 
 #: What a source says of the places and times that were asked for. They may differ from
@@ -25,14 +26,8 @@ def settings_of(provenance: Mapping[str, Any], dtype: str | None = None) -> Sett
         all but their places and times.
     """
     plain = jsonable(provenance)
-    run = plain.get('run', {})
-    settings = dict(_flatten('model', plain.get('model', {})))
-    if settings.get('model.backbone.sha256'):
-        # The same weights may have been had from elsewhere.
-        for name in ('repository', 'file', 'revision'):
-            settings.pop(f'model.backbone.{name}', None)
+    settings = identity(plain)
     settings |= _source_settings(plain.get('source', {}))
-    settings['precision'] = run.get('precision')
     settings['dtype'] = dtype or plain.get('data_type')
     return settings
 
@@ -41,8 +36,7 @@ def differences(old: Settings, new: Settings) -> list[tuple[str, str, str]]:
     """Return name, old value and new value of each setting that differs."""
     return [
         (name, _text(old.get(name)), _text(new.get(name)))
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        for name in sorted(differing(old, new))
     ]
 
 

@@ -12,21 +12,45 @@ from dynamicvis_geo.commands.options import (
     torch_device,
     weights_fields,
 )
+from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.checkpoint import read_checkpoint
 from dynamicvis_geo.models.config import BackboneConfig, sources
 from dynamicvis_geo.models.scan_forms import resolve_scan, scan_forms
+from dynamicvis_geo.models.weights import fetch_checkpoint, list_checkpoints
 from dynamicvis_geo.provenance import software_versions
+
+_HUB = 'hf://'
 
 
 def run(arguments: Namespace) -> None:
     """Print the configuration, or what a checkpoint holds."""
     if arguments.checkpoint is not None:
-        print(_table(_checkpoint_rows(arguments.checkpoint)))
+        if arguments.checkpoint.startswith(_HUB):
+            print(_on_the_hub(arguments.checkpoint))
+        else:
+            print(_table(_checkpoint_rows(Path(arguments.checkpoint))))
         return
     device = torch_device(arguments.device)
     config = backbone_config(arguments.weights)
     print(_table(_environment_rows(device, config.scan)), end='\n\n')
     print(_table(_setting_rows(config, weights_fields(arguments.weights))))
+
+
+def _on_the_hub(address: str) -> str:
+    """List the checkpoints of a repository, or inspect one of them."""
+    parts = address.removeprefix(_HUB).strip('/').split('/')
+    if len(parts) < 2:
+        raise SpecError(
+            f'--checkpoint {address!r}: give hf://OWNER/NAME, and /FILE to inspect one '
+            'of its checkpoints (hf://OWNER/NAME@REVISION for another revision)'
+        )
+    owner, name, *file = parts
+    name, _, revision = name.partition('@')
+    repository, revision = f'{owner}/{name}', revision or 'main'
+    if file:
+        path = fetch_checkpoint(repository, '/'.join(file), revision)
+        return _table(_checkpoint_rows(path))
+    return '\n'.join(list_checkpoints(repository, revision)) or 'no checkpoints'
 
 
 def _environment_rows(device: torch.device, scan: str) -> Iterable[tuple[str, ...]]:

@@ -23,7 +23,7 @@ def run(arguments: Namespace) -> int:
     device = torch_device(arguments.device)
     config = backbone_config(arguments.weights)
     images = _read(arguments.images, config.img_size) if arguments.images else None
-    report = verify(config, images, device=device)
+    report = verify(config, images, device=device, precision=arguments.precision)
     print(format_report(report))
     return 0 if report.agrees else DISAGREE
 

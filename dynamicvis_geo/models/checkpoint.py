@@ -49,6 +49,15 @@ _SETTINGS = frozenset(
         'spatial_token_keep_ratios',
     }
 )
+# What reading a configuration raises that is none, or is written in another way.
+_NO_CONFIGURATION = (
+    AttributeError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 _ARCH_OF_WIDTH = {96: 'b', 128: 'l'}
 _FIRST_CONV = 'layers.0.0.projection.weight'
 _FIRST_MIXER = 'layers.0.1.0.spatial_mamba_mixer.'
@@ -105,7 +114,8 @@ def read_checkpoint(path: str | Path, sha256: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: If the file is missing, empty, truncated, a web page, a Git-LFS
             pointer or no checkpoint; if its SHA-256 is another; if loading it could run
-            code; if it holds no DynamicVis backbone, or NaN or infinite values.
+            code; if it holds no DynamicVis backbone, tensors that are no dense
+            floating-point numbers, or NaN or infinite values.
     """
     path = Path(path).expanduser()
     head = _read_head(path)
@@ -118,6 +128,12 @@ def read_checkpoint(path: str | Path, sha256: str | None = None) -> Checkpoint:
     content = _read_safetensors(path) if _is_safetensors(head) else _read_torch(path)
     stored, ignored = _split_prefixes(path, content.tensors)
     arch = _arch_of(path, stored)
+    odd = [name for name, tensor in stored.items() if not _is_dense_float(tensor)]
+    if odd:
+        raise CheckpointError(
+            f'{path} holds tensors that are no dense floating-point numbers '
+            f'({_first_few(odd)}): give a checkpoint that is not quantised or sparse'
+        )
     tensors = {name: _to_float32(tensor) for name, tensor in stored.items()}
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
@@ -309,9 +325,15 @@ def _read_safetensors(path: Path) -> _Content:
         with safetensors.safe_open(path, framework='pt') as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        settings = json.loads(metadata.pop('settings', '{}'))
-        meta = json.loads(metadata.pop('meta', '{}'))
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        # Both are dictionaries in what we write.
+        settings = dict(json.loads(metadata.pop('settings', '{}')))
+        meta = dict(json.loads(metadata.pop('meta', '{}')))
+    except (
+        safetensors.SafetensorError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(
             f'{path} is damaged or cut short ({error}): delete it, and fetch or '
             'convert it again'
@@ -344,20 +366,24 @@ def _read_torch(path: Path) -> _Content:
 
 def _settings_of(config: str) -> dict[str, Any]:
     """Return the backbone's arguments from the text of an MMEngine configuration."""
-    with contextlib.suppress(SyntaxError, ValueError):
+    with contextlib.suppress(*_NO_CONFIGURATION):
         for node in ast.walk(ast.parse(config)):
             if isinstance(node, ast.keyword) and node.arg == 'backbone':
                 arguments = _literal(node.value)
-                if isinstance(arguments, dict):
-                    return {k: v for k, v in arguments.items() if k in _SETTINGS}
+                settings = {k: v for k, v in arguments.items() if k in _SETTINGS}
+                json.dumps(settings)  # raises on other values than plain ones
+                return settings
     return {}
 
 
 def _size_of_grid(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return the image size from the grid that our own models note in a state dict."""
-    modules = getattr(state_dict, '_metadata', {})
-    grid = modules.get('', {}).get('grid') or modules.get('backbone', {}).get('grid')
-    return {'img_size': [4 * side for side in grid]} if grid else {}
+    with contextlib.suppress(AttributeError, KeyError, TypeError):
+        modules = state_dict._metadata  # type: ignore[attr-defined]
+        for module in ('', 'backbone'):
+            if size := _pair(modules.get(module, {}).get('grid')):
+                return {'img_size': [4 * side for side in size]}
+    return {}
 
 
 def _literal(node: ast.expr) -> Any:
@@ -410,14 +436,21 @@ def _img_size_of(
     if 'pos_embed' not in tensors or tensors['pos_embed'].ndim != 3:
         return None
     tokens = tensors['pos_embed'].shape[1]
-    size = (trained, trained) if isinstance(trained, int) else trained
-    if isinstance(size, list | tuple) and len(size) == 2:
-        height, width = (int(side) for side in size)
-        # The first stage's convolution has stride 4.
-        if -(-height // 4) * -(-width // 4) == tokens:
-            return height, width
+    size = _pair((trained, trained) if isinstance(trained, int) else trained)
+    # The first stage's convolution has stride 4.
+    if size and -(-size[0] // 4) * -(-size[1] // 4) == tokens:
+        return size
     side = isqrt(tokens)
-    return (4 * side, 4 * side) if side * side == tokens else None
+    return (4 * side, 4 * side) if side and side * side == tokens else None
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    """Return two positive whole numbers, if they are that."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    if not all(isinstance(side, int) and side > 0 for side in value):
+        return None
+    return value[0], value[1]
 
 
 def _path_type_of(tensors: Mapping[str, Tensor]) -> str | None:
@@ -428,10 +461,18 @@ def _path_type_of(tensors: Mapping[str, Tensor]) -> str | None:
     return gates.get(gate.shape[0])
 
 
+def _is_dense_float(tensor: Tensor) -> bool:
+    return (
+        tensor.is_floating_point()
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_meta)
+    )
+
+
 def _to_float32(tensor: Tensor) -> Tensor:
     """Return a contiguous copy, as the file's tensors may be mapped or share memory."""
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to(dtype).clone(memory_format=torch.contiguous_format)
+    wide = tensor.detach().to(torch.float32)
+    return wide.clone(memory_format=torch.contiguous_format)
 
 
 def _is_finite(tensor: Tensor) -> bool:

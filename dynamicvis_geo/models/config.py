@@ -37,7 +37,8 @@ class BackboneConfig:
 
     Attributes:
         hf_repo: Hugging Face repository of the checkpoint.
-        ckpt_file: File in that repository.
+        ckpt_file: File in that repository. With ``arch='l'``, the default stands for
+            the official files of that size.
         revision: Branch, tag or commit of that repository.
         checkpoint: A local file to load instead.
         weights: ``'pretrained'``, or ``'random'`` for untrained weights under a fixed

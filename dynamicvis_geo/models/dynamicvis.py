@@ -5,6 +5,7 @@ that Mamba sees. Names of parameters are those of the official checkpoints, whic
 without renaming other than their ``backbone.`` prefix.
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,13 @@ from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.mamba import MambaBlock
-from dynamicvis_geo.models.mamba2 import HeadGroups
-from dynamicvis_geo.models.scan_forms import check_scan, resolve_scan
+from dynamicvis_geo.models.mamba2 import HeadGroups, Mamba2Mixer
+from dynamicvis_geo.models.scan import needs_gradients
+from dynamicvis_geo.models.scan_forms import (
+    check_scan,
+    resolve_scan,
+    tell_cost_of_gradients,
+)
 
 OutType = Literal['featmap', 'avg_featmap']
 #: Where the global tokens stand in the sequence that Mamba sees.
@@ -186,8 +192,8 @@ class DynamicVis(nn.Module):
             routing **in training**, a number or the official dict. It does nothing at
             inference and is kept for the record.
         shuffle_seed: seed of the permutations of the ``shuffle`` paths.
-        frozen_stages: the position embedding and the stages up to this one take no
-            gradients.
+        frozen_stages: so many stages, from the first, take no gradients; the position
+            embedding is never frozen. 0 or less freezes nothing.
         loading_loss: accepted as in the official class; acts in training only.
         branch_format: accepted as in the official class, which does not use it.
         channel_token_keep_ratios: accepted as in the official class, which does not use
@@ -236,6 +242,7 @@ class DynamicVis(nn.Module):
         self.img_size = _image_size(img_size)
         self.path_type = path_type
         self.mamba2 = mamba2
+        self.layer_cfgs = dict(layer_cfgs or {})
         self.sampling_scale = sampling_scale
         self.shuffle_seed = shuffle_seed
         check_scan(scan)
@@ -304,6 +311,59 @@ class DynamicVis(nn.Module):
         self._freeze(frozen_stages)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that decide the features, read off the built model, ready for JSON.
+
+        How they are computed (kernel, precision, device) is not among them.
+        """
+        stages = [cast(nn.ModuleList, stage) for stage in self.layers]
+        embeds = [cast(PatchEmbed, stage[0]).projection for stage in stages]
+        mixers = [
+            cast(SparseMixer, cast(nn.Sequential, stage[1])[0]) for stage in stages
+        ]
+        block = cast(MambaBlock, mixers[0].spatial_mamba_mixer)
+        settings: dict[str, Any] = {
+            'arch': self.arch,
+            'img_size': list(self.img_size),
+            'in_channels': embeds[0].in_channels,
+            'patch_sizes': [embed.kernel_size[0] for embed in embeds],
+            'strides': [embed.stride[0] for embed in embeds],
+            'spatial_token_keep_ratios': [mixer.reduction for mixer in mixers],
+            'path_type': self.path_type,
+            'global_token_pos': mixers[0].global_token_position,
+            'global_tokens': [mixer.global_tokens for mixer in mixers],
+            'is_softmax_on_x': mixers[0].is_softmax_on_x,
+            'norm_topk_prob': mixers[0].norm_topk_prob,
+            'mamba2': self.mamba2,
+            'layer_cfgs': _mixer_settings(type(block.mamba_layer), self.layer_cfgs),
+            'out_indices': list(self.out_indices),
+            'out_type': self.out_type,
+            'with_pe': self.pos_embed is not None,
+            'interpolate_mode': self.interpolate_mode,
+            'norm_eps': cast(nn.LayerNorm, stages[0][2]).eps,
+        }
+        if isinstance(block.mamba_layer, Mamba2Mixer):
+            settings['mamba2_head_groups'] = block.mamba_layer.head_groups
+        if 'shuffle' in self.path_type:
+            settings['shuffle_seed'] = self.shuffle_seed
+        return settings
+
+    def numerics(self, device: torch.device) -> dict[str, Any]:
+        """Say how features are computed on a device, ready for JSON.
+
+        Returns:
+            ``kernel``, the form of the scan that runs there, and ``tf32``, whether
+            products or convolutions are rounded to TF32.
+        """
+        return {
+            'kernel': resolve_scan(self.scan, device.type),
+            'tf32': device.type == 'cuda'
+            and (
+                torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+            ),
+        }
+
+    @property
     def feature_channels(self) -> tuple[int, ...]:
         """Channels of each returned map."""
         return tuple(self.widths[stage] for stage in self.out_indices)
@@ -349,6 +409,8 @@ class DynamicVis(nn.Module):
         if generator is None and 'shuffle' in self.path_type:
             generator = torch.Generator().manual_seed(self.shuffle_seed)
         traced = torch.compiler.is_compiling()
+        if not traced and needs_gradients((x, *self.parameters())):
+            tell_cost_of_gradients(self.scan, x.device.type)
         if traced or x.device.type != 'cpu' or x.shape[0] < 2:
             return self._forward_together(x, generator)
         start = None if generator is None else generator.get_state()
@@ -396,10 +458,26 @@ class DynamicVis(nn.Module):
             )
 
     def _freeze(self, frozen_stages: int) -> None:
-        if frozen_stages >= 0 and self.pos_embed is not None:
-            self.pos_embed.requires_grad_(False)
-        for stage in self.layers[: frozen_stages + 1]:
+        if frozen_stages > len(self.layers):
+            raise SpecError(
+                f'frozen_stages={frozen_stages!r}: there are {len(self.layers)} stages '
+                'to freeze, give 0 to 4'
+            )
+        for stage in self.layers[: max(frozen_stages, 0)]:
             stage.requires_grad_(False)
+        if frozen_stages == len(self.layers) and self.out_type == 'avg_featmap':
+            self.post_meanpool_norm.requires_grad_(False)
+
+
+def _mixer_settings(
+    mixer: type[nn.Module], layer_cfgs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Give those arguments of a mixer that decide its features."""
+    return {
+        name: layer_cfgs.get(name, parameter.default)
+        for name, parameter in inspect.signature(mixer).parameters.items()
+        if name not in ('width', 'head_groups', 'chunk_size', 'scan')
+    }
 
 
 def _average_runs(x: Tensor, count: int) -> Tensor:

@@ -1,10 +1,11 @@
 """Forwards recorded as CUDA graphs: a thousand launches become one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 #: A shape of its own graph each; beyond these, calls are not recorded.
 MAX_GRAPHS = 4
@@ -19,30 +20,39 @@ class _Recording:
 
 
 class GraphedForward:
-    """Replay the forward of a frozen module on batches of recurring shape.
+    """Replay a forward on batches of recurring shape.
 
     A shape is recorded when it comes for the second time, so that no memory is spent on
     one that does not recur. A smaller batch of a recorded shape, such as the last of a
     run, is filled up with what the batch before it left, and cut again.
 
-    The features are those of the module itself, but for rounding in batches that are
+    The output is that of the forward itself, but for rounding in batches that are
     filled up: matrix products of another size may add in another order.
 
     Args:
-        module: what is called. Its forward must not depend on the values of its input
-            in any other way than through tensors.
-        forward: gives the output, a tensor whose first axis is the batch.
+        forward: gives the output, a tensor whose first axis is the batch. It must not
+            depend on the values of its input in any other way than through tensors.
+        parameters: gives all tensors that *forward* reads beside its input. When they
+            change, recordings are made anew.
     """
 
-    def __init__(self, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-        self._module, self._forward = module, forward
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        parameters: Callable[[], Iterable[Tensor]],
+    ) -> None:
+        self._forward, self._parameters = forward, parameters
         self._seen: set[tuple[_Kind, int]] = set()
         self._recordings: dict[tuple[_Kind, int], _Recording] = {}
         self._weights: object = None
 
+    def __reduce__(self) -> Any:
+        """Leave recordings behind when copied, or sent to another process."""
+        return GraphedForward, (self._forward, self._parameters)
+
     def __call__(self, image: Tensor) -> Tensor:
         """Give the output for ``[B, ...]``, in memory of its own."""
-        weights = [(p.data_ptr(), _version(p)) for p in self._module.parameters()]
+        weights = [(p.data_ptr(), _version(p)) for p in self._parameters()]
         if weights != self._weights:
             self._seen.clear()
             self._recordings.clear()

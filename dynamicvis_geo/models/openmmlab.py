@@ -37,6 +37,9 @@ T = TypeVar('T')
 def official_imports(root: Path, stand_ins: Collection[str]) -> Iterator[None]:
     """Make the repository at *root* importable as `dynamicvis`, for a moment.
 
+    Its packages are namespaces: their `__init__` files, which load datasets and what
+    these need, are not run.
+
     Only names of `dynamicvis` and *stand_ins* are affected: modules of these names that
     were loaded before are put back afterwards, and no others of these names stay. The
     import path is not touched. What has been imported keeps working.
@@ -80,22 +83,22 @@ class _Finder(MetaPathFinder, Loader):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if fullname == OFFICIAL_PACKAGE:
-            return self._official_spec()
-        if fullname.partition('.')[0] in self.stand_ins:
+        package = fullname.partition('.')[0]
+        if package == OFFICIAL_PACKAGE:
+            return self._official_spec(fullname)
+        if package in self.stand_ins:
             return ModuleSpec(fullname, self, is_package=True)
         return None
 
-    def _official_spec(self) -> ModuleSpec | None:
-        """Locate the package, which need not have an `__init__.py`."""
-        folder = self.root / OFFICIAL_PACKAGE
-        init = folder / '__init__.py'
-        if init.is_file():
-            return spec_from_file_location(
-                OFFICIAL_PACKAGE, init, submodule_search_locations=[str(folder)]
-            )
-        spec = ModuleSpec(OFFICIAL_PACKAGE, None, is_package=True)
-        spec.submodule_search_locations = [str(folder)]
+    def _official_spec(self, fullname: str) -> ModuleSpec | None:
+        place = self.root.joinpath(*fullname.split('.'))
+        file = place.with_name(f'{place.name}.py')
+        if file.is_file():
+            return spec_from_file_location(fullname, file)
+        if not place.is_dir():
+            return None
+        spec = ModuleSpec(fullname, None, is_package=True)
+        spec.submodule_search_locations = [str(place)]
         return spec
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

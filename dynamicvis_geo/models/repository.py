@@ -94,6 +94,18 @@ def repository_commit(root: Path) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
+def is_edited(root: Path) -> bool | None:
+    """Say whether files of the commit at *root* were changed; None if nobody can."""
+    if not (root / '.git').exists() or shutil.which('git') is None:
+        return None
+    # Without optional locks, as the repository may be somebody else's.
+    result = _git(
+        *('--no-optional-locks', '-C', str(root)),
+        *('status', '--porcelain', '--untracked-files=no'),
+    )
+    return bool(result.stdout.strip()) if result.returncode == 0 else None
+
+
 def _is_hash(text: str) -> bool:
     return re.fullmatch('[0-9a-f]{40}', text) is not None
 

@@ -13,6 +13,7 @@ import re
 import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,8 +50,11 @@ _DAMAGED = (
     TypeError,
     AttributeError,
     AssertionError,
+    ArithmeticError,
+    MemoryError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 

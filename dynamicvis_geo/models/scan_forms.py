@@ -88,6 +88,21 @@ def resolve_scan(scan: str, device_type: str) -> str:
     return scan
 
 
+@functools.cache
+def tell_cost_of_gradients(scan: str, device_type: str) -> None:
+    """Warn, once in a process, if gradients take another form than features do."""
+    fastest = resolve_scan(scan, device_type)
+    if fastest in ('c', 'triton'):
+        warnings.warn(
+            'a forward pass that needs gradients runs the selective scan in plain '
+            f'PyTorch, as the form {fastest!r} has none: on the CPU about 4 times the '
+            'time of inference, 10 times with the backward pass, and more memory. If '
+            'features alone are wanted, call it under torch.no_grad() or freeze the '
+            'model with requires_grad_(False)',
+            stacklevel=5,
+        )
+
+
 def check_scan(scan: str) -> None:
     """Raise SpecError unless *scan* is known and, if it names a form, can run here."""
     if scan not in SCANS:

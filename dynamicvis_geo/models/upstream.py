@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dynamicvis_geo.models.repository import (
     checked_clone,
     clone_folder,
     clone_repository,
+    is_edited,
     repository_commit,
 )
 
@@ -139,7 +141,7 @@ def build_upstream(
             model = cls(**arguments)
     except (ImportError, KeyError, TypeError, ValueError) as error:
         raise UpstreamError(
-            f'{_CLASS} of {upstream_source(cls)["file"]} refuses {arguments} '
+            f'{_CLASS} of {upstream_source(cls).file} refuses {arguments} '
             f'({type(error).__name__}: {error}): use {_OFFICIAL}, and run {_INSTALL}'
         ) from error
     _log.debug('%s printed: %s', _CLASS, printed.getvalue())
@@ -149,15 +151,32 @@ def build_upstream(
     return model
 
 
-def upstream_source(cls: type) -> dict[str, str | None]:
-    """Say where an official class comes from.
+@dataclass(frozen=True)
+class UpstreamSource:
+    """Where an official class comes from.
 
-    Returns:
-        `file`, and `commit`: that of the repository around the file, None if there is
-        none.
+    Attributes:
+        file: of the class.
+        commit: of the repository around the file; None if there is none.
+        edited: whether files of the repository differ from those of the commit; None
+            if that cannot be told.
     """
+
+    file: Path
+    commit: str | None
+    edited: bool | None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it is the commit that this package is made for."""
+        return self.commit == BackboneConfig.repo_commit
+
+
+def upstream_source(cls: type) -> UpstreamSource:
+    """Say where an official class comes from."""
     file = Path(cls.__init__.__code__.co_filename)  # type: ignore[misc]
-    return {'file': str(file), 'commit': repository_commit(file.parents[2])}
+    root = file.parents[2]
+    return UpstreamSource(file, repository_commit(root), is_edited(root))
 
 
 def _find_repository(

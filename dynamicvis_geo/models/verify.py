@@ -12,7 +12,11 @@ none. So the comparison is made twice:
   differ from those in float64. The gate logits are compared as well.
 
 The implementations agree if, routed alike, they differ by no more than
-:data:`ROUNDINGS` times that rounding, or :data:`FLOOR`.
+:data:`ROUNDINGS` times that rounding, or :data:`FLOOR`; never by more than
+:data:`CEILING`.
+
+The official code runs in float32, also on CUDA. Ours runs as `predict` runs it, in the
+same precision and under the settings of the process.
 """
 
 import copy
@@ -22,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +35,17 @@ from torch.overrides import TorchFunctionMode
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
+from dynamicvis_geo.models.dynamicvis import DynamicVis
 from dynamicvis_geo.models.mamba2 import Mamba2Mixer
-from dynamicvis_geo.models.upstream import upstream_source
+from dynamicvis_geo.models.upstream import UpstreamSource, upstream_source
 from dynamicvis_geo.models.weights import load_backbone
 
 #: Relative error that is always tolerated, and the one that never is.
-FLOOR, CEILING = 1e-5, 1e-3
+FLOOR, CEILING = 1e-5, 1e-4
 #: Tolerated multiple of our own rounding.
 ROUNDINGS = 10.0
+#: Those that `predict` offers.
+PRECISIONS = ('32-true', 'bf16-mixed')
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ def verify(
     images: Tensor | None = None,
     *,
     device: str | torch.device = 'cpu',
+    precision: str = '32-true',
     count: int = 2,
     seed: int = 0,
 ) -> Report:
@@ -111,6 +119,7 @@ def verify(
         images: normalised images ``[N, 3, H, W]`` of ``config.img_size``; None means
             *count* images of :func:`example_images`.
         device: where both run.
+        precision: of ours, '32-true' or 'bf16-mixed', as a Trainer takes it.
         count: number of generated images.
         seed: of the generated images.
 
@@ -122,41 +131,76 @@ def verify(
     if images is None:
         images = example_images(count, config.img_size, seed)
     official, _ = load_backbone(replace(config, implementation='upstream'))
-    ours, weights = load_backbone(replace(config, implementation='native'))
+    ours, made = load_backbone(replace(config, implementation='native'))
     device = torch.device(device)
-    about = {
-        'weights': str(weights.get('file') or weights['weights']),
-        'official code': '{file} at commit {commit}'.format(
-            **upstream_source(type(official))
-        ),
+    if config.mamba2:
+        _match_head_groups(ours, device)
+    report = compare(
+        official.to(device), ours.to(device), images.to(device), precision=precision
+    )
+    about = _about(made, cast(DynamicVis, ours), upstream_source(type(official)))
+    about |= {
         'device': f'{device}, {torch.get_num_threads()} threads',
+        'precision': f'{precision}, against float32 of the official code',
         'torch': torch.__version__,
     }
-    if config.mamba2:
-        about['mamba2_head_groups'] = _match_head_groups(ours, device)
-    report = compare(official.to(device), ours.to(device), images.to(device))
+    about |= {k: str(v) for k, v in cast(DynamicVis, ours).numerics(device).items()}
     return replace(report, about=about)
 
 
-def compare(official: nn.Module, ours: nn.Module, images: Tensor) -> Report:
+def _about(
+    made: Mapping[str, Any], ours: DynamicVis, source: UpstreamSource
+) -> dict[str, str]:
+    """Say which weights, which settings, and which official code are compared."""
+    settings = ours.settings
+    pinned = 'the pinned one'
+    if not source.is_pinned:
+        pinned = f'NOT the pinned one, {BackboneConfig.repo_commit}'
+    edited = {True: 'EDITED', False: 'as committed', None: 'unknown whether edited'}
+    return {
+        'weights': str(made.get('file') or made['weights']),
+        'SHA-256': str(made.get('sha256') or f'none, seed {made.get("seed")}'),
+        'arch': settings.pop('arch'),
+        'image size': '{} x {}'.format(*settings.pop('img_size')),
+        **{
+            name: ', '.join(map(str, value)) if isinstance(value, list) else str(value)
+            for name, value in settings.items()
+        },
+        'official code': str(source.file),
+        'commit': f'{source.commit} ({pinned})'
+        if source.commit
+        else 'no git repository',
+        'files': edited[source.edited],
+    }
+
+
+def compare(
+    official: nn.Module, ours: nn.Module, images: Tensor, *, precision: str = '32-true'
+) -> Report:
     """Compare two backbones with the official names of submodules.
 
     Args:
         official: the reference, in eval mode.
         ours: what is compared with it, in eval mode; also run in float64.
         images: normalised images ``[N, 3, H, W]``, on the device of both.
+        precision: of ours, '32-true' or 'bf16-mixed', as a Trainer takes it.
 
     Raises:
-        SpecError: if *images* is no batch of images.
+        SpecError: if *images* is no batch of images, or *precision* is another.
     """
     if images.ndim != 4 or not len(images):
         raise SpecError(
             f'images has shape {tuple(images.shape)}: give [N, 3, H, W], N at least 1'
         )
+    if precision not in PRECISIONS:
+        raise SpecError(
+            f'precision={precision!r} is unknown: choose one of {", ".join(PRECISIONS)}'
+        )
     exact = copy.deepcopy(ours).double()
-    with _exact_float32(), torch.inference_mode():
+    with torch.inference_mode():
         results = [
-            _compare_one(official, ours, exact, image) for image in images.split(1)
+            _compare_one(official, ours, exact, image, precision)
+            for image in images.split(1)
         ]
     columns = zip(*(result.differences for result in results), strict=True)
     times = zip(*(result.seconds for result in results), strict=True)
@@ -228,13 +272,18 @@ class _Run:
 
 
 def _compare_one(
-    official: nn.Module, ours: nn.Module, exact: nn.Module, image: Tensor
+    official: nn.Module,
+    ours: nn.Module,
+    exact: nn.Module,
+    image: Tensor,
+    precision: str,
 ) -> Report:
     seed = getattr(ours, 'shuffle_seed', 0)
-    with _StableTopk():
+    with _exact_float32(), _StableTopk():
         reference = _run(official, image, seed)
-    own = _run(ours, image, seed)
-    alike = _run(ours, image, seed, reference.logits)
+    with torch.autocast(image.device.type, torch.bfloat16, precision == 'bf16-mixed'):
+        own = _run(ours, image, seed)
+        alike = _run(ours, image, seed, reference.logits)
     # Weights that are equal in float32 are to stay so, or the order would differ.
     routing = {
         name: F.softmax(logits, dim=1).double().log()
@@ -381,7 +430,7 @@ def _worst(differences: Sequence[Difference]) -> Difference:
     return replace(worst, own_routing=max(own, default=None))
 
 
-def _match_head_groups(ours: nn.Module, device: torch.device) -> str:
+def _match_head_groups(ours: nn.Module, device: torch.device) -> None:
     """Let our Mamba-2 group its heads as the official code does on this device."""
     module = 'transformers.models.mamba2.modeling_mamba2'
     kernels = device.type == 'cuda' and import_module(module).is_fast_path_available
@@ -389,7 +438,6 @@ def _match_head_groups(ours: nn.Module, device: torch.device) -> str:
     for mixer in ours.modules():
         if isinstance(mixer, Mamba2Mixer):
             mixer.head_groups = groups
-    return f'{groups}, as the official code has it on {device.type}'
 
 
 def _synchronize(device: torch.device) -> None:

@@ -1,13 +1,14 @@
 """Fetching the official weights, and building the backbone that they are for."""
 
+import contextlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -24,20 +25,15 @@ from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.models.dynamicvis import DynamicVis
+from dynamicvis_geo.models.identity import TAKEN_OVER
 from dynamicvis_geo.models.upstream import build_upstream, upstream_source
 from dynamicvis_geo.transforms import Preprocess
 
+#: How names of files end that may hold weights.
+_SUFFIXES = ('.bin', '.ckpt', '.pt', '.pth', '.safetensors')
 #: Seed of the weights of ``weights='random'``.
 RANDOM_SEED = 0
 
-# Arguments that BackboneConfig has no fields for; they follow the checkpoint.
-_TAKEN_OVER = (
-    'global_token_cfg',
-    'is_softmax_on_x',
-    'layer_cfgs',
-    'norm_topk_prob',
-    'spatial_token_keep_ratios',
-)
 # The errors of whichever HTTP library this version of huggingface_hub has, and OSError.
 _TRANSPORT_ERRORS = cast(
     tuple[type[Exception], ...], (OSError, *HfHubHTTPError.__bases__)
@@ -77,11 +73,17 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
         'implementation': config.implementation,
         'feature_kind': 'featmap',
         'dtype': 'float32',
+        'settings': model.settings,
         'parameters': _statistics(model),
     }
     if config.implementation == 'upstream':
         official = _official_backbone(config, model, provenance)
-        provenance['upstream_commit'] = upstream_source(type(official))['commit']
+        source = upstream_source(type(official))
+        provenance['upstream_commit'] = source.commit
+        provenance['upstream_edited'] = source.edited
+        if model.mamba2:
+            # Not ours to set: transformers groups them otherwise on CPUs and on GPUs.
+            provenance['settings']['mamba2_head_groups'] = 'by device'
         return official, provenance
     provenance['scan'] = model.scan
     if 'shuffle' in model.path_type:
@@ -89,7 +91,9 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
     return model, provenance
 
 
-def fetch_checkpoint(hf_repo: str, ckpt_file: str, revision: str = 'main') -> Path:
+def fetch_checkpoint(
+    hf_repo: str, ckpt_file: str, revision: str = 'main', *others: str
+) -> Path:
     """Return the path of a checkpoint in Hugging Face's cache, downloaded if need be.
 
     The environment variables of huggingface_hub (``HF_HOME``, ``HF_ENDPOINT``,
@@ -99,17 +103,63 @@ def fetch_checkpoint(hf_repo: str, ckpt_file: str, revision: str = 'main') -> Pa
         hf_repo: Repository, as ``owner/name``.
         ckpt_file: File in that repository.
         revision: Branch, tag or commit.
+        *others: Further names, tried in order if there is no such file.
 
     Raises:
-        CheckpointError: If the file is not to be had; it says what to do.
+        CheckpointError: If the file is not to be had; it says what to do, and what the
+            repository holds instead.
     """
-    # Read here, as huggingface_hub reads it once only, when it is imported.
-    endpoint = os.environ.get('HF_ENDPOINT', constants.ENDPOINT).rstrip('/')
-    what = f'{ckpt_file} of {hf_repo} at revision {revision!r} from {endpoint}'
+    names = (ckpt_file, *others)
+    endpoint = _endpoint()
+    for name in names:
+        with _hub_errors(name, hf_repo, revision):
+            try:
+                return Path(
+                    hf_hub_download(hf_repo, name, revision=revision, endpoint=endpoint)
+                )
+            except LocalEntryNotFoundError:
+                if name == names[-1]:
+                    raise
+            except EntryNotFoundError:
+                continue
+    reason = 'there is no such file' + (' under either name' if others else '')
     try:
-        return Path(
-            hf_hub_download(hf_repo, ckpt_file, revision=revision, endpoint=endpoint)
-        )
+        held = ', '.join(list_checkpoints(hf_repo, revision)) or 'no checkpoint'
+        remedy = f'the repository holds {held}: give one of these as ckpt_file'
+    except CheckpointError:
+        remedy = f'take one of {endpoint}/{hf_repo}/tree/{revision} as ckpt_file'
+    what = _from_the_hub(' or '.join(names), hf_repo, revision)
+    raise _not_to_be_had(what, reason, remedy)
+
+
+def list_checkpoints(hf_repo: str, revision: str = 'main') -> list[str]:
+    """Name the files of a Hugging Face repository that may be checkpoints.
+
+    Raises:
+        CheckpointError: If the repository cannot be looked into; it says what to do.
+    """
+    with _hub_errors('the list of files', hf_repo, revision):
+        api = HfApi(endpoint=_endpoint())
+        files = api.list_repo_files(hf_repo, revision=revision)
+    return sorted(name for name in files if name.endswith(_SUFFIXES))
+
+
+def _endpoint() -> str:
+    # Read here, as huggingface_hub reads it once only, when it is imported.
+    return os.environ.get('HF_ENDPOINT', constants.ENDPOINT).rstrip('/')
+
+
+def _from_the_hub(what: str, hf_repo: str, revision: str) -> str:
+    return f'{what} of {hf_repo} at revision {revision!r} from {_endpoint()}'
+
+
+@contextlib.contextmanager
+def _hub_errors(what: str, hf_repo: str, revision: str) -> Iterator[None]:
+    """Say of every error of the hub what was wanted, and what to do."""
+    endpoint = _endpoint()
+    what = _from_the_hub(what, hf_repo, revision)
+    try:
+        yield
     except GatedRepoError as error:
         reason = 'access has to be granted'
         remedy = f'ask for it at {endpoint}/{hf_repo}, then run `hf auth login`'
@@ -129,10 +179,6 @@ def fetch_checkpoint(hf_repo: str, ckpt_file: str, revision: str = 'main') -> Pa
             reason = 'it is not in the cache, and HF_HUB_OFFLINE forbids downloading'
         remedy = 'go online once, or name a local file by checkpoint'
         raise _not_to_be_had(what, reason, _login_or(remedy, cause)) from error
-    except EntryNotFoundError as error:
-        reason = 'there is no such file'
-        remedy = f'take one of {endpoint}/{hf_repo}/tree/{revision} as ckpt_file'
-        raise _not_to_be_had(what, reason, remedy) from error
     except HFValidationError as error:
         reason, remedy = str(error), "give hf_repo as 'owner/name'"
         raise _not_to_be_had(what, reason, remedy) from error
@@ -173,14 +219,22 @@ def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, 
         path = config.checkpoint
         source['file'] = path.name
     else:
-        path = fetch_checkpoint(config.hf_repo, config.ckpt_file, config.revision)
+        name, *others = _names_of(config)
+        path = fetch_checkpoint(config.hf_repo, name, config.revision, *others)
         source['repository'] = config.hf_repo
-        source['file'] = config.ckpt_file
-        source['revision'] = _commit_of(path)
+        source['revision'], source['file'] = _place_in_cache(path)
     checkpoint = read_checkpoint(path, config.sha256)
     _check(config, checkpoint)
-    taken_over = {k: v for k, v in checkpoint.settings.items() if k in _TAKEN_OVER}
-    model = _build(config, checkpoint.arch, taken_over)
+    taken_over = {k: v for k, v in checkpoint.settings.items() if k in TAKEN_OVER}
+    try:
+        model = _build(config, checkpoint.arch, taken_over)
+    except (AttributeError, TypeError, ValueError) as error:
+        # If it is not the file, this raises what is wrong with the configuration.
+        _build(config, checkpoint.arch, {})
+        raise CheckpointError(
+            f'{path} was trained with settings of which no backbone can be built '
+            f'({taken_over}: {error}): give another file'
+        ) from error
     keys = load_into(model, checkpoint)
     trained = checkpoint.img_size
     return model, {
@@ -202,7 +256,7 @@ def _official_backbone(
 ) -> nn.Module:
     """Build the official class with the weights and the settings of the native one."""
     trained = provenance.get('trained_settings', {})
-    settings = {name: trained[name] for name in _TAKEN_OVER if name in trained}
+    settings = {name: trained[name] for name in TAKEN_OVER if name in trained}
     official = build_upstream(config, model.arch, settings)
     official.load_state_dict(model.state_dict())
     return official
@@ -257,10 +311,22 @@ def _build(
         )
 
 
-def _commit_of(path: Path) -> str | None:
-    """Return the commit in a path of Hugging Face's cache, after ``snapshots``."""
-    parts = path.parts
-    return parts[parts.index('snapshots') + 1] if 'snapshots' in parts else None
+def _names_of(config: BackboneConfig) -> tuple[str, ...]:
+    """Name the file to fetch; of arch l those that it probably has, the best first."""
+    if config.arch == 'l' and config.ckpt_file == BackboneConfig.ckpt_file:
+        best = DynamicVis_L_Weights.FMOW_EPOCH_150
+        last = DynamicVis_L_Weights.FMOW_EPOCH_200
+        return (*best.meta['ckpt_files'], *last.meta['ckpt_files'])
+    return (config.ckpt_file,)
+
+
+def _place_in_cache(path: Path) -> tuple[str, str]:
+    """Return commit and name of a file in Hugging Face's cache."""
+    for repository in path.parents:
+        if repository.name.startswith('models--'):
+            _, commit, *name = path.relative_to(repository).parts
+            return commit, '/'.join(name)
+    raise CheckpointError(f"{path} is not in Hugging Face's cache")
 
 
 def _statistics(model: nn.Module) -> dict[str, float]:
@@ -297,11 +363,12 @@ class _HubWeights(WeightsEnum):
 
 
 def _checkpoint_of(weights: _HubWeights) -> Checkpoint:
-    meta = weights.meta
-    return read_checkpoint(fetch_checkpoint(meta['hf_repo'], meta['ckpt_file']))
+    name, *others = weights.meta['ckpt_files']
+    path = fetch_checkpoint(weights.meta['hf_repo'], name, 'main', *others)
+    return read_checkpoint(path)
 
 
-def _official(ckpt_file: str, model: str) -> Weights:
+def _official(ckpt_file: str, model: str, *others: str) -> Weights:
     hf_repo = BackboneConfig.hf_repo
     return Weights(
         url=f'https://huggingface.co/{hf_repo}/resolve/main/{ckpt_file}',
@@ -316,6 +383,8 @@ def _official(ckpt_file: str, model: str) -> Weights:
             'repo': 'https://github.com/KyanChen/DynamicVis',
             'hf_repo': hf_repo,
             'ckpt_file': ckpt_file,
+            'ckpt_files': (ckpt_file, *others),
+            'name_is_inferred': bool(others),
         },
     )
 
@@ -334,14 +403,28 @@ class DynamicVis_B_Weights(_HubWeights):  # noqa: N801
     )
 
 
-class DynamicVis_L_Weights(_HubWeights):  # noqa: N801
-    """Official weights of arch l: no members as yet.
+_L_FOLDER = 'pretrain_dynamicvis_l_bf16_mamba'
 
-    The official README says that weights of this size are in the Hugging Face
-    repository, but the names of the files could not be established, and a guessed name
-    would fail on download. Until then: look the name up in the repository and use
-    ``load_backbone(BackboneConfig(ckpt_file=NAME))``.
+
+class DynamicVis_L_Weights(_HubWeights):  # noqa: N801
+    """Official weights of arch l, pretrained on fMoW-rgb at 512 pixels.
+
+    The names of the files are inferred, from those of arch b and from configurations of
+    the official code; nobody has seen them. Two spellings are tried in order, and if
+    there is neither, the error lists what the repository holds: give such a name by
+    ``load_backbone(BackboneConfig(ckpt_file=NAME))``. ``transforms`` is as of arch b.
     """
+
+    #: The epoch of the best single-label F1 score; the name of the file is inferred.
+    FMOW_EPOCH_150 = _official(
+        f'{_L_FOLDER}_best_single-label_f1-score_epoch_150.pth',
+        'DynamicVis-L',
+        f'{_L_FOLDER}/best_single-label_f1-score_epoch_150.pth',
+    )
+    #: The last epoch; the name of the file is inferred.
+    FMOW_EPOCH_200 = _official(
+        f'{_L_FOLDER}_epoch_200.pth', 'DynamicVis-L', f'{_L_FOLDER}/epoch_200.pth'
+    )
 
 
 def dynamicvis_b(

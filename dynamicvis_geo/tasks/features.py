@@ -1,5 +1,6 @@
 """Feature extraction under a Lightning Trainer."""
 
+import hashlib
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -26,7 +27,8 @@ class FeatureExtraction(LightningModule):
         backbone: what to load, or any module that maps ``[B, 3, h, w]`` normalised
             images to feature maps (a tensor, or a tuple whose last entry counts).
             Images are resized to its attribute ``img_size``, if it has one; its
-            attribute ``provenance``, a dict, says where it comes from.
+            attribute ``provenance``, a dict, says where it comes from; its method
+            ``numerics``, given a device, how it computes there, as a dict.
         output: 'pooled' gives one vector a chip, 'grid' the map itself.
         pooling: 'mean' or 'max' over the cells of the map.
         input_range: raw values that become black and white, see
@@ -64,16 +66,34 @@ class FeatureExtraction(LightningModule):
         self.requires_grad_(False)
         self.eval()
         self._copies: torch.cuda.Stream | None = None
-        self._graphs = GraphedForward(self.backbone, self._last_map)
+        self._graphs = GraphedForward(self._last_map, self.parameters)
         # In a run with more processes than chips, some get none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        #: What the features are made of, ready for JSON.
-        self.provenance: dict[str, Any] = {
+        self._made: dict[str, Any] = {
             'backbone': described,
             'preprocessing': self.preprocess.provenance,
             'output': output,
             'pooling': f'featmap_{pooling}' if output == 'pooled' else None,
         }
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the features are made of, ready for JSON.
+
+        Under a Trainer, ``numerics`` tells its precision, and what the backbone says of
+        the device that it will run on.
+        """
+        trainer = self._trainer
+        numerics = {
+            'precision': '32-true' if trainer is None else str(trainer.precision),
+            'kernel': None,
+            'tf32': None,
+        }
+        told: Any = getattr(self.backbone, 'numerics', None)
+        if callable(told):
+            device = self.device if trainer is None else trainer.strategy.root_device
+            numerics |= told(device)
+        return {**self._made, 'numerics': numerics}
 
     @property
     def embedding_dim(self) -> int | None:
@@ -173,7 +193,8 @@ class FeatureExtraction(LightningModule):
             ``failures`` or nothing, just that.
 
         Raises:
-            SpecError: if the batch has no image, or not one of 3 bands.
+            SpecError: if the batch has no image, or not one of 3 bands; or if it has an
+                ``embedding`` of its own.
         """
         if not batch.keys() - {'failures'}:
             return batch
@@ -182,13 +203,33 @@ class FeatureExtraction(LightningModule):
                 f"the batch has no 'image', only {', '.join(sorted(batch))}: give "
                 'samples of a dataset of images, such as a RasterDataset'
             )
+        if 'embedding' in batch:
+            raise SpecError(
+                "the batch has an 'embedding' already, which that of its image would "
+                'replace: rename or drop that key of the samples, in the transforms of '
+                'the dataset'
+            )
         rest = {key: value for key, value in batch.items() if key != 'image'}
         return {'embedding': self(batch['image']), **rest}
 
 
 def _describe(backbone: nn.Module) -> dict[str, Any]:
     known: dict[str, Any] | None = getattr(backbone, 'provenance', None)
-    return known or {
+    described = known or {
         'implementation': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
         'parameters': sum(parameter.numel() for parameter in backbone.parameters()),
     }
+    if isinstance(backbone, DynamicVis):
+        described = described | {'settings': backbone.settings}
+        if known is None:
+            described['tensors'] = _sha256(backbone)
+    return described
+
+
+def _sha256(model: DynamicVis) -> str:
+    """Digest names and values of all weights: nothing else tells which they are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

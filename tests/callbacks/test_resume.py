@@ -15,6 +15,7 @@ from dynamicvis_geo.callbacks import EmbeddingWriter, run_folder
 from dynamicvis_geo.callbacks.formats import FORMATS
 from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.models import DynamicVis
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict, values
@@ -211,6 +212,59 @@ def test_other_settings_are_refused_with_a_table(
     assert 'overwrite' in lines[-1]
     assert chips.asked == []
     predict(EmbeddingWriter(path), Chips(9))
+    assert len(values(path)) == 9
+
+
+def backbone_of_the_first_version() -> dict[str, Any]:
+    return {
+        'weights': 'pretrained',
+        'repository': None,
+        'file': 'dynamicvis_b.pth',
+        'revision': None,
+        'sha256': 'a' * 64,
+        'loaded_keys': 311,
+        'trained_settings': {'spatial_token_keep_ratios': [8, 4, 2, 1]},
+        'arch': 'b',
+        'path_type': 'forward_reverse_mean',
+        'sampling_scale': 0.1,
+        'mamba2': False,
+        'img_size': [64, 64],
+        'implementation': 'native',
+        'dtype': 'float32',
+        'scan': 'c',
+        'parameters': {'count': 37_000_000, 'mean': 0.123456789},
+    }
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_output_of_the_first_version_is_continued_under_its_settings(
+    tmp_path: Path, finished: bool
+) -> None:
+    path = tmp_path / 'a.parquet'
+    old = Task(fail_at=None if finished else 1)
+    old.provenance = {'backbone': backbone_of_the_first_version()}
+    if finished:
+        predict(EmbeddingWriter(path), Chips(3), old)
+    else:
+        fail(EmbeddingWriter(path), Chips(9), old)
+    with torch.device('meta'):
+        same = DynamicVis(img_size=64)
+        other = DynamicVis(img_size=64, spatial_token_keep_ratios=(1, 1, 1, 1))
+    described = backbone_of_the_first_version() | {'scan': 'auto', 'file': 'b.pth'}
+    numerics = {'precision': '32-true', 'kernel': 'torch', 'tf32': False}
+    task = Task()
+    task.provenance = {
+        'backbone': described | {'settings': other.settings},
+        'numerics': numerics,
+    }
+    with pytest.raises(OutputError) as caught:
+        predict(EmbeddingWriter(path), Chips(9), task)
+    lines = str(caught.value).splitlines()[2:-1]
+    assert [' '.join(line.split()) for line in lines] == [
+        'model.backbone.settings.spatial_token_keep_ratios [8, 4, 2, 1] [1, 1, 1, 1]'
+    ]
+    task.provenance['backbone'] = described | {'settings': same.settings}
+    predict(EmbeddingWriter(path), Chips(9), task)
     assert len(values(path)) == 9
 
 

@@ -1,9 +1,11 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.models.checkpoints import make_checkpoint
+from tests.models.hub import COMMIT, Hub, serve_hub
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -62,6 +64,39 @@ def test_checkpoint_is_inspected_and_converted(run_cli: RunCli, tmp_path: Path) 
     code, _, err = run_cli('convert', source, converted)
     assert code == 2
     assert str(converted) in err
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hf'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    with serve_hub() as server:
+        monkeypatch.setenv('HF_ENDPOINT', server.url)
+        yield server
+
+
+def test_repository_is_listed_and_its_checkpoints_inspected(
+    run_cli: RunCli, hub: Hub, tmp_path: Path
+) -> None:
+    content = make_checkpoint(tmp_path / 'x.pth', stages=1).read_bytes()
+    for name in ('README.md', 'dynamicvis_b.pth', 'l/epoch_200.pth'):
+        hub.files['owner/name', name] = content
+    code, out, _ = run_cli('info', '--checkpoint', 'hf://owner/name')
+    assert (code, out.split()) == (0, ['dynamicvis_b.pth', 'l/epoch_200.pth'])
+    for revision in ('', '@main', f'@{COMMIT}'):
+        address = f'hf://owner/name{revision}/l/epoch_200.pth'
+        code, out, _ = run_cli('info', '--checkpoint', address)
+        assert code == 0
+        assert rows(out)['image size'] == ['64 x 64']
+    for address, words in (
+        ('hf://owner', 'hf://OWNER/NAME'),
+        ('hf://owner/other', 'no such repository'),
+        ('hf://owner/name@v9', 'no such revision'),
+        ('hf://owner/name/x.pth', 'holds dynamicvis_b.pth, l/epoch_200.pth'),
+    ):
+        code, out, err = run_cli('info', '--checkpoint', address)
+        assert (code, out) == (2, '')
+        assert words in err
 
 
 def test_file_that_is_no_checkpoint_is_one_line(

@@ -36,6 +36,9 @@ def test_exit_code_says_whether_the_implementations_agree(
     )
     assert done.returncode == expected, done.stderr
     assert 'stage 3' in done.stdout
+    assert f'commit: {commit} (NOT the pinned one' in done.stdout
+    for line in ('files: as committed', 'arch: b', 'weights: random', 'precision: 32'):
+        assert line in done.stdout
     assert ('DISAGREE' in done.stdout) == bool(expected)
 
 

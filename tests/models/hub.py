@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import json
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +22,7 @@ class Hub:
         gated: Repositories that need a login.
         cut: Send only so many bytes of a file, without saying so.
         failing: Answer everything with this status.
+        unlisted: Refuse to say which files there are.
         requests: Methods and paths in order.
     """
 
@@ -28,7 +31,14 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     cut: int | None = None
     failing: int | None = None
+    unlisted: bool = False
     requests: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _entries(hub: Hub, repo: str) -> Iterator[dict[str, object]]:
+    for (owner, name), content in hub.files.items():
+        if owner == repo:
+            yield {'type': 'file', 'path': name, 'size': len(content), 'oid': '0'}
 
 
 @contextlib.contextmanager
@@ -45,7 +55,11 @@ def serve_hub() -> Iterator[Hub]:
 
         def _answer(self, with_body: bool) -> None:
             hub.requests.append((self.command, self.path))
-            repo, _, rest = self.path.lstrip('/').partition('/resolve/')
+            path = urllib.parse.unquote(self.path).partition('?')[0].strip('/')
+            tree = path.startswith('api/models/')
+            repo, _, rest = path.removeprefix('api/models/').partition(
+                '/tree/' if tree else '/resolve/'
+            )
             revision, _, name = rest.partition('/')
             if hub.failing:
                 self._refuse(hub.failing, '', 'No')
@@ -55,6 +69,10 @@ def serve_hub() -> Iterator[Hub]:
                 self._refuse(401, 'RepoNotFound', 'Repository not found')
             elif revision not in ('main', COMMIT):
                 self._refuse(404, 'RevisionNotFound', f'Invalid rev id: {revision}')
+            elif tree and hub.unlisted:
+                self._refuse(500, '', 'Not now')
+            elif tree:
+                self._send(json.dumps(list(_entries(hub, repo))).encode(), with_body)
             elif (repo, name) not in hub.files:
                 self._refuse(404, 'EntryNotFound', 'Entry not found')
             else:

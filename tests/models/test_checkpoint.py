@@ -164,7 +164,19 @@ def test_models_without_token_selection_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    'config', ['model = dict(', 'x = 1', 'backbone=f(arch="b")', '']
+    'config',
+    [
+        'model = dict(',
+        'x = 1',
+        'backbone=f(arch="b")',
+        '',
+        'f(backbone=[1])',
+        'f(backbone=dict(arch={[]: 1}))',
+        'f(backbone=dict(img_size={1, 2}))',
+        'f(backbone=dict(arch=' + '-' * 20000 + '1))',
+        'f(backbone=dict(arch=' + '[' * 5000 + ']' * 5000 + '))',
+        'arch = "\0"',
+    ],
 )
 def test_unreadable_training_configuration_is_no_obstacle(
     tmp_path: Path, config: str
@@ -172,6 +184,28 @@ def test_unreadable_training_configuration_is_no_obstacle(
     content = mmengine_content(first_stage())
     content['meta']['cfg'] = config
     assert read_checkpoint(save_mmengine(tmp_path / 'x.pth', content)).settings == {}
+
+
+@pytest.mark.parametrize('img_size', ["'big'", "['a', 'b']", '[1e999, 2]', '0'])
+def test_image_size_that_is_none_is_not_taken(tmp_path: Path, img_size: str) -> None:
+    content = mmengine_content(first_stage())
+    content['meta']['cfg'] = f'f(backbone=dict(img_size={img_size}))'
+    assert read_checkpoint(save_mmengine(tmp_path / 'x.pth', content)).img_size == (
+        64,
+        64,
+    )
+
+
+@pytest.mark.parametrize('metadata', [[1], {'': None}, {'': {'grid': 'ab'}}])
+def test_odd_metadata_of_a_state_dict_is_no_obstacle(
+    tmp_path: Path, metadata: object
+) -> None:
+    content = mmengine_content(first_stage())
+    content['state_dict']._metadata = metadata
+    assert read_checkpoint(save_mmengine(tmp_path / 'x.pth', content)).img_size == (
+        64,
+        64,
+    )
 
 
 # --- code in files
@@ -312,6 +346,61 @@ def test_nan_and_infinity_are_refused(tmp_path: Path) -> None:
         CheckpointError, match=r'2 tensors \(layers.0.2.weight, layers.0.2.bias\)'
     ):
         read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings('ignore')  # PyTorch's own, of sparse and nested tensors
+@pytest.mark.parametrize(
+    'tensor',
+    [
+        torch.ones(96, dtype=torch.complex64),
+        torch.ones(96).to_sparse(),
+        torch.ones(96, dtype=torch.int64),
+        torch.ones(96, dtype=torch.bool),
+        torch.ones(96, dtype=torch.uint16),
+        torch.ones(96, device='meta'),
+    ],
+    ids=['complex', 'sparse', 'int64', 'bool', 'uint16', 'meta'],
+)
+@pytest.mark.parametrize('key', ['layers.0.2.bias', 'layers.0.0.projection.weight'])
+def test_tensors_that_are_no_dense_numbers_are_refused(
+    tmp_path: Path, tensor: Tensor, key: str
+) -> None:
+    path = tmp_path / 'x.pth'
+    tensors = {k: v.contiguous() for k, v in first_stage().items()}
+    torch.save(tensors | {key: tensor}, path)
+    with pytest.raises(
+        CheckpointError, match=f'no dense floating-point numbers.*{key}'
+    ):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize('name', ['settings', 'meta'])
+@pytest.mark.parametrize('text', ['[1]', '5', '{', '[' * 100_000])
+def test_odd_metadata_of_safetensors_is_refused(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    path = tmp_path / 'x.safetensors'
+    tensors = {k: v.contiguous() for k, v in first_stage().items()}
+    safetensors.torch.save_file(tensors, path, {name: text})
+    with pytest.raises(CheckpointError, match='damaged'):
+        read_checkpoint(path)
+
+
+def test_damaged_compressed_archive_is_refused(small: Path, tmp_path: Path) -> None:
+    path = tmp_path / 'compressed.pth'
+    with (
+        zipfile.ZipFile(small) as source,
+        zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.namelist():
+            target.writestr(entry, source.read(entry))
+    whole = path.read_bytes()
+    for start in range(200, 3000, 100):
+        damaged = bytearray(whole)
+        damaged[start : start + 20] = bytes(255 - byte for byte in whole[start:][:20])
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path)
 
 
 def test_every_truncation_is_noticed(small: Path, tmp_path: Path) -> None:

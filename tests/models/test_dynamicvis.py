@@ -158,13 +158,71 @@ def test_more_global_tokens_than_tokens_and_stages_that_keep_none() -> None:
     assert run(parity.fill(none), x)[0].shape == (1, 768, 2, 2)
 
 
-def test_gradients_reach_every_weight_but_the_frozen_stages() -> None:
-    model = DynamicVis(img_size=64, frozen_stages=0)
+@pytest.mark.parametrize(
+    ('frozen_stages', 'frozen'),
+    [(-1, ()), (0, ()), (1, ('layers.0.',)), (2, ('layers.0.', 'layers.1.'))],
+)
+def test_gradients_reach_every_weight_but_the_frozen_stages(
+    frozen_stages: int, frozen: tuple[str, ...]
+) -> None:
+    model = DynamicVis(img_size=64, frozen_stages=frozen_stages)
     parity.fill(model)
     model(parity.image('grad', (1, 3, 64, 64)))[0].square().mean().backward()
     for name, parameter in model.named_parameters():
-        frozen = name.startswith(('pos_embed', 'layers.0.'))
-        assert (parameter.grad is None) == frozen, name
+        assert (parameter.grad is None) == name.startswith(frozen), name
+
+
+def test_frozen_whole_a_model_learns_its_position_embedding_only() -> None:
+    with torch.device('meta'):
+        model = DynamicVis(out_type='avg_featmap', frozen_stages=4)
+    learning = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert learning == ['pos_embed']
+
+
+def test_settings_are_those_of_the_modules() -> None:
+    with torch.device('meta'):
+        plain = DynamicVis('base', img_size=128).settings
+        without = DynamicVis(
+            spatial_token_keep_ratios=(1, 1, 1, 1),
+            is_softmax_on_x=False,
+            global_token_cfg={'pos': 'none', 'num': -1},
+        ).settings
+        second = DynamicVis(
+            img_size=(64, 96),
+            mamba2=True,
+            layer_cfgs={'head_dim': 16, 'chunk_size': 8},
+            path_type='shuffle',
+            shuffle_seed=3,
+            out_indices=(2, 3),
+            norm_topk_prob=True,
+        ).settings
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain['arch'] == 'b'
+    assert plain['img_size'] == [128, 128]
+    assert plain['spatial_token_keep_ratios'] == [8, 4, 2, 1]
+    assert plain['global_token_pos'] == 'head'
+    assert plain['global_tokens'] == [32, 16, 8, 4]
+    assert plain['path_type'] == 'forward_reverse_mean'
+    assert (plain['is_softmax_on_x'], plain['norm_topk_prob']) == (True, False)
+    assert (plain['mamba2'], plain['layer_cfgs']['state_size']) == (False, 16)
+    assert plain['out_indices'] == [3]
+    assert without['spatial_token_keep_ratios'] == [1, 1, 1, 1]
+    assert without['global_tokens'] == [0, 0, 0, 0]
+    assert without['is_softmax_on_x'] is False
+    assert second['img_size'] == [64, 96]
+    assert second['mamba2_head_groups'] == 'contiguous'
+    assert second['shuffle_seed'] == 3
+    assert second['layer_cfgs']['head_dim'] == 16
+    assert 'chunk_size' not in second['layer_cfgs']
+    assert second['out_indices'] == [2, 3]
+    assert second['norm_topk_prob'] is True
+
+
+def test_changes_of_the_built_model_are_told(small: DynamicVis) -> None:
+    twin = copy.deepcopy(small)
+    for mixer in twin.get_submodule('layers.1.1'):  # type: ignore[union-attr]
+        mixer.reduction = 2
+    assert twin.settings['spatial_token_keep_ratios'] == [8, 2, 2, 1]
 
 
 def test_bfloat16_autocast_stays_close(small: DynamicVis) -> None:
@@ -201,6 +259,7 @@ def test_a_copy_gives_the_same_features(small: DynamicVis) -> None:
         ({'spatial_token_keep_ratios': (8, 4)}, 'spatial_token_keep_ratios.*4 values'),
         ({'interpolate_mode': 'lanczos'}, 'interpolate_mode'),
         ({'norm_cfg': {'type': 'BN'}}, 'norm_cfg'),
+        ({'frozen_stages': 5}, 'frozen_stages=5'),
         ({'layer_cfgs': {'states': 8}}, 'layer_cfgs.*states'),
         ({'mamba2': True, 'arch': 'l'}, 'head_dim=24.*divisor.*16, 32'),
         ({'mamba2': True, 'mamba2_head_groups': 'odd'}, 'contiguous, tiled'),

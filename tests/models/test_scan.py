@@ -75,6 +75,27 @@ def make_inputs(
     )
 
 
+@needs_c
+def test_gradients_in_another_form_are_told_once() -> None:
+    scan_forms.tell_cost_of_gradients.cache_clear()
+    model, x = DynamicVis(img_size=16), torch.zeros(1, 3, 16, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with torch.no_grad():
+            model(x)
+        DynamicVis(img_size=16, scan='torch')(x)
+    with pytest.warns(UserWarning, match=r"'c' has none.*torch\.no_grad\(\)") as told:
+        [model(x) for _ in range(2)]
+    assert [warning.filename for warning in told] == [__file__]
+    model.requires_grad_(False)
+    scan_forms.tell_cost_of_gradients.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model(x)
+    with pytest.warns(UserWarning, match='needs gradients'):
+        model(x.requires_grad_())
+
+
 def reference_scan(inputs: Inputs) -> Tensor:
     u, dt, A, B, C, D, dt_bias, gate = (t.double() for t in inputs)
     step = F.softplus(dt + dt_bias, threshold=1000)

@@ -78,7 +78,7 @@ def test_cloned_class_works_and_the_environment_is_left_as_found(
     )
     assert modules_of(*STAND_INS) == {}
     assert (sys.meta_path, sys.path) == (finders, paths)
-    assert upstream_source(cls)['commit'] == commit
+    assert upstream_source(cls).commit == commit
 
     model: Any = cls(img_size=16, layer_cfgs={'use_mambapy': False})
     x = torch.randn(2, 3, 16, 16)
@@ -86,6 +86,52 @@ def test_cloned_class_works_and_the_environment_is_left_as_found(
     expected = F.layer_norm(tokens, (8,), eps=1e-6).mT.unflatten(-1, (4, 4))
     torch.testing.assert_close(model(x)[0], expected)
     assert load_upstream_class(None, url, commit, tmp_path / 'cache') is cls
+
+
+def test_no_init_file_of_the_repository_is_run(packages: Path, folder: Path) -> None:
+    for init in folder.glob('dynamicvis/**/__init__.py'):
+        init.write_text("raise RuntimeError('this file is not to be run')")
+    file = folder / 'dynamicvis' / 'models' / 'models.py'
+    other = folder / 'dynamicvis' / 'datasets' / 'statistics.py'
+    other.write_text('MEAN = 123.675')
+    file.write_text(
+        'from dynamicvis.datasets.statistics import MEAN\n'
+        'from ..datasets import statistics\n' + file.read_text()
+    )
+    # A folder of the module's name would come before it, if left to Python.
+    (folder / 'dynamicvis' / 'models' / 'models').mkdir()
+    cls: Any = load_upstream_class(folder)
+    assert cls.forward.__globals__['MEAN'] == 123.675
+    assert upstream_source(cls).file == file
+
+
+def test_source_says_whether_files_were_edited(packages: Path, folder: Path) -> None:
+    cls = load_upstream_class(folder)
+    assert upstream_source(cls).edited is False
+    assert not upstream_source(cls).is_pinned
+    (folder / 'notes.txt').write_text('not a file of the commit')
+    assert upstream_source(cls).edited is False
+    file = folder / 'dynamicvis' / 'models' / 'models.py'
+    file.write_text(file.read_text() + '# A comment')
+    assert upstream_source(cls).edited is True
+    git(folder, 'add', '--all')
+    assert upstream_source(cls).edited is True
+    shutil.rmtree(folder / '.git')
+    source = upstream_source(cls)
+    assert (source.commit, source.edited) == (None, None)
+
+
+def test_without_git_nobody_can_tell_edited_files(
+    packages: Path,
+    origin: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, commit = origin
+    cls = load_upstream_class(None, url, commit, tmp_path / 'cache')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    source = upstream_source(cls)
+    assert (source.commit, source.edited) == (commit, None)
 
 
 def test_failing_import_leaves_the_environment_as_found(
@@ -169,7 +215,7 @@ def test_installed_official_code_is_found(
     # As with PYTHONPATH=repository: its own, failing mmdet is importable as well.
     monkeypatch.syspath_prepend(str(folder))
     cls = load_upstream_class(repo_cache=tmp_path / 'cache', auto_download=False)
-    assert upstream_source(cls)['file'] == str(folder / 'dynamicvis/models/models.py')
+    assert upstream_source(cls).file == folder / 'dynamicvis/models/models.py'
     assert not (tmp_path / 'cache').exists()
 
 
@@ -180,7 +226,7 @@ def test_repo_path_comes_before_installed_code(
     mine = tmp_path / 'mine'
     shutil.copytree(folder, mine)
     cls = load_upstream_class(mine)
-    assert upstream_source(cls)['file'] == str(mine / 'dynamicvis/models/models.py')
+    assert upstream_source(cls).file == mine / 'dynamicvis/models/models.py'
 
 
 def test_wrong_repo_path(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_official_weights_are_fetched_and_loaded(hub: Hub, official: Path) -> No
     assert statistics['absmax'] == pytest.approx(float(values.abs().max()))
     assert provenance.pop('training')['epoch'] == 170
     assert provenance.pop('trained_settings')['path_type'] == 'forward_reverse_mean'
+    assert provenance.pop('settings') == backbone.settings
     assert provenance == {
         'weights': 'pretrained',
         'repository': REPO,
@@ -147,7 +148,7 @@ def _error(config: BackboneConfig) -> str:
         ),
         (
             {'ckpt_file': 'dynamicvis_b_none.pth'},
-            ('dynamicvis_b_none.pth of KyanChen', 'no such file', '/tree/main'),
+            ('dynamicvis_b_none.pth of KyanChen', 'no such file', f'holds {FILE}:'),
         ),
         (
             {'revision': 'v9'},
@@ -236,6 +237,61 @@ def test_environment_of_a_fresh_process(hub: Hub, tmp_path: Path) -> None:
     path = Path(run.stdout.strip())
     assert path.is_relative_to(tmp_path / 'home')
     assert path.read_bytes() == hub.files[REPO, FILE]
+
+
+# --- arch l, whose names of files are inferred
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp('ckpt') / 'l.pth'
+    return make_checkpoint(path, 'l').read_bytes()
+
+
+L = 'pretrain_dynamicvis_l_bf16_mamba'
+BEST_L = 'best_single-label_f1-score_epoch_150.pth'
+
+
+@pytest.mark.parametrize('name', [f'{L}_{BEST_L}', f'{L}/{BEST_L}'])
+def test_large_weights_are_found_under_either_name(
+    hub: Hub, large: bytes, name: str
+) -> None:
+    hub.files[REPO, name] = large
+    model = dynamicvis_l(weights=DynamicVis_L_Weights.FMOW_EPOCH_150, img_size=64)
+    assert torch.equal(model.pos_embed.detach(), official_state_dict('l')['pos_embed'])
+    with pytest.raises(CheckpointError, match=rf'no such file.*holds .*{name}'):
+        dynamicvis_l(weights=DynamicVis_L_Weights.FMOW_EPOCH_200, img_size=64)
+
+
+def test_large_by_its_arch_alone_is_the_first_of_its_files(
+    hub: Hub, large: bytes
+) -> None:
+    config = replace(SMALL, arch='l')
+    message = _error(config)
+    assert f'{L}_{BEST_L} or {L}/{BEST_L} or {L}_epoch_200.pth' in message
+    assert f'the repository holds {FILE}: give one of these as ckpt_file' in message
+    hub.files[REPO, f'{L}_epoch_200.pth'] = large
+    provenance = load_backbone(config)[1]
+    assert (provenance['arch'], provenance['file']) == ('l', f'{L}_epoch_200.pth')
+    hub.files[REPO, f'{L}/{BEST_L}'] = large
+    provenance = load_backbone(config)[1]
+    assert (provenance['revision'], provenance['file']) == (COMMIT, f'{L}/{BEST_L}')
+
+
+def test_what_lies_in_the_cache_is_taken_when_there_is_no_server(
+    hub: Hub, large: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, arch='l')
+    hub.files[REPO, f'{L}_epoch_200.pth'] = large
+    load_backbone(config)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert load_backbone(config)[1]['file'] == f'{L}_epoch_200.pth'
+
+
+def test_repository_that_cannot_be_listed(hub: Hub) -> None:
+    hub.unlisted = True
+    message = _error(replace(SMALL, ckpt_file='dynamicvis_b_none.pth'))
+    assert f'take one of {hub.url}/{REPO}/tree/main as ckpt_file' in message
 
 
 # --- local files
@@ -347,6 +403,18 @@ def test_model_without_token_selection_runs_as_it_was_trained(
         torch.testing.assert_close(backbone(x), reference(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('ratios', ['5', '[8, 4]', "['a', 4, 2, 1]"])
+def test_settings_of_the_file_that_cannot_be_built(tmp_path: Path, ratios: str) -> None:
+    content = mmengine_content(official_state_dict(stages=1))
+    content['meta']['cfg'] = content['meta']['cfg'].replace('[8, 4, 2, 1]', ratios)
+    path = save_mmengine(tmp_path / 'x.pth', content)
+    message = _error(replace(SMALL, checkpoint=path))
+    assert f'{path} was trained with settings of which no backbone can be built' in (
+        message
+    )
+    assert 'spatial_token_keep_ratios' in message
+
+
 def test_loading_is_silent(official: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -432,7 +500,13 @@ def test_weights_describe_themselves() -> None:
         image = weights.transforms(torch.full((1, 3, 40, 40), 5000.0))
         assert image.shape == (1, 3, 512, 512)
         assert DynamicVis_B_Weights.verify(str(weights)) is weights
-    assert len(DynamicVis_L_Weights) == 0
+        assert not weights.meta['name_is_inferred']
+    assert len(DynamicVis_L_Weights) == 2
+    for weights in DynamicVis_L_Weights:
+        assert weights.meta['model'] == 'DynamicVis-L'
+        assert weights.meta['name_is_inferred']
+        for name in weights.meta['ckpt_files']:
+            assert BackboneConfig(ckpt_file=name, arch='l').named_arch == 'l'
 
 
 @pytest.mark.filterwarnings('ignore:weights=.random')

@@ -147,6 +147,11 @@ def write_repository(folder: Path, backbone: str = TINY) -> str:
     # where mmcv is not compiled.
     (folder / 'mmdet').mkdir(exist_ok=True)
     (folder / 'mmdet' / '__init__.py').write_text('from mmcv.ops import RoIPool')
+    # Its packages load their datasets, and with them what those need.
+    for package in ('', 'models', 'datasets'):
+        init = folder / 'dynamicvis' / package / '__init__.py'
+        init.parent.mkdir(exist_ok=True)
+        init.write_text('import braceexpand, webdataset')
     git(folder, 'init', '--quiet')
     commit_all(folder)
     commit = git(folder, 'rev-parse', 'HEAD')

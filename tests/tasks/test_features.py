@@ -15,6 +15,7 @@ from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.datasets import ChipDataset, ChipFailure, Scenes, collate
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models import BackboneConfig, DynamicVis
+from dynamicvis_geo.provenance import read_provenance
 from dynamicvis_geo.samplers import GridSampler
 from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.transforms import Preprocess
@@ -235,6 +236,39 @@ def test_failures_are_not_touched_by_pinning() -> None:
     batch = {'failures': [ChipFailure(3, 'OSError', 'gone')]}
     assert pin_memory(batch) == batch
     assert type(pin_memory(batch)['failures'][0]) is ChipFailure
+
+
+def test_an_embedding_in_the_batch_does_not_replace_the_computed_one() -> None:
+    batch = {'image': torch.zeros(1, 3, 8, 8), 'embedding': torch.ones(1, 3)}
+    with pytest.raises(SpecError, match=r"'embedding' already.*rename or drop"):
+        FeatureExtraction(Blocks()).predict_step(batch, 0)
+
+
+class Telling(Blocks):
+    def numerics(self, device: torch.device) -> dict[str, Any]:
+        return {'kernel': f'fast on {device}', 'tf32': False}
+
+
+def test_numerics_are_those_of_the_run(chips: ChipDataset, tmp_path: Path) -> None:
+    task = FeatureExtraction(Telling())
+    told = {'kernel': 'fast on cpu', 'tf32': False}
+    assert task.provenance['numerics'] == {'precision': '32-true', **told}
+    writer = EmbeddingWriter(tmp_path / 'e.parquet')
+    predict(task, chips, callbacks=[writer], precision='bf16-mixed')
+    written = read_provenance(tmp_path / 'e.parquet')['model']['numerics']
+    assert written == {'precision': 'bf16-mixed', **told}
+    silent = FeatureExtraction(Blocks()).provenance['numerics']
+    assert silent == {'precision': '32-true', 'kernel': None, 'tf32': None}
+    native = FeatureExtraction(DynamicVis(img_size=32, scan='torch'))
+    assert native.provenance['numerics']['kernel'] == 'torch'
+
+
+def test_settings_are_those_of_the_model_that_runs() -> None:
+    backbone = DynamicVis(img_size=32, is_softmax_on_x=False)
+    backbone.provenance = {'weights': 'mine'}  # type: ignore[assignment]
+    described = FeatureExtraction(backbone).provenance['backbone']
+    assert described == {'weights': 'mine', 'settings': backbone.settings}
+    assert described['settings']['is_softmax_on_x'] is False
 
 
 def test_batch_without_an_image_or_with_more_bands() -> None:

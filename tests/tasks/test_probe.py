@@ -23,6 +23,7 @@ from torchgeo.datasets import RasterDataset
 from dynamicvis_geo import ChipDataset, FeatureMaps, GridSampler, LinearProbe, collate
 from dynamicvis_geo.callbacks.geotiff import write_feature_map
 from dynamicvis_geo.errors import CheckpointError, SpecError
+from dynamicvis_geo.models import DynamicVis
 from dynamicvis_geo.tasks import load_probe
 from tests.callbacks.standins import Chips
 
@@ -357,6 +358,31 @@ def test_features_made_otherwise_are_refused() -> None:
     weights = {'weights': 'random', 'seed': 0}
     with pytest.raises(SpecError, match=r'backbone\.sha256.*not told'):
         probe.check_features(changed(backbone=weights), any_pooling=True)
+
+
+def test_features_of_other_routing_or_precision_are_refused() -> None:
+    probe = LinearProbe('multiclass', 6, ('a', 'b', 'c'))
+    with torch.device('meta'):
+        routed, not_routed = (
+            DynamicVis(img_size=64, spatial_token_keep_ratios=ratios).settings
+            for ratios in ((8, 4, 2, 1), (1, 1, 1, 1))
+        )
+    weights = {'weights': 'pretrained', 'sha256': 'a' * 64}
+    exact = {'precision': '32-true', 'kernel': 'c', 'tf32': False}
+    probe.provenance = changed(backbone={**weights, 'settings': routed}, numerics=exact)
+    elsewhere = {**exact, 'kernel': 'triton'}
+    probe.check_features(
+        changed(backbone={**weights, 'settings': routed}, numerics=elsewhere)
+    )
+    rough = {**exact, 'precision': 'bf16-mixed'}
+    with pytest.raises(SpecError, match=r'precision: 32-true \(probe\), bf16-mixed'):
+        probe.check_features(
+            changed(backbone={**weights, 'settings': routed}, numerics=rough)
+        )
+    with pytest.raises(SpecError, match=r'keep_ratios: \[8, 4, 2, 1\] \(probe\), \[1,'):
+        probe.check_features(
+            changed(backbone={**weights, 'settings': not_routed}, numerics=exact)
+        )
 
 
 def test_provenance_is_found_on_datasets_too() -> None:

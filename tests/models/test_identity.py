@@ -1,0 +1,169 @@
+"""What two descriptions of features must have in common."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynamicvis_geo.models import BackboneConfig, DynamicVis, load_backbone
+from dynamicvis_geo.models.identity import differing, identity
+from dynamicvis_geo.tasks import FeatureExtraction
+from tests.models.checkpoints import (
+    mmengine_content,
+    official_state_dict,
+    save_mmengine,
+)
+
+SMALL = BackboneConfig(img_size=64)
+
+#: Keys that the first version did not write.
+NEW = ('settings', 'upstream_edited')
+
+
+def made(backbone: Any, **run: Any) -> dict[str, Any]:
+    """A provenance as a file gives it back."""
+    task = FeatureExtraction(backbone)
+    provenance = {'model': task.provenance, 'run': {'precision': '32-true', **run}}
+    return json.loads(json.dumps(provenance))  # type: ignore[no-any-return]
+
+
+def as_first_version(provenance: dict[str, Any]) -> dict[str, Any]:
+    model = {k: v for k, v in provenance['model'].items() if k != 'numerics'}
+    backbone = {k: v for k, v in model['backbone'].items() if k not in NEW}
+    return {**provenance, 'model': {**model, 'backbone': backbone}}
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return differing(identity(one), identity(other))
+
+
+def without_settings(folder: Path, name: str) -> Path:
+    """A checkpoint whose name is all that tells how it was trained."""
+    content = mmengine_content(official_state_dict())
+    del content['meta']['cfg']
+    return save_mmengine(folder / name, content)
+
+
+ROUTING = [
+    f'model.backbone.settings.{name}'
+    for name in (
+        'spatial_token_keep_ratios',
+        'global_token_pos',
+        'global_tokens',
+        'is_softmax_on_x',
+    )
+]
+
+
+@pytest.mark.parametrize('versions', ['new', 'old and new', 'new and old', 'old'])
+def test_a_name_that_changes_the_model_makes_other_features(
+    tmp_path: Path, versions: str
+) -> None:
+    plain = without_settings(tmp_path, 'dynamicvis_b_x.pth')
+    one = made(replace(SMALL, checkpoint=plain))
+    renamed = plain.rename(tmp_path / 'dynamicvis_b_x_wo-token-selection.pth')
+    other = made(replace(SMALL, checkpoint=renamed))
+    assert one['model']['backbone']['sha256'] == other['model']['backbone']['sha256']
+    if versions.startswith('old'):
+        one = as_first_version(one)
+    if versions.endswith('old'):
+        other = as_first_version(other)
+    assert difference(one, other) == ROUTING
+    assert difference(one, one) == []
+
+
+def test_outputs_of_the_first_version_are_like_those_of_this_one(
+    tmp_path: Path,
+) -> None:
+    path = without_settings(tmp_path, 'dynamicvis_b_wo-token.pth')
+    new = made(replace(SMALL, checkpoint=path))
+    assert difference(as_first_version(new), new) == []
+    assert 'model.backbone.settings.arch' in identity(as_first_version(new))
+
+
+@pytest.mark.filterwarnings('ignore:weights=.random')
+@pytest.mark.parametrize(
+    ('change', 'names'),
+    [
+        ({'scan': 'torch'}, []),
+        ({'sampling_scale': 0.3}, []),
+        ({'img_size': 96}, ['img_size', 'global_tokens']),
+        ({'path_type': 'forward'}, ['path_type']),
+    ],
+)
+def test_settings_of_the_configuration(
+    change: dict[str, Any], names: list[str]
+) -> None:
+    config = replace(SMALL, weights='random')
+    one, other = made(config), made(replace(config, **change))
+    found = difference(one, other)
+    assert [n for n in found if 'preprocessing' not in n] == [
+        f'model.backbone.settings.{name}' for name in names
+    ]
+    assert found == difference(as_first_version(one), other)
+
+
+def test_place_and_container_of_the_weights_do_not_count(tmp_path: Path) -> None:
+    path = without_settings(tmp_path, 'dynamicvis_b_x.pth')
+    one = made(replace(SMALL, checkpoint=path))
+    moved = path.rename(tmp_path / 'other_b_name.pth')
+    assert difference(one, made(replace(SMALL, checkpoint=moved))) == []
+
+
+@pytest.mark.filterwarnings('ignore:weights=.random')
+def test_precision_counts_where_both_tell_it() -> None:
+    one = made(replace(SMALL, weights='random'))
+    other = json.loads(json.dumps(one))
+    other['model']['numerics'] |= {'precision': 'bf16-mixed', 'kernel': 'other'}
+    assert difference(one, other) == ['precision']
+    assert difference(as_first_version(one), other) == ['precision']
+    other = as_first_version(one)
+    del other['run']
+    assert difference(one, other) == []
+    other = json.loads(json.dumps(one))
+    other['model']['numerics']['tf32'] = True
+    assert difference(one, other) == ['tf32']
+    assert difference(as_first_version(one), other) == []
+
+
+def test_a_module_of_the_users_is_known_by_its_settings_and_weights() -> None:
+    backbone = DynamicVis(img_size=32)
+    one = made(backbone)
+    assert one['model']['backbone']['settings']['img_size'] == [32, 32]
+    assert difference(one, made(backbone)) == []
+    with torch.no_grad():
+        backbone.get_parameter('layers.3.2.bias')[0] += 1e-3
+    assert difference(one, made(backbone)) == ['model.backbone.tensors']
+    # The first version told neither.
+    first = as_first_version(one)
+    del first['model']['backbone']['tensors']
+    assert difference(first, one) == []
+
+
+@pytest.mark.filterwarnings('ignore:weights=.random')
+def test_official_code_at_another_commit_or_edited_counts() -> None:
+    _, described = load_backbone(replace(SMALL, weights='random'))
+    one = {'model': {'backbone': described}}
+    pinned = BackboneConfig.repo_commit
+
+    def official(commit: str | None, edited: bool | None) -> dict[str, Any]:
+        upstream = {
+            'implementation': 'upstream',
+            'upstream_commit': commit,
+            'upstream_edited': edited,
+        }
+        return {'model': {'backbone': described | upstream}}
+
+    assert difference(one, official(pinned, False)) == []
+    assert difference(one, official(pinned, None)) == []
+    for commit, edited in ((pinned, True), ('a' * 40, False), (None, None)):
+        assert difference(one, official(commit, edited)) == ['model.backbone.code']
+
+
+def test_nothing_is_told_of_the_model() -> None:
+    assert identity({}) == {}
+    assert identity({'run': {'precision': '32-true'}}) == {}
+    assert identity({'model': {'backbone': 'mine'}}) == {'model.backbone': 'mine'}
