@@ -3,8 +3,12 @@
     python -m benchmarks.backbone_gpu
 
 It needs PyTorch with Triton and this package, no data, no weights and no network; the
-row of `Trainer.predict` needs Lightning. First every kernel is compared with float64.
-Then one table gives, for each architecture, batch size and precision:
+row of `Trainer.predict` needs Lightning.
+
+First every kernel is compared with float64. Then comes the comparison of
+``dynamicvis-geo verify``, with our PyTorch form in the place of the official code;
+features of the CPU against those of the GPU; and `Trainer.predict` against the forward
+alone. Last, one table gives, for each architecture, batch size and precision:
 
 - ms an image, and images a second;
 - the floor: the time of the floating-point operations of all products at the rate
@@ -16,9 +20,7 @@ Then one table gives, for each architecture, batch size and precision:
   mamba-ssm, where it is installed, and around PyTorch's. A graph of these two forms,
   too, is what is timed, so that kernels are compared and not launches.
 
-Last, the comparison of ``dynamicvis-geo verify``, with our PyTorch form in the place of
-the official code; features of the CPU against those of the GPU; and `Trainer.predict`
-against the forward alone. Weights and images are random. Times are medians.
+Weights and images are random. Times are medians.
 """
 
 import argparse
@@ -53,10 +55,10 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     print(describe())
     failed = [] if args.no_checks else check_kernels()
-    print_table(args)
     failed += compare_forms()
     compare_devices()
-    print_predict(args)
+    print_predict()
+    print_table(args)
     if failed:
         sys.exit('Beyond the bounds: ' + '; '.join(failed))
     print('All within the bounds.')
@@ -401,7 +403,7 @@ def compare_devices() -> None:
         print(f'  {precision}: {error:.1e}')
 
 
-def print_predict(args: argparse.Namespace) -> None:
+def print_predict() -> None:
     """Compare `Trainer.predict` over images in memory with the forward alone."""
     try:
         from lightning.pytorch import Callback, Trainer
