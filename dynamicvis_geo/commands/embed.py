@@ -18,6 +18,7 @@ from dynamicvis_geo.commands.prediction import log, predict
 from dynamicvis_geo.datamodules import ScenesDataModule
 from dynamicvis_geo.datasets import Scenes
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models.checkpoint import read_head
 from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.tasks.features import Output
 
@@ -44,10 +45,11 @@ def run(arguments: Namespace) -> int:
         choose_device(arguments.device, arguments.devices)
         require_launcher(arguments.nodes)
     config = backbone_config(arguments.weights)
+    if config.checkpoint is not None and not arguments.dry_run:
+        read_head(config.checkpoint)
     data = imagery(arguments)
     if isinstance(data, ScenesDataModule):
-        scenes = [dataset for dataset, _ in data.pairs if isinstance(dataset, Scenes)]
-        _warn_of_byte_images(scenes, arguments.input_range)
+        _warn_of_byte_images(data.scenes, arguments.input_range)
     log(arguments.quiet)
     # Of what is finished, the first process alone can be sure: it may be at work.
     plan = data.plan(writer if is_first() else None, feature_shape(config))

@@ -80,7 +80,12 @@ class ScenesDataModule(ChipDataModule):
         self.points = points
 
     @cached_property
-    def _scenes(self) -> list[Scenes]:
+    def scenes(self) -> list[Scenes]:
+        """The images, those of one CRS and pixel lattice together.
+
+        Raises:
+            SourceError: If a file cannot be used.
+        """
         return open_scenes(self.path, self.bands)
 
     def _outline(self, chip_bytes: int) -> Plan:
@@ -89,14 +94,14 @@ class ScenesDataModule(ChipDataModule):
         step = math.prod(as_pair('stride', stride))
         least = 0
         if self.points is None:
-            for scene in self._scenes:
+            for scene in self.scenes:
                 pixel = math.prod(scene.res)
                 for _, part in scene.index.groupby(level=0):
                     least += math.ceil(part.union_all().area / pixel / step)
         return Plan(
             chips=max(1, least),
             finished=0,
-            zones=tuple(dict.fromkeys(crs_name(scene.crs) for scene in self._scenes)),
+            zones=tuple(dict.fromkeys(crs_name(scene.crs) for scene in self.scenes)),
             side=max(height, width),
             requests=0,
             fetch_bytes=0,
@@ -105,17 +110,16 @@ class ScenesDataModule(ChipDataModule):
         )
 
     def _make_pairs(self) -> Pairs:
-        scenes = self._scenes
         pairs: Pairs
         if self.points is None:
-            pairs = [(s, GridSampler(s, self.size, self.stride)) for s in scenes]
+            pairs = [(s, GridSampler(s, self.size, self.stride)) for s in self.scenes]
         else:
             points = self.points
             if isinstance(points, str | os.PathLike):
                 points = read_points(points)
             pairs = [
                 (scene, PointSampler(scene, near, self.size))
-                for scene, near in assign_points(scenes, points)
+                for scene, near in assign_points(self.scenes, points)
             ]
         for scene, sampler in pairs:
             _warn_of_padding(scene, sampler, self.size)

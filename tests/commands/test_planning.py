@@ -172,7 +172,7 @@ def test_a_terabyte_is_refused(
     code, _, err = embed(run_cli, *place, *target)
     assert code == 2
     assert 'error: more than 1 TB of output: at least 4' in err
-    assert '1.26 TB to write' in err
+    assert '1.27 TB to write' in err
 
 
 def test_yes_means_it(
@@ -220,7 +220,10 @@ def test_machines_that_nothing_joins_are_not_waited_for(
     scene, output = make_scene(), tmp_path / 'e.parquet'
     code, _, err = embed(run_cli, scene, '--output', output, '--nodes', '2')
     assert code == 2
-    assert '--nodes 2: no launcher has started this on 2 machines' in err
+    assert (
+        '--nodes 2 (trainer.num_nodes): no launcher has started this on 2 machines'
+        in err
+    )
     code, _, err = run_cli(
         *('predict', '--data', 'ScenesDataModule', '--data.path', scene),
         *('--model.backbone.weights', 'random', '--writer.path', output),
