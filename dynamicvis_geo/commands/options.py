@@ -52,9 +52,10 @@ def require_launcher(nodes: int) -> None:
         return
     if not any(launcher.detect() for launcher in launchers):
         raise SpecError(
-            f'--nodes {nodes} (trainer.num_nodes): no launcher has started this on {nodes} machines, so it '
-            'would wait for them in vain: start it with srun or torchrun on each, set '
-            'MASTER_ADDR, MASTER_PORT and NODE_RANK on each, or leave out --nodes'
+            f'--nodes {nodes} (trainer.num_nodes): no launcher has started this on '
+            f'{nodes} machines, so it would wait for them in vain: start it with srun '
+            'or torchrun on each, set MASTER_ADDR, MASTER_PORT and NODE_RANK on each, '
+            'or leave out --nodes'
         )
 
 
