@@ -168,7 +168,7 @@ def test_options_that_cannot_be_used(
         ('--year', '2022'),
         ('--start', '2022-01-01'),
         ('--end', '2022-01-01'),
-        ('--buffer', '0'),
+        ('--buffer', '9'),
         ('--scale', '10'),
         ('--cloudy-pct', '0'),
         ('--composite', 'median'),
