@@ -54,7 +54,6 @@ def _add_embed(commands: Commands) -> None:
     chips.add_argument(
         '--bands',
         type=bands,
-        default=(1, 2, 3),
         metavar='R,G,B',
         help='bands of a GeoTIFF that stand for red, green and blue (default: 1,2,3)',
     )
@@ -66,7 +65,14 @@ def _add_embed(commands: Commands) -> None:
         help='values that become black and white (default: 0,10000, Sentinel-2 surface '
         'reflectance)',
     )
-    _add_imagery(parser.add_argument_group('Earth Engine, without SOURCE'))
+    imagery = parser.add_argument_group('Earth Engine, without SOURCE')
+    _add_imagery(imagery)
+    imagery.add_argument(
+        '--on-missing',
+        choices=('raise', 'fill', 'skip'),
+        help='for a chip without imagery: stop, fill it with zeros, or leave it out '
+        '(default: raise)',
+    )
     features = parser.add_argument_group('features')
     features.add_argument(
         '--grid', action='store_true', help='feature maps instead of pooled vectors'
@@ -74,10 +80,10 @@ def _add_embed(commands: Commands) -> None:
     features.add_argument(
         '--pooling',
         choices=('mean', 'max'),
-        default='mean',
         help='over the cells of a map (default: mean)',
     )
     add_weights(features)
+    _add_plan(parser)
     add_run_options(parser)
 
 
@@ -136,6 +142,23 @@ def _add_fetch(commands: Commands) -> None:
     )
     _add_chips(parser.add_argument_group('chips'))
     _add_imagery(parser.add_argument_group('Earth Engine'))
+    _add_plan(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('before it starts')
+    group.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='say how many chips, requests, bytes and scenes it would be, and stop; '
+        'needs neither weights nor GPU',
+    )
+    group.add_argument(
+        '--yes',
+        action='store_true',
+        help='do it even if it is more than a million chips, chips above 4096 pixels a '
+        'side, or more than 1 TB of output',
+    )
 
 
 def _add_cache(commands: Commands) -> None:
@@ -212,21 +235,18 @@ def _add_imagery(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         '--scale',
         type=float,
-        default=10.0,
         metavar='METRES',
         help='side of a pixel (default: 10)',
     )
     group.add_argument(
         '--cloudy-pct',
         type=float,
-        default=30.0,
         metavar='PERCENT',
         help='scenes with more clouds are left out (default: 30)',
     )
     group.add_argument(
         '--composite',
         choices=('median', 'mosaic'),
-        default='median',
         help='how scenes become one image (default: median)',
     )
     group.add_argument(
@@ -234,13 +254,6 @@ def _add_imagery(group: argparse._ActionsContainer) -> None:
         choices=('scl', 'cs+'),
         help='mask clouds pixel by pixel, by the scene classification or by Cloud '
         'Score+ (default: no mask)',
-    )
-    group.add_argument(
-        '--on-missing',
-        choices=('raise', 'fill', 'skip'),
-        default='raise',
-        help='for a chip without imagery: stop, fill it with zeros, or leave it out '
-        '(default: raise)',
     )
     group.add_argument(
         '--cache', type=Path, metavar='FOLDER', help='keep fetched chips here'
@@ -254,7 +267,6 @@ def _add_imagery(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         '--max-concurrency',
         type=positive,
-        default=32,
         metavar='N',
         help='requests in flight, of all processes together (default: 32)',
     )

@@ -1,6 +1,7 @@
 """Predictions on disk as they come, so that nothing that is done is lost."""
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -140,6 +142,11 @@ class EmbeddingWriter(BasePredictionWriter):
         ):
             if isinstance(value, bool) or not value > 0:
                 raise SpecError(f'{name}={value!r} must be positive')
+        if overwrite and retry_failed:
+            raise SpecError(
+                'retry_failed (--retry-failed) goes on with an output that overwrite '
+                '(--overwrite) removes: leave out one of them'
+            )
         self.overwrite = overwrite
         self.dtype = dtype
         self.flush_chips = flush_chips
@@ -260,22 +267,40 @@ class EmbeddingWriter(BasePredictionWriter):
         stored = {**run.provenance, 'data_type': self.dtype}
         self._folder.begin(run.token, stored)
 
-    def _restrict(self, chips: ChipTable) -> int:
-        """Leave out of the chips what is finished; return how many of them are."""
+    def chip_bytes(self, features: tuple[int, int, int]) -> int:
+        """Bytes that a chip takes in the output, before compression.
+
+        Args:
+            features: Channels, height and width of the feature map of a chip.
+        """
+        numbers = features[0] if self._kind.output == 'pooled' else math.prod(features)
+        return numbers * np.dtype(self.dtype).itemsize
+
+    def set_aside(self, chips: ChipTable) -> tuple[int, int]:
+        """Leave out of the chips what is finished or, unless asked for, has failed.
+
+        Returns:
+            Numbers of chips that are finished, and that are listed as failed.
+        """
         done = self._kind.finished(self.path)
         failed = failed_keys(self.path)
         if self.retry_failed:
             chips.restrict(leave_out=done, only=failed)
-            return len(done)
-        chips.restrict(leave_out=join_keys([done, failed]))
-        if len(failed):
+        else:
+            chips.restrict(leave_out=join_keys([done, failed]))
+        return len(done), len(failed)
+
+    def _restrict(self, chips: ChipTable) -> int:
+        """Leave out of the run what needs no computing; return how many are done."""
+        done, failed = self.set_aside(chips)
+        if failed and not self.retry_failed:
             _logger.warning(
                 '%d chips have failed before and are left alone (%s): retry_failed '
                 '(--retry-failed) tries them again',
-                len(failed),
+                failed,
                 self.failures,
             )
-        return len(done)
+        return done
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to write.

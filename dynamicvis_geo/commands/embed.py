@@ -7,10 +7,18 @@ import rasterio
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.commands.imagery import imagery
-from dynamicvis_geo.commands.options import backbone_config, choose_device
-from dynamicvis_geo.commands.prediction import predict
+from dynamicvis_geo.commands.options import (
+    backbone_config,
+    choose_device,
+    feature_shape,
+    require_launcher,
+)
+from dynamicvis_geo.commands.planning import goes_ahead, is_first
+from dynamicvis_geo.commands.prediction import log, predict
 from dynamicvis_geo.datamodules import ScenesDataModule
 from dynamicvis_geo.datasets import Scenes
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models.checkpoint import read_head
 from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.tasks.features import Output
 
@@ -18,6 +26,11 @@ from dynamicvis_geo.tasks.features import Output
 def run(arguments: Namespace) -> int:
     """Embed what the arguments name, and print what was written."""
     output: Output = 'grid' if arguments.grid else 'pooled'
+    if arguments.grid and arguments.pooling is not None:
+        raise SpecError(
+            f'--pooling {arguments.pooling} makes one vector a chip, and --grid writes '
+            'the maps as they are: leave out one of them'
+        )
     writer = EmbeddingWriter(
         arguments.output,
         arguments.format,
@@ -28,14 +41,23 @@ def run(arguments: Namespace) -> int:
         retry_failed=arguments.retry_failed,
     )
     writer.check(output)
-    choose_device(arguments.device, arguments.devices)
+    if not arguments.dry_run:
+        choose_device(arguments.device, arguments.devices)
+        require_launcher(arguments.nodes)
     config = backbone_config(arguments.weights)
+    if config.checkpoint is not None and not arguments.dry_run:
+        read_head(config.checkpoint)
     data = imagery(arguments)
     if isinstance(data, ScenesDataModule):
-        scenes = [dataset for dataset, _ in data.pairs if isinstance(dataset, Scenes)]
-        _warn_of_byte_images(scenes, arguments.input_range)
-    data.setup('predict')
-    module = FeatureExtraction(config, output, arguments.pooling, arguments.input_range)
+        _warn_of_byte_images(data.scenes, arguments.input_range)
+    log(arguments.quiet)
+    # Of what is finished, the first process alone can be sure: it may be at work.
+    plan = data.plan(writer if is_first() else None, feature_shape(config))
+    if not goes_ahead(data, plan, arguments):
+        return 0
+    module = FeatureExtraction(
+        config, output, arguments.pooling or 'mean', arguments.input_range
+    )
     return predict(data, module, writer, arguments)
 
 

@@ -3,6 +3,8 @@
 from argparse import Namespace
 
 from dynamicvis_geo.commands.imagery import earthengine
+from dynamicvis_geo.commands.planning import goes_ahead
+from dynamicvis_geo.commands.prediction import log
 from dynamicvis_geo.datasets.earthengine import EarthEngineDataset
 from dynamicvis_geo.errors import SpecError
 
@@ -11,9 +13,13 @@ def run(arguments: Namespace) -> None:
     """Fetch what is not there yet, and print what was done."""
     if arguments.cache is None:
         raise SpecError('fetch needs --cache FOLDER: where the chips are kept')
+    log(quiet=False)
+    data = earthengine(arguments)
+    if not goes_ahead(data, data.plan_fetch(), arguments):
+        return
     reports = [
         dataset.prefetch(sampler)
-        for dataset, sampler in earthengine(arguments).pairs
+        for dataset, sampler in data.pairs
         if isinstance(dataset, EarthEngineDataset)
     ]
     chips, fetched, empty, requests, retries, received = (

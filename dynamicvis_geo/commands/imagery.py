@@ -1,6 +1,7 @@
 """What the options for imagery mean."""
 
 from argparse import Namespace
+from collections.abc import Iterable
 from typing import Any
 
 from dynamicvis_geo.datamodules import (
@@ -12,7 +13,16 @@ from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.specs import SensorSpec, TemporalSpec
 
-_ONLY_EARTH_ENGINE = ('roi', 'start', 'end', 'year', 'buffer', 'cache')
+#: Options that say where and when, and all others that only Earth Engine has.
+_PLACE_AND_TIME = ('roi', 'start', 'end', 'year', 'buffer', 'cache')
+_SENSOR = {
+    'scale': 'scale_m',
+    'cloudy_pct': 'cloudy_pct',
+    'composite': 'composite',
+    'cloud_mask': 'cloud_mask',
+}
+_CLIENT = {'project': 'project', 'ee_url': 'url', 'max_concurrency': 'max_concurrency'}
+_ONLY_EARTH_ENGINE = (*_PLACE_AND_TIME, *_SENSOR, *_CLIENT, 'on_missing')
 
 
 def check_imagery(arguments: Namespace) -> None:
@@ -21,17 +31,31 @@ def check_imagery(arguments: Namespace) -> None:
     Raises:
         SpecError: if a source is given along with options for Earth Engine, or neither.
     """
-    given = [f'--{name}' for name in _ONLY_EARTH_ENGINE if getattr(arguments, name)]
-    if arguments.source is not None and given:
+    if arguments.source is not None and (
+        given := _given(arguments, _ONLY_EARTH_ENGINE)
+    ):
+        options = ', '.join(f'--{name.replace("_", "-")}' for name in given)
         raise SpecError(
-            f'{", ".join(given)} ask for Earth Engine, but SOURCE is '
-            f'{arguments.source}: leave out one or the other'
+            f'{options} ask for Earth Engine, but SOURCE is {arguments.source}: leave '
+            'out one or the other'
         )
-    if arguments.source is None and not given:
+    if arguments.source is None and arguments.bands is not None:
+        raise SpecError(
+            f'--bands {",".join(map(str, arguments.bands))} is for GeoTIFFs, but there '
+            'is no SOURCE: leave it out (of Earth Engine the bands are B4, B3, B2; '
+            'predict has data.sensor.bands)'
+        )
+    if arguments.source is None and not _given(arguments, _PLACE_AND_TIME):
         raise SpecError(
             'there is nothing to embed: give SOURCE (a GeoTIFF or a folder), or for '
             'Earth Engine --roi or --points, with --year or --start and --end'
         )
+
+
+def _given(arguments: Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return the options that were given, by name; the others are None."""
+    values = {name: getattr(arguments, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def imagery(arguments: Namespace) -> ChipDataModule:
@@ -54,7 +78,7 @@ def imagery(arguments: Namespace) -> ChipDataModule:
         return earthengine(arguments, **loading)
     return ScenesDataModule(
         arguments.source,
-        arguments.bands,
+        arguments.bands or (1, 2, 3),
         arguments.size,
         arguments.stride,
         arguments.points,
@@ -81,21 +105,18 @@ def earthengine(arguments: Namespace, **loading: Any) -> EarthEngineDataModule:
         size=arguments.size,
         stride=arguments.stride,
         buffer_m=arguments.buffer,
-        sensor=SensorSpec(
-            scale_m=arguments.scale,
-            cloudy_pct=arguments.cloudy_pct,
-            composite=arguments.composite,
-            cloud_mask=arguments.cloud_mask,
-        ),
-        client=EarthEngineClient(
-            project=arguments.project,
-            url=arguments.ee_url,
-            max_concurrency=arguments.max_concurrency,
-        ),
+        sensor=SensorSpec(**_renamed(arguments, _SENSOR)),
+        client=EarthEngineClient(**_renamed(arguments, _CLIENT)),
         cache=arguments.cache,
-        on_missing=arguments.on_missing,
+        **_given(arguments, ['on_missing']),
         **loading,
     )
+
+
+def _renamed(arguments: Namespace, names: dict[str, str]) -> dict[str, Any]:
+    """Return the options that were given, as the arguments that they stand for."""
+    given = _given(arguments, names)
+    return {names[name]: value for name, value in given.items()}
 
 
 def _window(arguments: Namespace) -> TemporalSpec:

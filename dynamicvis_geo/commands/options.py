@@ -1,9 +1,13 @@
 """What options of several commands mean."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lsf import LSFEnvironment
+from lightning.fabric.plugins.environments.mpi import MPIEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
@@ -25,6 +29,34 @@ def backbone_config(weights: str) -> BackboneConfig:
         SpecError: if a variable has a value that cannot be used.
     """
     return BackboneConfig.from_env(**weights_fields(weights))
+
+
+def feature_shape(config: BackboneConfig) -> tuple[int, int, int]:
+    """Channels, height and width of the feature maps, without making the model."""
+    size = config.img_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    # A cell is 32 pixels wide.
+    return 1024 if config.named_arch == 'l' else 768, -(-height // 32), -(-width // 32)
+
+
+def require_launcher(nodes: int) -> None:
+    """Refuse a run on several machines of which none knows the others.
+
+    Raises:
+        SpecError: If nothing has started it on several machines: it would wait for
+            them for ever.
+    """
+    # torchrun and Kubeflow set the variable, and so may a user.
+    launchers = (SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+    if nodes == 1 or 'MASTER_ADDR' in os.environ:
+        return
+    if not any(launcher.detect() for launcher in launchers):
+        raise SpecError(
+            f'--nodes {nodes} (trainer.num_nodes): no launcher has started this on '
+            f'{nodes} machines, so it would wait for them in vain: start it with srun '
+            'or torchrun on each, set MASTER_ADDR, MASTER_PORT and NODE_RANK on each, '
+            'or leave out --nodes'
+        )
 
 
 def choose_device(

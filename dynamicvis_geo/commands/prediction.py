@@ -1,6 +1,7 @@
 """What the commands that embed chips have in common."""
 
 import logging
+import os
 import sys
 import warnings
 from argparse import Namespace
@@ -9,9 +10,11 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter, RunSummary
-from dynamicvis_geo.commands.options import choose_device
+from dynamicvis_geo.commands.options import choose_device, require_launcher
 from dynamicvis_geo.datamodules import ChipDataModule
 from dynamicvis_geo.tasks import FeatureExtraction
+
+_logger = logging.getLogger(__name__)
 
 #: What the shell sees if the images of some chips could not be had.
 SOME_FAILED = 3
@@ -62,6 +65,13 @@ def run_trainer(
     Returns:
         the exit code: 0, or :data:`SOME_FAILED`.
     """
+    require_launcher(trainer.num_nodes)
+    if trainer.num_nodes > 1:
+        _logger.info(
+            'waiting until the processes of all %d machines have come to %s',
+            trainer.num_nodes,
+            os.environ.get('MASTER_ADDR', 'the first of them'),
+        )
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
     except SystemExit as error:

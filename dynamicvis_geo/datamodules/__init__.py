@@ -3,11 +3,13 @@
 from dynamicvis_geo.datamodules.chips import ChipDataModule
 from dynamicvis_geo.datamodules.earthengine import EarthEngineDataModule
 from dynamicvis_geo.datamodules.embedding import EmbeddingDataModule
+from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datamodules.scenes import ScenesDataModule
 
 __all__ = (
     'ChipDataModule',
     'EarthEngineDataModule',
     'EmbeddingDataModule',
+    'Plan',
     'ScenesDataModule',
 )

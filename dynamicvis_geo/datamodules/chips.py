@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset
 
+from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.failures import OnError, check_on_error
+from dynamicvis_geo.earthengine.fetch import Survey
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.samplers import ContiguousSampler
 
+if TYPE_CHECKING:
+    from dynamicvis_geo.callbacks import EmbeddingWriter
+
 Pairs: TypeAlias = Sequence[tuple[GeoDataset, Iterable[Any]]]
+
+#: Channels, height and width of the feature maps of arch b for images of 512 pixels.
+FEATURES = (768, 16, 16)
+#: Chips whose requests are counted one by one; of more, a part that is spread evenly.
+COUNTED = 10_000
 
 
 class ChipDataModule(LightningDataModule):
@@ -115,6 +128,61 @@ class ChipDataModule(LightningDataModule):
             )
             # The samplers of many chips take memory, and are not needed any more.
             self._pairs = None
+
+    def plan(
+        self,
+        writer: EmbeddingWriter | None = None,
+        features: tuple[int, int, int] = FEATURES,
+    ) -> Plan:
+        """Say what a prediction run will do, without images, model or network.
+
+        Where the area alone tells that it is too much (:attr:`.Plan.excess`), nothing
+        is laid out.
+
+        Args:
+            writer: Writes the output, which may hold finished chips; pooled vectors as
+                float32 without one.
+            features: Channels, height and width of the feature maps of the backbone.
+
+        Raises:
+            SpecError: If an argument has a value that cannot be used.
+            SourceError: If a file cannot be used.
+            OutputError: If what there is of the output cannot be read.
+        """
+        size = 4 * features[0] if writer is None else writer.chip_bytes(features)
+        outline = self._outline(size)
+        if outline is not None and outline.excess:
+            return outline
+        self.setup('predict')
+        if writer is not None and not writer.overwrite:
+            writer.set_aside(self.chips)
+        rows = self.chips.remaining
+        self.chips.restrict()
+        finished = len(self.chips) - len(rows)
+        return self._plan(finished, self._survey(rows, self.batch_size), size)
+
+    def _outline(self, chip_bytes: int) -> Plan | None:
+        """Tell a plan from the area; None if that cannot be done."""
+        return None
+
+    def _survey(self, rows: NDArray[np.int64], batch: int) -> Survey:
+        """Count what fetching some chips takes, in batches of so many."""
+        starts = np.arange(0, len(rows), batch)
+        some = starts[:: max(1, math.ceil(len(rows) / COUNTED))]
+        surveys = [self.chips.survey(rows[at : at + batch]) for at in some]
+        return Survey.total(surveys, len(starts) / max(len(some), 1))
+
+    def _plan(self, finished: int, survey: Survey, chip_bytes: int) -> Plan:
+        table = self.chips.table
+        return Plan(
+            chips=len(table),
+            finished=finished,
+            zones=tuple(dict.fromkeys(map(crs_name, self.chips.source_crs))),
+            side=max(int(table[name].max(initial=0)) for name in ('width', 'height')),
+            requests=survey.requests,
+            fetch_bytes=survey.bytes,
+            chip_bytes=chip_bytes,
+        )
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return a DataLoader over what this process takes of the remaining chips."""

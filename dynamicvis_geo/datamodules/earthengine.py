@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import geopandas as gpd
+import numpy as np
 from pyproj import CRS
 
-from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
+from dynamicvis_geo.datamodules.chips import COUNTED, ChipDataModule, Pairs
+from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datamodules.zones import grid_pairs, point_pairs
 from dynamicvis_geo.datasets import EarthEngineDataset, read_points
 from dynamicvis_geo.datasets.areas import read_area, read_windows
+from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.failures import OnError
+from dynamicvis_geo.datasets.zones import split_area, split_points
 from dynamicvis_geo.earthengine import EarthEngineClient
+from dynamicvis_geo.earthengine.composite import max_pixels
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.samplers import PointSampler
+from dynamicvis_geo.samplers.lattice import as_pair
 from dynamicvis_geo.specs import SensorSpec, TemporalSpec
 
 #: Side of a chip in pixels: that of the backbone's input.
 CHIP_SIZE = 512
+#: Chips that are planned together when many are fetched ahead.
+SLAB = 1000
 
 
 class EarthEngineDataModule(ChipDataModule):
@@ -110,14 +121,84 @@ class EarthEngineDataModule(ChipDataModule):
         self.cache = cache
         self.on_missing = on_missing
 
+    def plan_fetch(self) -> Plan:
+        """Say what fetching all chips ahead, into the cache, will do.
+
+        Raises:
+            SpecError: If an argument has a value that cannot be used.
+            SourceError: If a file cannot be used.
+        """
+        outline = self._outline(self._cache_bytes)
+        if outline.excess:
+            return outline
+        self.setup('predict')
+        rows = np.arange(len(self.chips))
+        survey = self._survey(rows, COUNTED if len(rows) <= COUNTED else SLAB)
+        return self._plan(survey.cached, survey, self._cache_bytes)
+
+    def count_scenes(self) -> int:
+        """Ask Earth Engine, in one request, of how many scenes a chip is made.
+
+        It is a chip in the middle of the list of UTM zones, in the first window of
+        time. Half a minute is tried at most.
+
+        Raises:
+            SpecError: If an argument has a value that cannot be used.
+            EarthEngineError: If Earth Engine does not tell.
+        """
+        crs, part = self._zones[len(self._zones) // 2]
+        place = part.geometry.representative_point()[:1].to_crs(crs)
+        dataset = self._dataset(place.buffer(1.0), crs)
+        return dataset.count_scenes(next(iter(PointSampler(dataset, place, self.size))))
+
+    @cached_property
+    def _zones(self) -> list[tuple[CRS, gpd.GeoSeries | gpd.GeoDataFrame]]:
+        """The area, or the points, of each UTM zone."""
+        if self.points is None:
+            return split_area(read_area(self.roi))
+        return split_points(self._read_points())
+
+    def _outline(self, chip_bytes: int) -> Plan:
+        height, width = as_pair('size', self.size)
+        down, across = as_pair(
+            'stride', self.size if self.stride is None else self.stride
+        )
+        least: float
+        if self.points is None:
+            # Each chip takes the place of one step of the grid.
+            square_metres = sum(
+                part.segmentize(1).to_crs(crs).area.sum() for crs, part in self._zones
+            )
+            least = square_metres / (down * across * self.sensor.scale_m**2)
+        else:
+            least = sum(len(part) for _, part in self._zones)
+        chips = max(1, math.ceil(least)) * len(self.time)
+        return Plan(
+            chips=chips,
+            finished=0,
+            zones=tuple(crs_name(crs) for crs, _ in self._zones),
+            side=max(height, width),
+            requests=chips * math.ceil(height * width / max_pixels(self.sensor)),
+            fetch_bytes=chips * self._cache_bytes,
+            chip_bytes=chip_bytes,
+            laid_out=False,
+        )
+
+    @property
+    def _cache_bytes(self) -> int:
+        """Bytes of the pixels of a chip."""
+        a_pixel = len(self.sensor.bands) * np.dtype(self.sensor.dtype).itemsize
+        return math.prod(as_pair('size', self.size)) * a_pixel
+
+    def _read_points(self) -> gpd.GeoDataFrame:
+        if isinstance(self.points, str | os.PathLike):
+            return read_points(self.points)
+        return self.points
+
     def _make_pairs(self) -> Pairs:
         if self.points is None:
-            area = read_area(self.roi)
-            return grid_pairs(area, self._dataset, self.size, self.stride)
-        points = self.points
-        if isinstance(points, str | os.PathLike):
-            points = read_points(points)
-        return point_pairs(points, self._dataset, self.size)
+            return grid_pairs(self._zones, self._dataset, self.size, self.stride)
+        return point_pairs(self._read_points(), self._dataset, self.size)
 
     def _dataset(self, area: gpd.GeoSeries, crs: CRS) -> EarthEngineDataset:
         return EarthEngineDataset(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.earthengine import CHIP_SIZE
-from dynamicvis_geo.datasets import assign_points, open_scenes, read_points
+from dynamicvis_geo.datamodules.plan import Plan
+from dynamicvis_geo.datasets import Scenes, assign_points, open_scenes, read_points
+from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.failures import OnError
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.samplers import GridSampler, PointSampler
+from dynamicvis_geo.samplers.lattice import as_pair
 
 
 class ScenesDataModule(ChipDataModule):
@@ -74,18 +79,47 @@ class ScenesDataModule(ChipDataModule):
         self.stride = stride
         self.points = points
 
+    @cached_property
+    def scenes(self) -> list[Scenes]:
+        """The images, those of one CRS and pixel lattice together.
+
+        Raises:
+            SourceError: If a file cannot be used.
+        """
+        return open_scenes(self.path, self.bands)
+
+    def _outline(self, chip_bytes: int) -> Plan:
+        height, width = as_pair('size', self.size)
+        stride = self.size if self.stride is None else self.stride
+        step = math.prod(as_pair('stride', stride))
+        least = 0
+        if self.points is None:
+            for scene in self.scenes:
+                pixel = math.prod(scene.res)
+                for _, part in scene.index.groupby(level=0):
+                    least += math.ceil(part.union_all().area / pixel / step)
+        return Plan(
+            chips=max(1, least),
+            finished=0,
+            zones=tuple(dict.fromkeys(crs_name(scene.crs) for scene in self.scenes)),
+            side=max(height, width),
+            requests=0,
+            fetch_bytes=0,
+            chip_bytes=chip_bytes,
+            laid_out=False,
+        )
+
     def _make_pairs(self) -> Pairs:
-        scenes = open_scenes(self.path, self.bands)
         pairs: Pairs
         if self.points is None:
-            pairs = [(s, GridSampler(s, self.size, self.stride)) for s in scenes]
+            pairs = [(s, GridSampler(s, self.size, self.stride)) for s in self.scenes]
         else:
             points = self.points
             if isinstance(points, str | os.PathLike):
                 points = read_points(points)
             pairs = [
                 (scene, PointSampler(scene, near, self.size))
-                for scene, near in assign_points(scenes, points)
+                for scene, near in assign_points(self.scenes, points)
             ]
         for scene, sampler in pairs:
             _warn_of_padding(scene, sampler, self.size)

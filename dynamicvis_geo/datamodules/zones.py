@@ -10,7 +10,7 @@ import shapely
 from pyproj import CRS
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.datasets.zones import split_area, split_points
+from dynamicvis_geo.datasets.zones import split_points
 from dynamicvis_geo.samplers import GridSampler, PointSampler
 from dynamicvis_geo.samplers.borders import SPACING, cover_once
 
@@ -20,7 +20,7 @@ Pairs: TypeAlias = Sequence[tuple[GeoDataset, GridSampler | PointSampler]]
 
 
 def grid_pairs(
-    area: gpd.GeoSeries,
+    zones: Sequence[tuple[CRS, gpd.GeoSeries]],
     make: MakeDataset,
     size: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,
@@ -31,13 +31,13 @@ def grid_pairs(
     :func:`~dynamicvis_geo.samplers.borders.cover_once`.
 
     Args:
-        area: Geometries in any CRS.
+        zones: The area, as :func:`~dynamicvis_geo.datasets.zones.split_area` gives it.
         make: Makes the dataset of a zone.
         size: Size of a chip in pixels, or (height, width).
         stride: Pixels from chip to chip; *size* by default.
     """
     pairs = []
-    for crs, part in split_area(area):
+    for crs, part in zones:
         # Straight sides of zones bend when they are projected.
         dataset = make(part.segmentize(SPACING), crs)
         pairs.append((dataset, GridSampler(dataset, size, stride)))

@@ -49,6 +49,7 @@ from dynamicvis_geo.datasets.read_ahead import (
 )
 from dynamicvis_geo.datasets.retries import RetryCount
 from dynamicvis_geo.datasets.sources import describe
+from dynamicvis_geo.earthengine.fetch import Survey
 from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]
@@ -194,6 +195,24 @@ class ChipDataset(Dataset[Found]):
         self._expected = torch.from_numpy(self._rows(np.asarray(rows)))
         # Processes that were sent this dataset must not share a count.
         self._retries = RetryCount()
+
+    def survey(self, rows: Sequence[int] | NDArray[np.int64]) -> Survey:
+        """Count what fetching a batch of chips from Earth Engine would take.
+
+        Nothing is fetched. Datasets within others (``&``, ``|``) are not asked.
+
+        Args:
+            rows: Rows of the chips; those that are set aside count nothing.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        surveys = [
+            dataset.survey(wanted)
+            for _, dataset, wanted in self._parts(self._rows(rows))
+            if hasattr(dataset, 'survey')
+        ]
+        return Survey.total(surveys)
 
     @property
     def retries(self) -> int:

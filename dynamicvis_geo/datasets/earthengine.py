@@ -7,7 +7,7 @@ import os
 import threading
 import time as clock
 from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,8 +43,9 @@ from dynamicvis_geo.datasets.failures import (
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.earthengine.client import Traffic
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
-from dynamicvis_geo.earthengine.fetch import Fetcher, Outcome
+from dynamicvis_geo.earthengine.fetch import Fetcher, Outcome, Survey
 from dynamicvis_geo.earthengine.grid import Grid, crs_text
+from dynamicvis_geo.earthengine.scenes import count_scenes
 from dynamicvis_geo.earthengine.sharing import Chip
 from dynamicvis_geo.earthengine.threads import in_background
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
@@ -61,6 +62,8 @@ Keep = Callable[[EarthEngineError], bool]
 
 #: Queries that `prefetch` plans at a time.
 SLAB = 20_000
+#: Seconds that a question beside the run may take.
+PATIENCE = 30.0
 
 _logger = logging.getLogger(__name__)
 
@@ -270,6 +273,32 @@ class EarthEngineDataset(GeoDataset):
     def traffic(self) -> Traffic:
         """What equal clients sent and received in this process."""
         return self.client.traffic
+
+    def survey(self, queries: Sequence[Query]) -> Survey:
+        """Count what fetching a batch of chips would take; nothing is fetched.
+
+        Args:
+            queries: As for a single chip.
+
+        Raises:
+            IndexError: As for a single chip.
+        """
+        return self._fetcher().survey(self._resolve(queries)[1])
+
+    def count_scenes(self, query: Query) -> int:
+        """Count the scenes that a chip is composed of, in one request.
+
+        It is tried for half a minute at most.
+
+        Args:
+            query: As for a single chip.
+
+        Raises:
+            IndexError: As for a single chip.
+            EarthEngineError: If Earth Engine does not tell.
+        """
+        client = replace(self.client, timeout=PATIENCE, retry_for=PATIENCE)
+        return count_scenes(client, self.sensor, self._resolve([query])[1][0])
 
     def prefetch(
         self, queries: Iterable[Query], *, progress: bool = True

@@ -74,14 +74,7 @@ def build_composite(
     Returns:
         The image, of the sensor's data type, masked pixels holding :data:`MASKED`.
     """
-    scenes = (
-        ee.ImageCollection(sensor.collection)
-        .filterBounds(_region(boxes))
-        .filterDate(*window)
-    )
-    if sensor.cloudy_pct is not None:
-        clear = ee.Filter.lte('CLOUDY_PIXEL_PERCENTAGE', sensor.cloudy_pct)
-        scenes = scenes.filter(clear)
+    scenes = select_scenes(sensor, window, boxes)
     if sensor.cloud_mask == 'scl':
         scenes = scenes.map(_mask_scl)
     elif sensor.cloud_mask == 'cs+':
@@ -99,6 +92,23 @@ def build_composite(
     image = image.unmask(MASKED[sensor.dtype], False)
     typed: ee.Image = image.toUint16() if sensor.dtype == 'uint16' else image.toFloat()
     return typed
+
+
+def select_scenes(
+    sensor: SensorSpec,
+    window: tuple[str, str],
+    boxes: list[tuple[float, float, float, float]],
+) -> ee.ImageCollection:
+    """Select the scenes of a window that touch a place, as :func:`build_composite`."""
+    scenes: ee.ImageCollection = (
+        ee.ImageCollection(sensor.collection)
+        .filterBounds(_region(boxes))
+        .filterDate(*window)
+    )
+    if sensor.cloudy_pct is not None:
+        clear = ee.Filter.lte('CLOUDY_PIXEL_PERCENTAGE', sensor.cloudy_pct)
+        scenes = scenes.filter(clear)
+    return scenes
 
 
 def _region(boxes: list[tuple[float, float, float, float]]) -> ee.Geometry:
@@ -136,7 +146,7 @@ def parse_pixels(body: bytes, sensor: SensorSpec, grid: Grid) -> Pixels:
     Raises:
         BrokenAnswerError: If it is anything else.
     """
-    array = _structured_array(body)
+    array = structured_array(body)
     dtype = np.dtype(sensor.dtype)
     fields: Mapping[str, Any] = array.dtype.fields or {}
     if (
@@ -154,7 +164,7 @@ def parse_pixels(body: bytes, sensor: SensorSpec, grid: Grid) -> Pixels:
     return pixels
 
 
-def _structured_array(body: bytes) -> NDArray[np.void]:
+def structured_array(body: bytes) -> NDArray[np.void]:
     """Read a NumPy file without copying; ``np.load`` takes ten times as long."""
     file = io.BytesIO(body)
     try:

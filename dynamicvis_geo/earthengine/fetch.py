@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,25 @@ Outcome = Pixels | EarthEngineError
 
 #: A request of at most this many pixels a side is not cut any further.
 SMALLEST_SIDE = 64
+
+
+class Survey(NamedTuple):
+    """What fetching some chips will take.
+
+    Attributes:
+        cached: Chips that are in the cache already.
+        requests: Requests for the others.
+        bytes: Bytes of pixels that these receive.
+    """
+
+    cached: int
+    requests: int
+    bytes: int
+
+    @classmethod
+    def total(cls, parts: Sequence['Survey'], times: float = 1.0) -> 'Survey':
+        """Add up, and take the sum so many times."""
+        return cls(*(round(times * sum(part[i] for part in parts)) for i in range(3)))
 
 
 @dataclass(frozen=True)
@@ -104,6 +124,18 @@ class Fetcher:
         for done in self.client.map(assembly.download, requests, cancelled):
             for position, outcome in done:
                 yield missing[position], outcome
+
+    def survey(self, chips: Sequence[Chip]) -> Survey:
+        """Count what :meth:`fetch` would do; nothing is fetched, nor read."""
+        missing = [
+            chip
+            for chip in chips
+            if self.cache is None or not self.cache.file(self.sensor, chip).exists()
+        ]
+        requests = plan(missing, self.block, max_pixels(self.sensor))
+        pixels = sum(request.grid.size for request in requests)
+        a_pixel = len(self.sensor.bands) * np.dtype(self.sensor.dtype).itemsize
+        return Survey(len(chips) - len(missing), len(requests), pixels * a_pixel)
 
     def request(
         self, grid: Grid, window: tuple[str, str], name: str, cancelled: threading.Event

@@ -118,7 +118,7 @@ def read_checkpoint(path: str | Path, sha256: str | None = None) -> Checkpoint:
             floating-point numbers, or NaN or infinite values.
     """
     path = Path(path).expanduser()
-    head = _read_head(path)
+    head = read_head(path)
     digest = _file_sha256(path)
     if sha256 is not None and digest != sha256.lower():
         raise CheckpointError(
@@ -279,7 +279,7 @@ class _Content:
     meta: dict[str, Any]
 
 
-def _read_head(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
     """Return the first bytes of a file, refusing what cannot be a checkpoint."""
     if not path.is_file():
         what = 'is not a file' if path.exists() else 'does not exist'

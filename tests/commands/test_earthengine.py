@@ -161,15 +161,53 @@ def test_options_that_cannot_be_used(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    'option',
+    [
+        ('--roi=1,2,3,4',),
+        ('--year', '2022'),
+        ('--start', '2022-01-01'),
+        ('--end', '2022-01-01'),
+        ('--buffer', '9'),
+        ('--scale', '10'),
+        ('--cloudy-pct', '0'),
+        ('--composite', 'median'),
+        ('--cloud-mask', 'scl'),
+        ('--on-missing', 'raise'),
+        ('--cache', 'chips'),
+        ('--project', 'mine'),
+        ('--ee-url', 'http://127.0.0.1:9'),
+        ('--max-concurrency', '32'),
+    ],
+)
 def test_source_and_earth_engine_exclude_each_other(
-    run_cli: RunCli, tmp_path: Path
+    run_cli: RunCli, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
-    code, _, err = embed(
-        run_cli, 'scene.tif', '--year', '2022', '--output', tmp_path / 'e.parquet'
-    )
-    assert code == 2
-    assert '--year' in err
-    assert 'scene.tif' in err
+    output = tmp_path / 'e.parquet'
+    code, out, err = embed(run_cli, 'scene.tif', *option, '--output', output)
+    assert (code, out) == (2, '')
+    (line,) = err.splitlines()
+    assert option[0].partition('=')[0] in line
+    assert 'SOURCE is scene.tif: leave out one or the other' in line
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('--roi=0,0,1,1', '--year', '2022', '--bands', '1,2,3'), '--bands 1,2,3 is'),
+        (('scene.tif', '--grid', '--pooling', 'mean'), '--pooling mean makes one'),
+        (('scene.tif', '--overwrite', '--retry-failed'), '--retry-failed'),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    run_cli: RunCli, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    name = 'maps' if '--grid' in arguments else 'e.parquet'
+    code, out, err = embed(run_cli, *arguments, '--output', tmp_path / name)
+    assert (code, out) == (2, '')
+    (line,) = err.splitlines()
+    assert words in line
+    assert 'leave' in line
 
 
 def test_buffer_sets_the_size_on_the_ground(

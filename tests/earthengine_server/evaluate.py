@@ -301,6 +301,7 @@ FUNCTIONS = {
     'ImageCollection.load': _load,
     'Collection.filter': _filter,
     'Collection.map': _map,
+    'Collection.size': lambda self, collection: len(self.images(collection)),
     'Filter.intersects': _intersects,
     'Filter.dateRangeContains': _dates,
     'Filter.greaterThan': _compare(lambda a, b: a > b),

@@ -9,6 +9,7 @@ from pyproj import CRS
 from dynamicvis_geo.datamodules.zones import grid_pairs
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
 from dynamicvis_geo.datasets.areas import read_area
+from dynamicvis_geo.datasets.zones import split_area
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.projections import utm_codes
 from dynamicvis_geo.samplers import GridSampler
@@ -39,7 +40,7 @@ def chips_of(
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoSeries]:
     """Chips, and their outlines and the area in an equal-area projection around it."""
     area = read_area(roi)
-    chips = ChipDataset(grid_pairs(area, make, size, stride)).chips
+    chips = ChipDataset(grid_pairs(split_area(area), make, size, stride)).chips
     lon, lat = area.union_all().representative_point().coords[0]
     local = f'+proj=laea +lat_0={lat} +lon_0={lon} +datum=WGS84'
     drawn = []
@@ -107,7 +108,7 @@ def test_every_time_window_and_points_and_lines() -> None:
     def two(area: gpd.GeoSeries, crs: CRS) -> EarthEngineDataset:
         return EarthEngineDataset(area, WINDOWS, crs=crs)
 
-    chips = ChipDataset(grid_pairs(area, two, 64)).chips
+    chips = ChipDataset(grid_pairs(split_area(area), two, 64)).chips
     covered = chips.union_all()
     assert all(shapely.covers(covered.buffer(1e-9), area.values))
     years = chips['start'].dt.year.value_counts()
