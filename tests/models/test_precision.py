@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dynamicvis_geo.models.precision import float32_products
 
@@ -119,15 +120,15 @@ def test_settings_are_as_they_were(setting: Callable[[], None]) -> None:
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_products_are_exact_inside(setting: Callable[[], None]) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(2, 128, 128, generator=generator)
-    filters = torch.randn(64, 64, 3, 3, generator=generator)
-    image = torch.randn(1, 64, 32, 32, generator=generator)
-    product = x @ weight
-    convolved = torch.nn.functional.conv2d(image, filters)
+    tokens = torch.randn(1, 4096, 96, generator=generator)
+    gate = torch.randn(1, 96, generator=generator)
+    image = torch.randn(1, 96, 32, 32, generator=generator)
+    filters = torch.randn(192, 96, 3, 3, generator=generator)
+    logits, patches = F.linear(tokens, gate), F.conv2d(image, filters)
     setting()
     with float32_products():
-        assert torch.equal(x @ weight, product)
-        assert torch.equal(torch.nn.functional.conv2d(image, filters), convolved)
+        assert torch.equal(F.linear(tokens, gate), logits)
+        assert torch.equal(F.conv2d(image, filters), patches)
 
 
 def test_the_last_thread_to_leave_restores() -> None:
