@@ -6,7 +6,11 @@ Each form runs in a process of its own, because peak memory belongs to a process
   for the whole sequence, then a Python loop over time;
 - torch: our plain PyTorch scan, which runs where there was no compiler;
 - auto: our default, which is the scan in C where it was built;
-- floor: the same model's matrix products and convolutions, and nothing else.
+- bf16: the same under bfloat16 autocast, as Lightning's precision 'bf16-mixed' runs it.
+
+The floor is what the model's matrix products and convolutions alone would take at the
+float32 rate of one large product, which is measured in turn with the form. 'products'
+are these products run again as they are, in the form's own precision.
 
 Times are the fastest of several calls, since other work on the machine only ever adds.
 On a busy machine --threads 1 --clock cpu measures best: time of the processor, not of
@@ -26,14 +30,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from dynamicvis_geo.models import DynamicVis, scan
 from dynamicvis_geo.models.scan_forms import resolve_scan
 
-FORMS = ('sequential', 'torch', 'auto', 'floor')
+FORMS = ('sequential', 'torch', 'auto', 'bf16')
 MATRIX_OPS = {'aten::linear', 'aten::mm', 'aten::addmm', 'aten::conv2d'}
 MATRIX_OPS |= {'aten::convolution'}
-ROW = '{:>5}  {:<10}  {:>8}  {:>12}  {:>7}  {:>8}  {:>12}'
+ROW = '{:>5}  {:<10}  {:>8}  {:>12}  {:>7}  {:>9}  {:>12}'
+RATE_SIZE = 2048
 CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
 
 
@@ -46,7 +52,7 @@ def main() -> None:
     parser.add_argument('--batch-size', type=int, nargs='+', default=[1, 4])
     parser.add_argument('--forms', nargs='+', default=FORMS, choices=FORMS)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--repeats', type=int, default=3, help='calls that are timed')
+    parser.add_argument('--repeats', type=int, default=3, help='rounds that are timed')
     parser.add_argument('--clock', default='wall', choices=CLOCKS)
     parser.add_argument('--one', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -54,13 +60,13 @@ def main() -> None:
         print(json.dumps(measure(args, args.forms[0], args.batch_size[0])))
         return
     print(
-        f'arch {args.arch}, {args.img_size} px, float32, {args.threads} threads, '
+        f'arch {args.arch}, {args.img_size} px, {args.threads} threads, '
         f'torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}), '
         f'auto is {resolve_scan("auto", "cpu")!r}, {args.clock} time'
     )
     print(
         ROW.format(
-            *('batch', 'form', 's/image', 'speed-up of', 'x floor', 'matrix'),
+            *('batch', 'form', 's/image', 'speed-up of', 'x floor', 'share of'),
             'peak memory',
         )
     )
@@ -69,6 +75,9 @@ def main() -> None:
         results = {form: in_process(form, batch_size) for form in args.forms}
         for form, result in results.items():
             print_row(batch_size, form, result, results)
+        rates = ', '.join(f'{result["rate"]:.0f}' for result in results.values())
+        gflop = next(iter(results.values()))['gflop']
+        print(f'       {gflop:.1f} GFLOP an image; GFLOP/s of a product: {rates}')
 
 
 def print_row(
@@ -76,16 +85,15 @@ def print_row(
 ) -> None:
     seconds = result['seconds']
     sequential = results.get('sequential', {}).get('seconds')
-    floor = results.get('floor', {}).get('seconds')
     print(
         ROW.format(
             batch_size,
             form,
             f'{seconds / batch_size:.3f}',
             f'{sequential / seconds:.1f}' if sequential else '-',
-            f'{seconds / floor:.2f}' if floor else '-',
-            f'{floor / seconds:.0%}' if floor else '-',
-            f'{result["megabytes"]:.0f} MB' if form != 'floor' else '-',
+            f'{seconds / result["floor"]:.2f}',
+            f'{result["products"] / seconds:.0%}',
+            f'{result["megabytes"]:.0f} MB',
         ),
         flush=True,
     )
@@ -101,7 +109,10 @@ def in_process(form: str, batch_size: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def measure(args: argparse.Namespace, form: str, batch_size: int) -> dict[str, float]:
-    """Time one form; the memory is what the calls add to the peak of the process."""
+    """Time a form, its products and a large product in turn.
+
+    The memory is what the first call adds to the peak of the process.
+    """
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if form == 'sequential':
@@ -110,20 +121,43 @@ def measure(args: argparse.Namespace, form: str, batch_size: int) -> dict[str, f
         args.arch,
         img_size=args.img_size,
         out_indices=(0, 1, 2, 3),
-        scan='auto' if form in ('auto', 'floor') else 'torch',
-    )
+        scan='auto' if form in ('auto', 'bf16') else 'torch',
+    ).eval()
     image = torch.randn(batch_size, 3, args.img_size, args.img_size)
-    call: Callable[[], Any] = lambda: model.eval()(image)  # noqa: E731
-    if form == 'floor':
-        call = floor_of(call)
+
+    def call() -> None:
+        with torch.autocast('cpu', torch.bfloat16, enabled=form == 'bf16'):
+            model(image)
+
     before = peak_megabytes()
+    call()
+    megabytes = peak_megabytes() - before
+    products = products_of(call)
+    with FlopCounterMode(display=False) as counter:
+        products()
+    gflop = counter.get_total_flops() / 1e9
+    left, right = torch.randn(2, RATE_SIZE, RATE_SIZE)
     clock = CLOCKS[args.clock]
-    seconds = []
-    for _ in range(args.repeats + 1):
-        start = clock()
-        call()
-        seconds.append(clock() - start)
-    return {'seconds': min(seconds), 'megabytes': peak_megabytes() - before}
+    rounds = [
+        [seconds_of(work, clock) for work in (call, products, lambda: left @ right)]
+        for _ in range(args.repeats)
+    ]
+    forward, again, product = (min(times) for times in zip(*rounds, strict=True))
+    rate = 2 * RATE_SIZE**3 / 1e9 / product
+    return {
+        'seconds': forward,
+        'products': again,
+        'floor': gflop / rate,
+        'rate': rate,
+        'gflop': gflop / batch_size,
+        'megabytes': megabytes,
+    }
+
+
+def seconds_of(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    work()
+    return clock() - start
 
 
 def peak_megabytes() -> float:
@@ -178,7 +212,8 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def floor_of(call: Callable[[], Any]) -> Callable[[], None]:
+def products_of(call: Callable[[], Any]) -> Callable[[], None]:
+    """Give a function that does the matrix products and convolutions of a call."""
     with Recorder() as recorder:
         call()
 

@@ -1,11 +1,14 @@
 """What batch size, threads, precision and device do to the features.
 
-The same chips are embedded in several ways, and each way is compared with one chip at a
-time in float32 on one thread. Routing sorts thousands of numbers, so near-ties change
-places under any rounding; how much that moves the features depends on how strongly the
-mixers act, which for the published weights nobody could measure here. Hence two sets of
-weights: as initialised, with mixers that do little, and lively ones, whose mixers move
-their tokens by about as much as the tokens are.
+The same chips are embedded in several ways, on one thread, and each way is compared
+with one chip at a time in float32. "Equal routing" gives a way the gate logits of that run,
+and so the same order of tokens: what is left is arithmetic.
+
+Routing sorts thousands of numbers, so near-ties change places under any rounding; how
+much that moves the features depends on how strongly the mixers act, which for the
+published weights nobody could measure here. Hence two sets of weights: as initialised,
+with mixers that do little, and lively ones, whose mixers move their tokens by about as
+much as the tokens are.
 """
 
 import argparse
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument('--chips', type=int, default=8)
     parser.add_argument('--threads', type=int, default=2)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     chips = read_chips(options.image, options.chips)
     images = Preprocess(options.size, options.input_range)(chips)
     for name, liven in (('initial weights', False), ('lively weights', True)):
@@ -49,7 +53,7 @@ def main() -> None:
         print(
             f'\n{name}, {len(images)} chips, img_size {options.size}, against one chip'
         )
-        print('at a time in float32 on one thread (worst chip; worst cell; shares)\n')
+        print('at a time in float32 (worst chip; worst cell; shares)\n')
         report(model, images, options.threads)
 
 
@@ -57,24 +61,31 @@ def report(model: DynamicVis, images: Tensor, threads: int) -> None:
     double = DynamicVis(img_size=model.img_size).double().eval()
     double.load_state_dict(model.state_dict())
     cuda = torch.cuda.is_available()
+    base = one_by_one(model, images)
+    routing = base[1]
     ways: dict[str, Callable[[], Result]] = {
         'again': lambda: one_by_one(model, images),
         f'one batch of {len(images)}': lambda: run(model, images),
         f'{threads} threads': lambda: with_threads(
             threads, lambda: one_by_one(model, images)
         ),
-        'float64 gate logits': lambda: one_by_one(model, images, gate=gate_in_double),
-        'float64 throughout': lambda: one_by_one(double, images.double()),
-        'bf16 autocast': lambda: one_by_one(model, images, bf16=True),
-        'bf16 autocast, gates too': lambda: one_by_one(
-            model, images, bf16=True, gate=gate_in_bf16
+        "matmul precision 'medium'": lambda: with_precision(
+            'medium', lambda: one_by_one(model, images)
+        ),
+        'float64': lambda: one_by_one(double, images.double()),
+        'float64, equal routing': lambda: one_by_one(double, images.double(), routing),
+        'bf16-mixed': lambda: one_by_one(model, images, bf16=True),
+        'bf16-mixed, equal routing': lambda: one_by_one(
+            model, images, routing, bf16=True
         ),
     }
     if cuda:
         gpu = DynamicVis(img_size=model.img_size).eval()
         gpu.load_state_dict(model.state_dict())
         ways['CUDA float32'] = lambda: one_by_one(gpu.cuda(), images.cuda())
-    base = with_threads(1, lambda: one_by_one(model, images))
+        ways['CUDA bf16-mixed'] = lambda: one_by_one(
+            gpu.cuda(), images.cuda(), bf16=True
+        )
     print(f'{"":26}{"1 - cos pooled":>15}{"rel. L2 pooled":>15}', end='')
     print(f'{"1 - cos cell":>14}{"rerouted":>10}')
     for name, way in ways.items():
@@ -128,14 +139,45 @@ def run(model: DynamicVis, images: Tensor) -> Result:
 def one_by_one(
     model: DynamicVis,
     images: Tensor,
+    routing: list[Tensor] | None = None,
     bf16: bool = False,
-    gate: Callable[[], 'nullcontext[None]'] | None = None,
 ) -> Result:
-    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
-    with autocast, gate() if gate else nullcontext():
-        results = [run(model, image[None]) for image in images]
+    results = []
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        for index, image in enumerate(images):
+            given = [logits[index : index + 1] for logits in routing or ()]
+            with given_logits(given) if given else nullcontext():
+                results.append(run(model, image[None]))
     logits = [torch.cat(parts) for parts in zip(*(r[1] for r in results), strict=True)]
-    return torch.cat([r[0] for r in results]), logits
+    return torch.cat([r[0] for r in results]), routing or logits
+
+
+@contextmanager
+def given_logits(logits: list[Tensor]) -> Iterator[None]:
+    """Let the gates say these, one after the other."""
+    original, left = Gate.forward, iter(logits)
+
+    def forward(self: Gate, x: Tensor) -> Tensor:
+        given = next(left)[..., None]
+        if x.dtype == torch.float64:
+            # Weights that are equal in float32 stay so, and with them the order.
+            given = given.softmax(1).double().log()
+        return given
+
+    setattr(Gate, 'forward', forward)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(Gate, 'forward', original)  # noqa: B010
+
+
+def with_precision(precision: str, way: Callable[[], Result]) -> Result:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        return way()
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def with_threads(threads: int, way: Callable[[], Result]) -> Result:
@@ -145,24 +187,6 @@ def with_threads(threads: int, way: Callable[[], Result]) -> Result:
         return way()
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def replaced_gate(forward: Callable[[Gate, Tensor], Tensor]) -> Iterator[None]:
-    original = Gate.forward
-    Gate.forward = forward
-    try:
-        yield
-    finally:
-        Gate.forward = original
-
-
-def gate_in_double() -> 'nullcontext[None]':
-    return replaced_gate(lambda self, x: F.linear(x.double(), self.weight.double()))
-
-
-def gate_in_bf16() -> 'nullcontext[None]':
-    return replaced_gate(lambda self, x: F.linear(x, self.weight))
 
 
 def enliven(model: DynamicVis) -> None:

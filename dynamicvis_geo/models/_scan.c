@@ -39,7 +39,7 @@ typedef struct {
 
 typedef struct {
     int64_t directions, batch, length, channels, states;
-    int64_t bf16; /* 1 if the strided tensors are bfloat16, 0 if float32 */
+    int64_t bf16;   /* 1 if the strided tensors are bfloat16, 0 if float32 */
     int64_t next;   /* the first piece that no worker has taken */
     int64_t failed; /* 1 if a worker had no memory */
     Tensor u, dt, b, c, gate, out;
@@ -50,7 +50,7 @@ typedef struct {
     int64_t directions, batch, length, channels, taps;
     int64_t bf16, next, failed;
     Tensor x, out;
-    const float *weight, *bias; /* [channels, taps], [channels] or null */
+    const float *weight, *bias; /* [taps, channels], [channels] */
 } Conv;
 
 /* ---- numbers ---- */
@@ -117,8 +117,9 @@ INLINE float log1p_unit(float x) {
     return p * x;
 }
 
+/* NaN comes through the comparison; not every NaN comes through an exponential. */
 INLINE float softplus(float x) {
-    return (x > 0.0f ? x : 0.0f) + log1p_unit(exponential(-fabsf(x)));
+    return (x < 0.0f ? 0.0f : x) + log1p_unit(exponential(-fabsf(x)));
 }
 
 INLINE float silu(float x) {
@@ -136,45 +137,56 @@ INLINE int64_t row(const Tensor *tensor, int64_t direction, int64_t sample,
            token * tensor->token;
 }
 
-/* Give LANES channels as float32, of which `count` exist and the others are zero: where
- * they are if that is how they lie there, else in `buffer`. */
-INLINE const float *load(float *RESTRICT buffer, const Tensor *tensor, int64_t at,
-                         int64_t count, int64_t bf16) {
-    const float *wide = (const float *)tensor->data + at;
-    const uint16_t *RESTRICT narrow = (const uint16_t *)tensor->data + at;
-    if (count >= LANES && !bf16) return wide;
-    if (count >= LANES) {
-        for (int i = 0; i < LANES; i++) buffer[i] = from_bits((uint32_t)narrow[i] << 16);
-        return buffer;
+/* Load `count` of LANES numbers as float32; the others become zero. Conversions are loops
+ * over arrays of their own, since compilers vectorise only those. */
+INLINE void load(float *RESTRICT to, const void *data, int64_t at, int64_t count,
+                 int64_t bf16) {
+    uint32_t bits[LANES] = {0};
+    uint16_t narrow[LANES] = {0};
+    if (!bf16) {
+        memcpy(bits, (const float *)data + at, (size_t)count * sizeof(float));
+    } else {
+        memcpy(narrow, (const uint16_t *)data + at, (size_t)count * sizeof(uint16_t));
+        for (int i = 0; i < LANES; i++) bits[i] = narrow[i];
+        for (int i = 0; i < LANES; i++) bits[i] <<= 16;
     }
+    memcpy(to, bits, sizeof bits);
+}
+
+/* bfloat16 as PyTorch rounds to it: to the nearest, ties to even, and one NaN. Of this,
+ * GCC makes code for single numbers unless it is told that these are vectors. */
+#ifdef __GNUC__
+typedef uint32_t Wide __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Narrow __attribute__((vector_size(2 * LANES)));
+#endif
+
+INLINE void round_to_bf16(uint16_t *RESTRICT to, const float *RESTRICT from) {
+#ifdef __GNUC__
+    Wide bits;
+    memcpy(&bits, from, sizeof bits);
+    Wide is_nan = (Wide)((bits & 0x7fffffff) > 0x7f800000);
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Narrow rounded = __builtin_convertvector((bits & ~is_nan) | (is_nan & 0x7fc0), Narrow);
+    memcpy(to, &rounded, sizeof rounded);
+#else
     for (int i = 0; i < LANES; i++) {
-        if (i >= count) buffer[i] = 0.0f;
-        else buffer[i] = bf16 ? from_bits((uint32_t)narrow[i] << 16) : wide[i];
+        uint32_t bits = to_bits(from[i]);
+        uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        to[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
     }
-    return buffer;
+#endif
 }
 
-/* bfloat16 as PyTorch rounds to it: to the nearest, ties to even. */
-INLINE uint16_t to_bf16(float x) {
-    uint32_t bits = to_bits(x);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return x == x ? (uint16_t)rounded : 0x7fc0;
-}
-
+/* Store the first `count` of LANES numbers. */
 INLINE void store(const Tensor *tensor, int64_t at, const float *RESTRICT from,
                   int64_t count, int64_t bf16) {
-    float *RESTRICT wide = (float *)tensor->data + at;
-    uint16_t *RESTRICT narrow = (uint16_t *)tensor->data + at;
-    if (count >= LANES && !bf16) {
-        memcpy(wide, from, LANES * sizeof(float));
-    } else if (count >= LANES) {
-        for (int i = 0; i < LANES; i++) narrow[i] = to_bf16(from[i]);
-    } else {
-        for (int i = 0; i < count; i++) {
-            if (bf16) narrow[i] = to_bf16(from[i]);
-            else wide[i] = from[i];
-        }
+    uint16_t narrow[LANES];
+    if (!bf16) {
+        memcpy((float *)tensor->data + at, from, (size_t)count * sizeof(float));
+        return;
     }
+    round_to_bf16(narrow, from);
+    memcpy((uint16_t *)tensor->data + at, narrow, (size_t)count * sizeof(uint16_t));
 }
 
 /* ---- the scan ---- */
@@ -214,7 +226,7 @@ INLINE const float *load_states(float *RESTRICT buffer, const Tensor *tensor, in
                                 int64_t states, int64_t bf16) {
     if (!bf16) return (const float *)tensor->data + at;
     for (int64_t j = 0; j < states; j += LANES)
-        load(buffer + j, tensor, at + j, states - j, bf16);
+        load(buffer + j, tensor->data, at + j, smaller(LANES, states - j), 1);
     return buffer;
 }
 
@@ -223,25 +235,24 @@ INLINE int64_t scan_room(int64_t states) {
     return 2 * LANES * states + 2 * (states + LANES);
 }
 
-INLINE void scan_piece(const Scan *scan, int64_t piece, float *RESTRICT scratch) {
-    int64_t states = scan->states, length = scan->length, bf16 = scan->bf16;
-    int64_t blocks = (scan->channels + LANES - 1) / LANES;
-    int64_t first = piece % blocks * LANES;
-    int64_t sample = piece / blocks % scan->batch;
-    int64_t direction = piece / blocks / scan->batch;
-    int64_t count = smaller(LANES, scan->channels - first);
+INLINE void scan_piece(const Scan *scan, int64_t direction, int64_t sample,
+                       int64_t first, int64_t count, int64_t bf16,
+                       float *RESTRICT scratch) {
+    int64_t states = scan->states, length = scan->length;
 
     float *a = scratch, *state = a + states * LANES;
     float *b_buffer = state + states * LANES, *c_buffer = b_buffer + states + LANES;
-    float u_buffer[LANES], buffer[LANES];
+    float us[LANES], dts[LANES], gates[LANES];
     float step[TILE * LANES], drive[TILE * LANES], y[TILE * LANES];
     float skip[LANES] = {0}, bias[LANES] = {0};
     memset(scratch, 0, (size_t)(2 * states * LANES) * sizeof(float));
     for (int64_t i = 0; i < count; i++) {
         skip[i] = scan->d[first + i];
         bias[i] = scan->dt_bias[first + i];
-        for (int64_t j = 0; j < states; j++)
-            a[j * LANES + i] = scan->a[(first + i) * states + j] * LOG2_E;
+        for (int64_t j = 0; j < states; j++) {
+            float rate = scan->a[(first + i) * states + j];
+            a[j * LANES + i] = rate == rate ? rate * LOG2_E : NAN;
+        }
     }
     for (int64_t start = 0; start < length; start += TILE) {
         int64_t tokens = smaller(TILE, length - start);
@@ -250,9 +261,9 @@ INLINE void scan_piece(const Scan *scan, int64_t piece, float *RESTRICT scratch)
         for (int64_t t = 0; t < tokens; t++) {
             int64_t u = row(&scan->u, direction, sample, token + t * forward);
             int64_t dt = row(&scan->dt, direction, sample, token + t * forward);
-            prepare(step + t * LANES, drive + t * LANES,
-                    load(buffer, &scan->dt, dt + first, count, bf16), bias,
-                    load(u_buffer, &scan->u, u + first, count, bf16));
+            load(us, scan->u.data, u + first, count, bf16);
+            load(dts, scan->dt.data, dt + first, count, bf16);
+            prepare(step + t * LANES, drive + t * LANES, dts, bias, us);
         }
         for (int64_t t = 0; t < tokens; t++) {
             int64_t b = row(&scan->b, direction, sample, token + t * forward);
@@ -265,9 +276,9 @@ INLINE void scan_piece(const Scan *scan, int64_t piece, float *RESTRICT scratch)
             int64_t u = row(&scan->u, direction, sample, token + t * forward);
             int64_t gate = row(&scan->gate, 0, sample, token + t * forward);
             int64_t out = row(&scan->out, direction, sample, token + t * forward);
-            finish(y + t * LANES, skip,
-                   load(u_buffer, &scan->u, u + first, count, bf16),
-                   load(buffer, &scan->gate, gate + first, count, bf16));
+            load(us, scan->u.data, u + first, count, bf16);
+            load(gates, scan->gate.data, gate + first, count, bf16);
+            finish(y + t * LANES, skip, us, gates);
             store(&scan->out, out + first, y + t * LANES, count, bf16);
         }
     }
@@ -281,77 +292,61 @@ INLINE void scan_pieces(Scan *scan) {
         scan->failed = 1;
         return;
     }
-    for (int64_t piece; (piece = TAKE(&scan->next)) < pieces;)
-        scan_piece(scan, piece, scratch);
+    for (int64_t piece; (piece = TAKE(&scan->next)) < pieces;) {
+        int64_t direction = piece / blocks / scan->batch;
+        int64_t sample = piece / blocks % scan->batch;
+        int64_t first = piece % blocks * LANES, count = scan->channels - first;
+        if (count < LANES)
+            scan_piece(scan, direction, sample, first, count, scan->bf16, scratch);
+        else if (scan->bf16)
+            scan_piece(scan, direction, sample, first, LANES, 1, scratch);
+        else
+            scan_piece(scan, direction, sample, first, LANES, 0, scratch);
+    }
     free(scratch);
 }
 
 /* ---- the convolution ---- */
 
-/* In direction 0 the last tap is the token's own, in direction 1 the filter is turned. */
-INLINE void convolve(float *RESTRICT sum, const float *RESTRICT x,
-                     const float *RESTRICT weight, const float *RESTRICT bias,
-                     int64_t taps, int64_t direction) {
-    for (int i = 0; i < LANES; i++) sum[i] = bias[i];
-    for (int64_t k = 0; k < taps; k++) {
-        int64_t at = direction ? 2 * (taps - 1) - k : k;
-        for (int i = 0; i < LANES; i++)
-            sum[i] += weight[k * LANES + i] * x[at * LANES + i];
+/* The last tap is the token's own; those before it are of tokens that come before in
+ * direction 0 and after in direction 1. Beyond the ends of the sequence is nothing. */
+INLINE void convolve(const Conv *conv, int64_t direction, int64_t sample, int64_t token,
+                     int64_t first, int64_t count, int64_t bf16) {
+    int64_t own = conv->taps - 1, turn = direction ? 1 : -1;
+    int64_t seen = smaller(own, direction ? conv->length - 1 - token : token);
+    int64_t x = row(&conv->x, 0, sample, token + turn * seen) + first;
+    int64_t out = row(&conv->out, direction, sample, token) + first;
+    float sum[LANES], taps[LANES], tokens[LANES];
+    load(sum, conv->bias, first, count, 0);
+    for (int64_t k = own - seen; k <= own; k++, x -= turn * conv->x.token) {
+        load(taps, conv->weight, k * conv->channels + first, count, 0);
+        load(tokens, conv->x.data, x, count, bf16);
+        for (int i = 0; i < LANES; i++) sum[i] += taps[i] * tokens[i];
     }
     for (int i = 0; i < LANES; i++) sum[i] = silu(sum[i]);
+    store(&conv->out, out, sum, count, bf16);
 }
 
-INLINE void conv_piece(const Conv *conv, int64_t piece, float *RESTRICT scratch) {
-    int64_t taps = conv->taps, length = conv->length, bf16 = conv->bf16;
-    int64_t tiles = (length + TILE - 1) / TILE;
-    int64_t sample = piece / tiles, start = piece % tiles * TILE;
-    int64_t tokens = smaller(TILE, length - start);
-    int64_t rows = tokens + 2 * (taps - 1);
-
-    /* x holds the tile and what a filter sees before and after it. */
-    float *weight = scratch, *x = weight + taps * LANES;
-    for (int64_t first = 0; first < conv->channels; first += LANES) {
-        int64_t count = smaller(LANES, conv->channels - first);
-        float bias[LANES] = {0};
-        memset(weight, 0, (size_t)(taps * LANES) * sizeof(float));
-        for (int64_t i = 0; i < count; i++) {
-            if (conv->bias) bias[i] = conv->bias[first + i];
-            for (int64_t k = 0; k < taps; k++)
-                weight[k * LANES + i] = conv->weight[(first + i) * taps + k];
-        }
-        for (int64_t r = 0; r < rows; r++) {
-            int64_t token = start + r - (taps - 1);
-            int64_t at = row(&conv->x, 0, sample, token) + first;
-            float *to = x + r * LANES;
-            if (token < 0 || token >= length) {
-                memset(to, 0, LANES * sizeof(float));
-            } else {
-                const float *from = load(to, &conv->x, at, count, bf16);
-                if (from != to) memcpy(to, from, LANES * sizeof(float));
-            }
-        }
-        for (int64_t direction = 0; direction < conv->directions; direction++) {
-            for (int64_t t = 0; t < tokens; t++) {
-                int64_t at = row(&conv->out, direction, sample, start + t) + first;
-                float sum[LANES];
-                convolve(sum, x + t * LANES, weight, bias, taps, direction);
-                store(&conv->out, at, sum, count, bf16);
-            }
-        }
-    }
+INLINE void conv_token(const Conv *conv, int64_t direction, int64_t sample,
+                       int64_t token, int64_t bf16) {
+    int64_t first = 0, whole = conv->channels - LANES;
+    for (; first <= whole; first += LANES)
+        convolve(conv, direction, sample, token, first, LANES, bf16);
+    if (first < conv->channels)
+        convolve(conv, direction, sample, token, first, conv->channels - first, bf16);
 }
 
 INLINE void conv_pieces(Conv *conv) {
-    int64_t pieces = (conv->length + TILE - 1) / TILE * conv->batch;
-    int64_t rows = conv->taps + TILE + 2 * (conv->taps - 1);
-    float *scratch = malloc((size_t)(rows * LANES) * sizeof(float));
-    if (!scratch) {
-        conv->failed = 1;
-        return;
+    int64_t tiles = (conv->length + TILE - 1) / TILE;
+    for (int64_t piece; (piece = TAKE(&conv->next)) < tiles * conv->batch;) {
+        int64_t sample = piece / tiles, start = piece % tiles * TILE;
+        int64_t end = smaller(start + TILE, conv->length);
+        for (int64_t direction = 0; direction < conv->directions; direction++)
+            for (int64_t token = start; token < end; token++) {
+                if (conv->bf16) conv_token(conv, direction, sample, token, 1);
+                else conv_token(conv, direction, sample, token, 0);
+            }
     }
-    for (int64_t piece; (piece = TAKE(&conv->next)) < pieces;)
-        conv_piece(conv, piece, scratch);
-    free(scratch);
 }
 
 /* ---- one copy an instruction set, of which scan_c.py takes the best ---- */
@@ -386,7 +381,7 @@ EXPORT int instruction_sets(void) { return 1; }
 #endif
 
 /* To be raised with every change of a structure or of an exported function. */
-EXPORT int version(void) { return 1; }
+EXPORT int version(void) { return 2; }
 
 #ifdef _MSC_VER
 /* setuptools asks the linker for it on Windows; nobody imports this library. */

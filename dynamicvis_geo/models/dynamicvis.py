@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.mamba import MambaBlock
 from dynamicvis_geo.models.mamba2 import HeadGroups, Mamba2Mixer
+from dynamicvis_geo.models.precision import float32_products
 from dynamicvis_geo.models.scan import needs_gradients
 from dynamicvis_geo.models.scan_forms import (
     check_scan,
@@ -32,6 +33,9 @@ _WIDTHS = {'b': (96, 192, 384, 768), 'l': (128, 256, 512, 1024)}
 _DEPTHS = {'b': (2, 4, 16, 4), 'l': (2, 4, 32, 4)}
 _ARCHS = {'b': 'b', 'base': 'b', 'l': 'l', 'large': 'l'}
 _INTERPOLATE_MODES = ('bicubic', 'bilinear', 'nearest')
+# The scan of the first stage, of fewest channels, is cut into 24 pieces an image (arch
+# b): three for each thread, so that few threads wait long for the last ones.
+_THREADS_AN_IMAGE = 8
 
 
 class PatchEmbed(nn.Module):
@@ -49,10 +53,16 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed ``[B, C, H, W]`` into ``[B, h * w, width]`` and ``(h, w)``."""
-        x = self.projection(x)
-        height, width = x.shape[-2:]
-        return self.norm(x.flatten(2).transpose(1, 2)), (height, width)
+        """Embed ``[B, C, H, W]`` into ``[B, h * w, width]`` and ``(h, w)``.
+
+        In the dtype of the weights also under autocast: nearly all that bfloat16 would
+        cost features, it would cost here. From a contiguous tensor, since convolutions
+        of channels-last ones round about twice as much.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.projection(x.to(self.projection.weight.dtype).contiguous())
+            height, width = x.shape[-2:]
+            return self.norm(x.flatten(2).transpose(1, 2)), (height, width)
 
 
 class Gate(nn.Linear):
@@ -389,8 +399,16 @@ class DynamicVis(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Give the maps of the stages in `out_indices`.
 
-        On the CPU the images of a batch are done one after the other: it takes no more
-        time, less memory, and makes features independent of the batch.
+        Patches, norms, gates, their order and what flows between the mixers are float32
+        (float64 in a float64 model) also under autocast, which reaches the products of
+        the Mamba blocks alone. Float32 is float32 whatever PyTorch's settings allow:
+        see :func:`~dynamicvis_geo.models.precision.float32_products`; a model that
+        ``torch.compile`` or ``torch.export`` traced follows the settings.
+
+        On the CPU the images of a batch are done one after the other, which takes less
+        memory and makes features independent of the batch. With more than 8 threads,
+        which one image does not fill, they are done in small groups; then another batch
+        may change features by rounding.
 
         Args:
             x: normalised image, ``[B, in_channels, H, W]`` of `img_size`.
@@ -398,8 +416,8 @@ class DynamicVis(nn.Module):
                 instead of `shuffle_seed`.
 
         Returns:
-            ``[B, C, h, w]`` of each stage, at strides 4, 8, 16 and 32, after its
-            LayerNorm; for 'avg_featmap' one ``[B, C]``.
+            ``[B, C, h, w]`` of each stage, contiguous, at strides 4, 8, 16 and 32,
+            after its LayerNorm; for 'avg_featmap' one ``[B, C]``.
 
         Raises:
             SpecError: if *x* has another shape than the model was built for.
@@ -408,17 +426,26 @@ class DynamicVis(nn.Module):
             raise SpecError(f'x has shape {tuple(x.shape)}: give [B, C, H, W]')
         if generator is None and 'shuffle' in self.path_type:
             generator = torch.Generator().manual_seed(self.shuffle_seed)
-        traced = torch.compiler.is_compiling()
-        if not traced and needs_gradients((x, *self.parameters())):
-            tell_cost_of_gradients(self.scan, x.device.type)
-        if traced or x.device.type != 'cpu' or x.shape[0] < 2:
+        if torch.compiler.is_compiling():
             return self._forward_together(x, generator)
+        if needs_gradients((x, *self.parameters())):
+            tell_cost_of_gradients(self.scan, x.device.type)
+        with float32_products():
+            if x.device.type != 'cpu':
+                return self._forward_together(x, generator)
+            return self._forward_in_groups(x, generator)
+
+    def _forward_in_groups(
+        self, x: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, ...]:
         start = None if generator is None else generator.get_state()
         outputs = []
-        for image in x.split(1):
+        for images in x.split(-(-torch.get_num_threads() // _THREADS_AN_IMAGE)):
             if generator is not None and start is not None:
                 generator.set_state(start)  # A batch shares its permutations.
-            outputs.append(self._forward_together(image, generator))
+            outputs.append(self._forward_together(images, generator))
+        if len(outputs) == 1:
+            return outputs[0]
         return tuple(torch.cat(maps) for maps in zip(*outputs, strict=True))
 
     def _forward_together(
@@ -439,7 +466,8 @@ class DynamicVis(nn.Module):
                 tokens = tokens + self.pos_embed
             for mixer in cast(nn.Sequential, mixers):
                 tokens = mixer(tokens, generator)
-            x = norm(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+            x = norm(tokens).transpose(1, 2).contiguous()
+            x = x.unflatten(2, (height, width))
             if stage in self.out_indices:
                 maps.append(x)
         return self._outputs(maps)

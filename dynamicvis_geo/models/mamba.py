@@ -18,7 +18,7 @@ from dynamicvis_geo.models.scan_forms import scan_form
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the channels, computed in float32.
+    """Root-mean-square norm over the channels.
 
     Args:
         channels: number of channels.
@@ -32,9 +32,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[..., channels]``."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class MambaMixer(nn.Module):
@@ -98,10 +96,11 @@ class MambaMixer(nn.Module):
         tokens, gate = self.in_proj(x).chunk(2, dim=-1)
         h = form.causal_conv(tokens, self.conv1d.weight, self.conv1d.bias, directions)
         dt, B, C = self.x_proj(h).split(self.split_sizes, dim=-1)
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
         return form.selective_scan(
             h,
             F.linear(dt, self.dt_proj.weight),
-            -torch.exp(self.A_log.float()),
+            -torch.exp(self.A_log.to(wide)),
             B,
             C,
             self.D,
@@ -183,13 +182,18 @@ class MambaBlock(nn.Module):
         inner = torch.cat(branches) if len(branches) > 1 else branches[0]
         if self.gate_layer is None:
             # Twice as fast as mean(0), whose reduction is over the outermost axis.
-            joined = functools.reduce(torch.add, inner) / len(inner)
+            joined = functools.reduce(torch.add, inner)
+            if len(inner) > 1:
+                joined /= len(inner)
             added: Tensor = self.mamba_layer.out_proj(joined)
             return x + added
-        outputs: Tensor = self.mamba_layer.out_proj(inner)
-        means = outputs.mean(2).transpose(0, 1).flatten(1)
-        shares = self.gate_layer(means).to(outputs.dtype)
-        return x + torch.einsum('bk,kblc->blc', shares, outputs)
+        # The gate is float32 (or wider) also under autocast, as everything is that
+        # decides by how much a token moves.
+        outputs = self.mamba_layer.out_proj(inner).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            means = outputs.mean(2).transpose(0, 1).flatten(1)
+            shares = self.gate_layer(means)
+            return x + torch.einsum('bk,kblc->blc', shares, outputs)
 
 
 def init_time_step_bias_(bias: Tensor) -> None:

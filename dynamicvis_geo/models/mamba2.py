@@ -169,6 +169,8 @@ def chunked_head_scan(
         ``[B, L, heads, head_dim]``.
     """
     length = x.shape[1]
+    if not length:
+        return x
     state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[3])
     outputs = []
     for first in range(0, length, chunk_size):

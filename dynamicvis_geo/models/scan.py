@@ -160,8 +160,9 @@ def _chunked_scan(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
     """
     sequences, length, channels = x.shape
     states = A.shape[1]
-    chunks = max(1, min(length, _STATE_ELEMENTS // (sequences * states * channels)))
-    steps = -(-length // chunks)
+    elements = max(1, sequences * states * channels)
+    chunks = max(1, min(length, _STATE_ELEMENTS // elements))
+    steps = max(1, -(-length // chunks))
     chunks = -(-length // steps)
 
     # A step of zero keeps the state as it is, so padding changes nothing.

@@ -22,7 +22,7 @@ from dynamicvis_geo.models import scan
 DEVICE = 'cpu'
 INSTRUCTION_SETS = ('baseline', 'avx2', 'avx512')
 # As in _scan.c: a library that was built from another version of it is not called.
-_VERSION = 1
+_VERSION = 2
 _LANES, _TILE = 16, 32
 
 _forked = False
@@ -140,14 +140,14 @@ def _causal_conv(
     scan.check_conv_shapes(x, weight, bias, directions)
     dtype = _storage(x)
     x_ = _rows(x, dtype)
-    weight_ = weight.to(torch.float32).contiguous()
-    bias_ = None if bias is None else bias.to(torch.float32).contiguous()
+    weight_ = weight[:, 0].T.to(torch.float32).contiguous()
+    bias_ = torch.zeros(channels) if bias is None else bias.float().contiguous()
     out = torch.empty((directions, *x.shape), dtype=dtype)
     arguments = _Conv(
         *(directions, batch, length, channels),
         *(taps, int(dtype == torch.bfloat16), 0, 0),
         *(_describe(x_[None]), _describe(out)),
-        *(weight_.data_ptr(), None if bias_ is None else bias_.data_ptr()),
+        *(weight_.data_ptr(), bias_.data_ptr()),
     )
     _run('conv', arguments, batch * -(-length // _TILE))
     return out.to(x.dtype)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dynamicvis_geo.models import DynamicVis
 
@@ -107,8 +108,46 @@ def build(name: str, **changes: Any) -> tuple[DynamicVis, Tensor]:
 
 
 def golden(name: str) -> dict[str, Tensor]:
+    """The arrays of a case, but for its routing."""
     with np.load(DATA / f'{name}.npz') as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays}
+        return {
+            key: torch.from_numpy(arrays[key])
+            for key in arrays
+            if not key.startswith('ids_')
+        }
+
+
+def routing(name: str) -> list[Tensor]:
+    """The tokens that each mixer of the official model chose, in their order."""
+    with np.load(DATA / f'{name}.npz') as arrays:
+        keys = sorted(key for key in arrays if key.startswith('ids_'))
+        return [torch.from_numpy(arrays[key].astype(np.int64)) for key in keys]
+
+
+class Routing(TorchFunctionMode):
+    """Note the order of tokens in each mixer, and impose another if there is one."""
+
+    def __init__(self, imposed: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self.imposed = imposed
+        self.found: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.Tensor.sort:
+            return result
+        self.found.append(result.indices)
+        if self.imposed is None:
+            return result
+        chosen = self.imposed[len(self.found) - 1]
+        return torch.return_types.sort((result.values, chosen))
+
+    def differing(self, expected: list[Tensor]) -> int:
+        """Count the places that hold another token than expected."""
+        pairs = zip(self.found, expected, strict=True)
+        return sum(int((own[:, : e.shape[1]] != e).sum()) for own, e in pairs)
 
 
 def tolerance(entry: Mapping[str, Any]) -> float:

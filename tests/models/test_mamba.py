@@ -47,6 +47,23 @@ def test_mamba2_mixer(head_groups: str, key: str, chunk_size: int) -> None:
     check(filled(mixer, 'comp_mixer2'), 'comp_mixer2', key)
 
 
+@pytest.mark.parametrize('mixer', [MambaMixer(96), Mamba2Mixer(96)])
+@torch.inference_mode()
+def test_mixers_are_float64_throughout(mixer: MambaMixer | Mamba2Mixer) -> None:
+    mixer = mixer.double()
+    x = parity.sequence('double', (1, 8, 96)).double()
+    before = mixer(x)
+    mixer.A_log += 1e-10  # which float32 does not see
+    difference = parity.relative_error(mixer(x), before)
+    assert 0 < difference < 1e-9
+
+
+@pytest.mark.parametrize('mixer', [MambaMixer(96), Mamba2Mixer(96)])
+@torch.inference_mode()
+def test_mixers_of_empty_sequences(mixer: MambaMixer | Mamba2Mixer) -> None:
+    assert mixer(torch.empty(2, 0, 96)).shape == (2, 0, 96)
+
+
 @pytest.mark.parametrize(
     'path_type', ['forward', 'forward_reverse_mean', 'forward_reverse_gate']
 )

@@ -187,6 +187,20 @@ def test_not_a_number_is_not_hidden(form: ScanForm) -> None:
 
 
 @pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('bits', [0x7FC00000, 0x7FC00001, 0x7FFFFFFF, -1, 0x7F800001])
+@pytest.mark.parametrize('name', Inputs._fields)
+def test_no_kind_of_not_a_number_becomes_a_number(
+    form: ScanForm, bits: int, name: str
+) -> None:
+    inputs = make_inputs(2, 1, 5, 17, 3)
+    getattr(inputs, name).view(torch.int32).fill_(bits)
+    assert form.selective_scan(*inputs).isnan().all()
+    x = inputs.gate
+    x.view(torch.int32).fill_(bits)
+    assert form.causal_conv(x, torch.ones(17, 1, 4), None, 2).isnan().all()
+
+
+@pytest.mark.parametrize('form', FORMS, indirect=True)
 @pytest.mark.parametrize('taps', [1, 4, 7])
 @pytest.mark.parametrize('size', [(2, 40, 192), (1, 1, 5), (3, 3, 16), (2, 70, 33)])
 @pytest.mark.parametrize('has_bias', [True, False])
@@ -311,11 +325,13 @@ def test_every_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert relative_error(y, reference_conv(inputs.gate, weight, None, 2)) < 1e-6
 
 
-@needs_c
-def test_empty_tensors() -> None:
-    for size in ((2, 0, 5, 4, 16), (1, 2, 0, 4, 16)):
-        assert scan_c.selective_scan(*make_inputs(*size)).shape == size[:4]
-    assert scan_c.causal_conv(torch.empty(0, 5, 4), torch.ones(4, 1, 4), None, 2).shape
+@pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('size', [(2, 0, 5, 4, 16), (1, 2, 0, 4, 16), (2, 1, 0, 4, 1)])
+def test_empty_tensors(form: ScanForm, size: tuple[int, ...]) -> None:
+    inputs = make_inputs(*size)
+    assert form.selective_scan(*inputs).shape == size[:4]
+    h = form.causal_conv(inputs.gate, torch.ones(4, 1, 4), None, size[0])
+    assert h.shape == size[:4]
 
 
 @needs_c
