@@ -363,15 +363,10 @@ class DynamicVis(nn.Module):
 
         Returns:
             ``kernel``, the form of the scan that runs there, and ``tf32``, whether
-            products or convolutions are rounded to TF32.
+            products or convolutions are rounded to TF32: never, see
+            :func:`~dynamicvis_geo.models.precision.float32_products`.
         """
-        return {
-            'kernel': resolve_scan(self.scan, device.type),
-            'tf32': device.type == 'cuda'
-            and (
-                torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-            ),
-        }
+        return {'kernel': resolve_scan(self.scan, device.type), 'tf32': False}
 
     @property
     def feature_channels(self) -> tuple[int, ...]:

@@ -22,8 +22,7 @@ same precision and under the settings of the process.
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, cast
@@ -37,6 +36,7 @@ from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.models.dynamicvis import DynamicVis
 from dynamicvis_geo.models.mamba2 import Mamba2Mixer
+from dynamicvis_geo.models.precision import float32_products
 from dynamicvis_geo.models.upstream import UpstreamSource, upstream_source
 from dynamicvis_geo.models.weights import load_backbone
 
@@ -279,7 +279,7 @@ def _compare_one(
     precision: str,
 ) -> Report:
     seed = getattr(ours, 'shuffle_seed', 0)
-    with _exact_float32(), _StableTopk():
+    with float32_products(), _StableTopk():
         reference = _run(official, image, seed)
     with torch.autocast(image.device.type, torch.bfloat16, precision == 'bf16-mixed'):
         own = _run(ours, image, seed)
@@ -443,15 +443,3 @@ def _match_head_groups(ours: nn.Module, device: torch.device) -> None:
 def _synchronize(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Keep CUDA from computing float32 convolutions and products in TF32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision('highest')
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
