@@ -195,6 +195,7 @@ def relative_error(y: Tensor, expected: Tensor) -> float:
 
 def print_table(args: argparse.Namespace) -> None:
     rates = {name: measure_rates(dtype) for name, dtype in PRECISIONS.items()}
+    torch.cuda.empty_cache()
     print()
     for name, (flops, bandwidth) in rates.items():
         print(

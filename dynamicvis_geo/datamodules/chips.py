@@ -53,7 +53,7 @@ class ChipDataModule(LightningDataModule):
         num_workers: int = 0,
         persistent_workers: bool = False,
         prefetch_factor: int | None = None,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
     ) -> None:
         """Keep the arguments.
 
@@ -70,7 +70,7 @@ class ChipDataModule(LightningDataModule):
             prefetch_factor: Batches that each worker gets ahead; None leaves it to
                 PyTorch (2). Without effect if there are no workers.
             pin_memory: Whether batches are put into page-locked memory, from which they
-                reach a GPU faster.
+                reach a GPU while it computes; None does so where the Trainer has one.
 
         Raises:
             SpecError: If a number is out of range.
@@ -111,6 +111,12 @@ class ChipDataModule(LightningDataModule):
 
     def _make_pairs(self) -> Pairs:
         return self._given
+
+    def _pins_memory(self) -> bool:
+        if self.pin_memory is not None:
+            return self.pin_memory
+        trainer = self.trainer
+        return trainer is not None and trainer.strategy.root_device.type == 'cuda'
 
     def setup(self, stage: str = 'predict') -> None:
         """Lay out the chips, the same ones in every process.
@@ -198,5 +204,5 @@ class ChipDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.persistent_workers and workers,
             prefetch_factor=self.prefetch_factor if workers else None,
-            pin_memory=self.pin_memory,
+            pin_memory=self._pins_memory(),
         )

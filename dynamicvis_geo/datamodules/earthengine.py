@@ -62,7 +62,7 @@ class EarthEngineDataModule(ChipDataModule):
         num_workers: int = 0,
         persistent_workers: bool = False,
         prefetch_factor: int | None = None,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
     ) -> None:
         """Keep the arguments; nothing is read or fetched yet.
 

@@ -40,7 +40,7 @@ class ScenesDataModule(ChipDataModule):
         num_workers: int = 0,
         persistent_workers: bool = False,
         prefetch_factor: int | None = None,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
     ) -> None:
         """Keep the arguments; nothing is read yet.
 
