@@ -342,7 +342,16 @@ class ChipDataset(Dataset[Found]):
             (positions, begin(dataset, wanted, self.on_error, cancelled))
             for positions, dataset, wanted in self._parts(rows)
         ]
-        return lambda: self._gather(rows, ((at, finish()) for at, finish in parts))
+
+        def finish() -> list[Found]:
+            try:
+                return self._gather(rows, ((at, part()) for at, part in parts))
+            except BaseException:
+                # Nobody will ask for the other parts.
+                cancelled.set()
+                raise
+
+        return finish
 
     def _read_ahead(self) -> ReadAhead[list[Found]] | None:
         """Return what reads ahead in a worker, if anything does."""

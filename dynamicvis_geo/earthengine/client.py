@@ -19,7 +19,7 @@ import torch.distributed
 import torch.utils.data
 
 from dynamicvis_geo.earthengine.failures import REMEDIES, Failure, classify
-from dynamicvis_geo.earthengine.limiter import CancelledError, Limiter
+from dynamicvis_geo.earthengine.limiter import POLL, CancelledError, Limiter
 from dynamicvis_geo.earthengine.session import (
     is_loopback,
     session,
@@ -206,25 +206,36 @@ class EarthEngineClient:
         """Apply *function* to items in the threads of this process, as they finish.
 
         Items are taken as threads become free, so that there may be any number. The
-        first exception sets *cancelled*, which gives up the rest, and is raised.
+        first exception gives up the rest, and is raised.
+
+        Args:
+            function: Called with an item, and an event that is set when the item is
+                given up.
+            items: What to apply it to.
+            cancelled: Gives up all items when set; others may share it.
+
+        Raises:
+            CancelledError: If *cancelled* was set meanwhile.
         """
         traffic = self.traffic
-        cancelled = threading.Event() if cancelled is None else cancelled
+        given_up = threading.Event()
         queue = iter(items)
         # One more for each thread, so that none waits for this one to hand it work.
         ahead = 2 * traffic.threads
         running: set[Future[R]] = set()
         try:
             while True:
+                if cancelled is not None and cancelled.is_set():
+                    raise CancelledError
                 for item in islice(queue, ahead - len(running)):
-                    running.add(traffic.pool.submit(function, item, cancelled))
+                    running.add(traffic.pool.submit(function, item, given_up))
                 if not running:
                     return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
+                done, running = wait(running, POLL, FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
         finally:
-            cancelled.set()
+            given_up.set()
             for future in running:
                 future.cancel()
 

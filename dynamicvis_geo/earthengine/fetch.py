@@ -101,7 +101,7 @@ class Fetcher:
             chips: What is wanted.
             keep: Whether an error takes the place of the pixels; others are raised.
                 One of a request that chips share is that of each of them.
-            cancelled: Gives up when set; is set when the fetching ends.
+            cancelled: Gives up when set.
 
         Yields:
             Position of a chip, and its pixels or its error.

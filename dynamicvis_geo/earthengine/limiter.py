@@ -10,7 +10,7 @@ POLL = 0.5
 
 
 class CancelledError(Exception):
-    """Another request of the same batch has failed, so this one was given up."""
+    """The batch of this request was given up, and the request with it."""
 
 
 class Limiter:
