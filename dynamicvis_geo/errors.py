@@ -81,5 +81,9 @@ class RequestTooLargeError(EarthEngineError):
     """Earth Engine cannot compute this in one request, however small."""
 
 
+class ComputationError(EarthEngineError):
+    """Earth Engine kept failing on one request, while it answered another."""
+
+
 class UnavailableError(EarthEngineError):
     """Earth Engine could not be reached, or kept failing."""

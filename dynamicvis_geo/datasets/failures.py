@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from rasterio.errors import RasterioError
 
+from dynamicvis_geo.earthengine.failures import causes_of
 from dynamicvis_geo.errors import (
     AuthenticationError,
     EarthEngineError,
@@ -16,6 +19,7 @@ from dynamicvis_geo.errors import (
     SessionError,
     SourceError,
     SpecError,
+    UnavailableError,
 )
 
 Sample = dict[str, Any]
@@ -28,7 +32,10 @@ _OF_THE_RUN = (
     ProjectError,
     QuotaError,
     SessionError,
+    UnavailableError,
 )
+#: What the system lacks, for this chip and for any other.
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 
 
 class ChipFailure(NamedTuple):
@@ -63,13 +70,24 @@ def check_on_error(on_error: str) -> None:
 def concerns_one_chip(error: BaseException) -> bool:
     """Whether an error is about one chip, so that others may be had all the same.
 
-    Errors about the account, the project or its quota, about arguments, and mistakes
-    in programs concern the whole run.
+    Errors about the network, a full disk, too many open files, the account, the
+    project or its quota, about arguments, and mistakes in programs concern the whole
+    run.
     """
     if type(error) is EarthEngineError and error.status is None:
         # The client library refused before it asked: it would for every chip.
         return False
+    if any(map(_lacks_something, causes_of(error))):
+        return False
     return isinstance(error, _OF_A_CHIP) and not isinstance(error, _OF_THE_RUN)
+
+
+def _lacks_something(error: BaseException) -> bool:
+    # GDAL passes on the words of the system, not its numbers.
+    return getattr(error, 'errno', None) in _LACKS or (
+        isinstance(error, RasterioError)
+        and any(os.strerror(number) in str(error) for number in _LACKS)
+    )
 
 
 def fetch_each(

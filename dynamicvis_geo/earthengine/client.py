@@ -1,8 +1,11 @@
 """The client: pixels of one grid, with limits, deadlines and retries."""
 
+import logging
+import mmap
 import os
 import pickle
 import random
+import struct
 import threading
 import time
 import warnings
@@ -12,13 +15,16 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import ee
+import numpy as np
 import tenacity
 import torch.distributed
 import torch.utils.data
 
 from dynamicvis_geo.earthengine.failures import REMEDIES, Failure, classify
+from dynamicvis_geo.earthengine.grid import Grid
 from dynamicvis_geo.earthengine.limiter import POLL, CancelledError, Limiter
 from dynamicvis_geo.earthengine.session import (
     is_loopback,
@@ -27,7 +33,12 @@ from dynamicvis_geo.earthengine.session import (
     users_session,
 )
 from dynamicvis_geo.earthengine.threads import DaemonPool
-from dynamicvis_geo.errors import EarthEngineError, SpecError
+from dynamicvis_geo.errors import (
+    ComputationError,
+    EarthEngineError,
+    SpecError,
+    UnavailableError,
+)
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -37,6 +48,16 @@ FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
 
 #: What the last try gets at least, in seconds.
 LEAST_TIME = 1.0
+
+#: Seconds without an answer after which a user is told: when requests fail and are
+#: tried again, and when nothing comes back at all.
+TELL_OF_FAILURES, TELL_OF_SILENCE = 10.0, 60.0
+
+#: Share of the time for all tries that is spent to tell a server that is away from one
+#: that fails on one request.
+PROBE_SHARE = 0.05
+
+_logger = logging.getLogger(__name__)
 
 #: Limiters and counters of this process, by client: equal clients share theirs.
 _shared: dict[Any, 'Traffic'] = {}
@@ -56,6 +77,50 @@ class Counts(NamedTuple):
     received: int = 0
 
 
+class Silence:
+    """Tells a user once that Earth Engine has not answered for a while.
+
+    Forked workers of a DataLoader speak with one voice.
+    """
+
+    #: When a silence was told of last, for a process and all that it forks.
+    _told = mmap.mmap(-1, 8)
+
+    def __init__(self) -> None:
+        self._failure: str | None = None
+        self._since = self._looked = 0.0
+
+    def failed(self, words: str) -> None:
+        """Note why a request is to be tried again."""
+        self._failure = words
+
+    def broken(self) -> None:
+        """Note that the server has answered."""
+        self._since, self._failure = 0.0, None
+
+    def look(self, retry_for: float) -> None:
+        """Tell if it has been long; to be called again and again while waiting."""
+        now = time.monotonic()
+        if not self._since or now - self._looked > 10 * POLL:
+            # Until now nobody was waiting.
+            self._since = now
+        self._looked = now
+        patience = TELL_OF_SILENCE if self._failure is None else TELL_OF_FAILURES
+        (told,) = struct.unpack('d', self._told[:])
+        if now - self._since < patience or told >= self._since:
+            return
+        self._told[:] = struct.pack('d', now)
+        since = time.time() - (now - self._since)
+        _logger.warning(
+            'Earth Engine does not answer (%s): tried again since %s, until %s',
+            self._failure or 'nothing has come back yet',
+            *(
+                time.strftime('%H:%M:%S', time.localtime(moment))
+                for moment in (since, since + retry_for)
+            ),
+        )
+
+
 class Traffic:
     """What all equal clients of one process share.
 
@@ -64,6 +129,7 @@ class Traffic:
         pool: Threads that make them.
         threads: Number of these threads.
         counts: What was sent and received so far.
+        silence: Tells of it if it lasts.
     """
 
     def __init__(self, share: int) -> None:
@@ -73,6 +139,7 @@ class Traffic:
         self.threads = share + share // 2 + 4
         self.pool = DaemonPool(self.threads, 'earth-engine')
         self.counts = Counts()
+        self.silence = Silence()
         self._lock = threading.Lock()
 
     def count(self, *more: int) -> None:
@@ -129,6 +196,11 @@ class EarthEngineClient:
                 f'max_concurrency={self.max_concurrency!r} is not a whole number.'
             )
         if self.url is not None:
+            if not _is_address(self.url):
+                raise SpecError(
+                    f'url={self.url!r} (--ee-url) is not the address of a server: '
+                    f'write it as {ee.data.HIGH_VOLUME_API_BASE_URL}, or leave it out.'
+                )
             object.__setattr__(self, 'url', self.url.rstrip('/'))
         if isinstance(self.credentials, Path):
             object.__setattr__(self, 'credentials', str(self.credentials))
@@ -232,6 +304,8 @@ class EarthEngineClient:
                 if not running:
                     return
                 done, running = wait(running, POLL, FIRST_COMPLETED)
+                if not done:
+                    traffic.silence.look(self.retry_for)
                 for future in done:
                     yield future.result()
         finally:
@@ -269,13 +343,15 @@ class _Request:
             reraise=True,
         )
         try:
-            return retrying(self.attempt)
+            result = retrying(self.attempt)
         except Exception as error:
             failure = classify(error)
             if failure is None:
                 raise
             attempts = retrying.statistics.get('attempt_number', 1)
             raise self.final(failure, attempts) from error
+        self.traffic.silence.broken()
+        return result
 
     def attempt(self) -> Any:
         limiter = self.traffic.limiter
@@ -285,7 +361,7 @@ class _Request:
             if self.started is None:
                 self.started = time.monotonic()
             try:
-                body = self.send()
+                body = self.send(self.build, max(self.left, LEAST_TIME))
             except Exception as error:
                 failure = classify(error)
                 if failure is not None and failure.quota:
@@ -296,11 +372,10 @@ class _Request:
             limiter.answered()
         return self.parse(body)
 
-    def send(self) -> bytes:
-        limit = min(self.client.timeout, max(self.left, LEAST_TIME))
-        with session(self.client), time_limit(limit):
+    def send(self, build: Callable[[], dict[str, Any]], seconds: float) -> bytes:
+        with time_limit(min(self.client.timeout, seconds)), session(self.client):
             self.traffic.count(1, 0, 0)
-            body: bytes = ee.data.computePixels(self.build())
+            body: bytes = ee.data.computePixels(build())
         self.traffic.count(0, 0, len(body))
         return body
 
@@ -314,7 +389,10 @@ class _Request:
 
     def may_try_again(self, error: BaseException) -> bool:
         self.failure = classify(error)
-        return self.failure is not None and self.failure.transient
+        if self.failure is None or not self.failure.transient:
+            return False
+        self.traffic.silence.failed(self.failure.message)
+        return True
 
     def wait(self, state: tenacity.RetryCallState) -> float:
         # Jitter keeps many processes from asking again at the same moment.
@@ -331,18 +409,47 @@ class _Request:
         return False
 
     def final(self, failure: Failure, attempts: int) -> EarthEngineError:
+        kind = failure.error
         text = f'{self.chip}: {failure.message}'
         if failure.status is not None:
             text += f' (HTTP status {failure.status})'
         if failure.transient:
             text += f'; gave up after {attempts} tries in {self.elapsed:.1f} s'
-        remedy = REMEDIES.get(failure.error)
-        return failure.error(
+        if kind is UnavailableError and failure.transient and self.answers_others():
+            kind = ComputationError
+            text += ', though Earth Engine answers another request'
+        if kind is not UnavailableError:
+            self.traffic.silence.broken()
+        remedy = REMEDIES.get(kind)
+        return kind(
             f'{text}. {remedy}' if remedy else text,
             chip=self.chip,
             status=failure.status,
             server_message=failure.message,
         )
+
+    def answers_others(self) -> bool:
+        """Whether the server is there, so that it is this request that it fails on."""
+        seconds = max(PROBE_SHARE * self.client.retry_for, LEAST_TIME)
+        try:
+            with self.traffic.limiter.slot(self.cancelled):
+                body = self.send(_build_probe, seconds)
+        except Exception as error:
+            if classify(error) is None:
+                raise
+            return False
+        return body.startswith(np.lib.format.MAGIC_PREFIX)
+
+
+def _build_probe() -> dict[str, Any]:
+    """The arguments of a request that any server can answer that can answer at all."""
+    grid = Grid('EPSG:4326', 1.0, 1.0, 0.0, 0.0, 1, 1)
+    return {
+        'expression': ee.Image.constant(0),
+        'fileFormat': 'NPY',
+        'bandIds': ['constant'],
+        'grid': grid.to_ee(),
+    }
 
 
 def _ranks() -> int:
@@ -351,6 +458,19 @@ def _ranks() -> int:
         return torch.distributed.get_world_size()
     world = os.environ.get('WORLD_SIZE', '1')
     return max(1, int(world)) if world.isdecimal() else 1
+
+
+def _is_address(url: Any) -> bool:
+    try:
+        address = urlsplit(url)
+        # Reading the port checks it.
+        return (
+            address.scheme in ('http', 'https')
+            and bool(address.hostname)
+            and address.port != 0
+        )
+    except (ValueError, TypeError, AttributeError):
+        return False
 
 
 def _pickles(value: Any) -> bool:

@@ -1,16 +1,23 @@
 """What went wrong: an exception of the client library as a fact to act on."""
 
+import errno
 import re
+import socket
+import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 import ee
 import google.auth.exceptions
+import requests
 from googleapiclient.errors import HttpError
 
 from dynamicvis_geo.errors import (
     AuthenticationError,
+    ComputationError,
     EarthEngineError,
     NoImageryError,
     PermissionDeniedError,
@@ -38,6 +45,9 @@ _PROJECT = re.compile(
     r'|serviceusage',
     re.IGNORECASE,
 )
+
+#: Reasons for which OpenSSL gives up on what is no TLS.
+_NO_TLS = ('WRONG_VERSION_NUMBER', 'HTTP_REQUEST', 'RECORD_LAYER_FAILURE')
 
 
 class BrokenAnswerError(Exception):
@@ -85,8 +95,10 @@ def classify(error: BaseException) -> Failure | None:
     http = error if isinstance(error, HttpError) else error.__context__
     if isinstance(http, HttpError):
         return _from_status(int(http.resp.status), _words(error), _retry_after(http))
-    if isinstance(error, ConnectionError | TimeoutError | BrokenAnswerError):
-        return Failure(_words(error), None, True, 0.0, UnavailableError)
+    if isinstance(error, BrokenAnswerError):
+        return Failure(_words(error), 200, True, 0.0, UnavailableError)
+    if isinstance(error, ConnectionError | TimeoutError | requests.RequestException):
+        return _of_network(error)
     if isinstance(error, ee.EEException):
         return _before_any_request(_words(error))
     return None
@@ -110,6 +122,46 @@ def _from_status(status: int, message: str, retry_after: float) -> Failure:
     elif status == 413 or (status == 400 and _TOO_LARGE.search(message)):
         kind = RequestTooLargeError
     return Failure(message, status, transient, retry_after, kind)
+
+
+def _of_network(error: BaseException) -> Failure:
+    """What kept a request or its answer from arriving, in few words."""
+    causes = [*causes_of(error)]
+    root = causes[-1]
+    what = getattr(root, 'strerror', None) or _words(root)
+    kind: type[EarthEngineError] = UnavailableError
+    transient = True
+    if isinstance(root, socket.gaierror):
+        what = f'there is no address for this name ({what})'
+    elif isinstance(root, ssl.SSLError):
+        # A connection that breaks off is another matter than a server that is not
+        # what its address says.
+        transient = root.reason not in ('CERTIFICATE_VERIFY_FAILED', *_NO_TLS)
+        if root.reason in _NO_TLS:
+            what = 'the server does not speak https'
+    elif isinstance(root, OSError) and root.errno in (errno.EMFILE, errno.ENFILE):
+        what = f'{what}; raise the limit (ulimit -n) or fetch less at a time'
+        kind, transient = EarthEngineError, False
+    if any(isinstance(cause, requests.exceptions.ProxyError) for cause in causes):
+        what = f'the proxy of the environment (HTTPS_PROXY, HTTP_PROXY): {what}'
+    request = next(filter(None, (getattr(c, 'request', None) for c in causes)), None)
+    where = urlsplit(getattr(request, 'url', None) or '').netloc
+    return Failure(f'{where}: {what}' if where else what, None, transient, 0.0, kind)
+
+
+def unknown_host(error: BaseException) -> bool:
+    """Whether a name led nowhere, for all that the network knows."""
+    return any(
+        isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
+        for cause in causes_of(error)
+    )
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _before_any_request(message: str) -> Failure:
@@ -162,6 +214,10 @@ REMEDIES: dict[type[EarthEngineError], str] = {
         'the project in the Google Cloud console.'
     ),
     RequestTooLargeError: 'Ask for a shorter window, fewer bands or a coarser scale.',
+    ComputationError: (
+        'Ask for a shorter window or another place, or leave such chips out with '
+        'on_error (--on-error skip).'
+    ),
     UnavailableError: (
         'Check the network and https://status.earthengine.app, and run again: what was '
         'fetched into a cache stays there.'

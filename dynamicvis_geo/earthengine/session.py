@@ -4,14 +4,18 @@ Everything that touches it is here: initialising it once, sharing it with a sess
 that the user initialised, keeping it safe after a fork, and putting deadlines on it.
 """
 
+import http.client
+import io
 import json
 import os
+import socket
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,8 +27,10 @@ import requests
 import torch.utils.data
 from ee import _state
 from google.oauth2 import service_account
+from googleapiclient.errors import InvalidJsonError, UnknownApiNameOrVersion
 
-from dynamicvis_geo.errors import AuthenticationError, SessionError
+from dynamicvis_geo.earthengine.failures import classify, unknown_host
+from dynamicvis_geo.errors import AuthenticationError, EarthEngineError, SessionError
 
 if TYPE_CHECKING:
     from dynamicvis_geo.earthengine.client import EarthEngineClient
@@ -44,7 +50,7 @@ _attempt = threading.local()
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Bound each wait for the server that this thread does inside."""
+    """Bound all that this thread asks of the server inside, in all."""
     _attempt.until = time.monotonic() + seconds
     try:
         yield
@@ -66,6 +72,44 @@ class _Answer(requests.Response):
         return pieces
 
 
+class _Pieces(io.RawIOBase):
+    """What comes from a socket, with what is left of the time for each piece of it.
+
+    The socket's own limit is one for each wait: a byte a second would never reach it.
+    """
+
+    def __init__(self, pieces: Any, source: socket.socket, until: float) -> None:
+        self._pieces, self._source, self._until = pieces, source, until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._source.settimeout(max(0.001, self._until - time.monotonic()))
+        count: int | None = self._pieces.readinto(buffer)
+        return count
+
+    def close(self) -> None:
+        self._pieces.close()
+        super().close()
+
+
+class _TimelyResponse(http.client.HTTPResponse):
+    """An answer, head and body, that keeps to the time limit of its thread."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        until = getattr(_attempt, 'until', None)
+        if until is not None:
+            self.fp = io.BufferedReader(_Pieces(self.fp.detach(), sock, until))
+
+
+@lru_cache
+def _timely(connection: Any) -> Any:
+    """The kind of connection whose answers keep to the time limit."""
+    return type(connection.__name__, (connection,), {'response_class': _TimelyResponse})
+
+
 class _Adapter(requests.adapters.HTTPAdapter):
     """Connections of one process, with a deadline on requests that have none.
 
@@ -75,6 +119,12 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def __init__(self) -> None:
         super().__init__(pool_maxsize=POOL_SIZE)
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        if pool.ConnectionCls.response_class is not _TimelyResponse:
+            pool.ConnectionCls = _timely(pool.ConnectionCls)
+        return pool
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
         until = getattr(_attempt, 'until', None)
@@ -201,16 +251,25 @@ def _initialize(process: _Process, client: 'EarthEngineClient') -> None:
         # collections from elsewhere, which has no deadline; the main process warns.
         nothing = ee.deprecation.DeprecatedAsset('', None, None, None)
         ee.deprecation.deprecated_assets = {'': nothing}
+    url = client.url or ee.data.HIGH_VOLUME_API_BASE_URL
     try:
-        with time_limit(client.timeout):
-            ee.Initialize(
-                credentials=_credentials(client),
-                project=_project(client),
-                url=client.url or ee.data.HIGH_VOLUME_API_BASE_URL,
-            )
-    except BaseException:
+        ee.Initialize(
+            credentials=_credentials(client), project=_project(client), url=url
+        )
+    except BaseException as error:
         # The library would call itself initialised.
         ee.Reset()
+        if _is_elsewhere(error):
+            raise EarthEngineError(
+                f'{url} answers, but not as Earth Engine does: correct url (--ee-url), '
+                'or leave it out; or sign in to the network of this machine.'
+            ) from error
+        if client.url is not None and unknown_host(error):
+            # Waiting helps against a lost network, not against a wrong name.
+            raise EarthEngineError(
+                f'url={client.url!r} (--ee-url): there is no server of this name, or '
+                'no network; correct it, or leave it out.'
+            ) from error
         raise
     state = _state.get_state()
     state.max_retries = type(state)().max_retries
@@ -219,6 +278,18 @@ def _initialize(process: _Process, client: 'EarthEngineClient') -> None:
         _wanted(client),
         str(state.cloud_api_base_url),
         str(state.cloud_api_user_project),
+    )
+
+
+def _is_elsewhere(error: BaseException) -> bool:
+    """Whether an answer to initialising is of another server than Earth Engine."""
+    if isinstance(error, UnknownApiNameOrVersion | InvalidJsonError):
+        return True
+    failure = classify(error)
+    return (
+        failure is not None
+        and failure.error is EarthEngineError
+        and failure.status is not None
     )
 
 
@@ -236,7 +307,16 @@ def _credentials(client: 'EarthEngineClient') -> Any:
         return given
     if client.is_local:
         return _ANONYMOUS()
-    return ee.data.get_persistent_credentials()
+    try:
+        return ee.data.get_persistent_credentials()
+    except ee.EEException as error:
+        missing = error
+    if client.url is not None:
+        # A mistake in the address is told before what it would take to use it.
+        requests_session = _state.get_state().requests_session
+        assert requests_session is not None
+        requests_session.head(client.url)
+    raise missing
 
 
 def _project(client: 'EarthEngineClient') -> str | None:

@@ -1,3 +1,8 @@
+import errno
+import subprocess
+import sys
+import threading
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +50,15 @@ from .rasters import UTM, Areas, pattern, write_geotiff
     ('error', 'expected'),
     [
         (NoImageryError('none'), True),
-        (errors.UnavailableError('503', status=503), True),
+        (errors.UnavailableError('503', status=503), False),
+        (errors.ComputationError('500', status=500), True),
         (errors.RequestTooLargeError('400', status=400), True),
         (EarthEngineError('no such band', status=400), True),
         (SourceError('scene.tif'), True),
         (OSError('gone'), True),
+        (OSError(errno.EIO, 'damaged'), True),
+        (OSError(errno.ENOSPC, 'full'), False),
+        (OSError(errno.EMFILE, 'too many'), False),
         (rasterio.errors.RasterioIOError('broken'), True),
         (rasterio.errors.WarpOperationError('warp'), True),
         (EarthEngineError('refused before any request'), False),
@@ -222,12 +231,91 @@ def test_a_chip_of_several_requests_fails_once(server: EarthEngineServer) -> Non
             assert_right(dataset, query_, one)
 
 
-def test_servers_that_stay_away_are_failures_of_chips() -> None:
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_server_that_stays_away_ends_the_run(workers: int) -> None:
     client = EarthEngineClient(url='http://127.0.0.1:9', retry_for=0.1)
     dataset = EarthEngineDataset(ROI, WINDOW, SENSOR, client=client)
-    chips = from_earth_engine(dataset, grid(dataset, 1, 2), on_error='skip')
-    (batch,) = loader(chips, 2, 0)
-    assert [failure.reason for failure in batch['failures']] == ['UnavailableError'] * 2
+    chips = from_earth_engine(dataset, grid(dataset, 1, 6), on_error='skip')
+    found = batches_before(errors.UnavailableError, loader(chips, 2, workers))
+    assert found == []
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_server_that_comes_back_is_waited_for(workers: int) -> None:
+    with EarthEngineServer() as first:
+        port = first.url.rsplit(':', 1)[1]
+        dataset = make(first, block_size=1, limits={'max_concurrency': 4})
+        wanted = grid(dataset, 4, 6, 16)
+        chips = from_earth_engine(dataset, wanted, on_error='skip')
+        chips.expect(range(24))
+        batches = iter(loader(chips, 4, workers))
+        found = [next(batches)]
+    # What was sent meanwhile is refused.
+    back = threading.Timer(1, lambda: servers.append(EarthEngineServer('--port', port)))
+    servers: list[EarthEngineServer] = []
+    back.start()
+    try:
+        found += batches
+    finally:
+        back.join()
+        servers[0].stop()
+    assert [*chain(*map(rows_of, found))] == [*range(24)]
+    assert not any('failures' in batch for batch in found)
+    images = torch.cat([batch['image'] for batch in found])
+    valid = torch.cat([batch['valid_fraction'] for batch in found])
+    for where, image, fraction in zip(wanted, images, valid, strict=True):
+        assert_right(dataset, where, {'image': image, 'valid_fraction': fraction})
+
+
+@pytest.mark.parametrize('fault', [500, 'short'])
+def test_a_chip_that_the_server_fails_on_is_listed(
+    server: EarthEngineServer, monkeypatch: pytest.MonkeyPatch, fault: int | str
+) -> None:
+    monkeypatch.setattr('dynamicvis_geo.earthengine.client.LEAST_TIME', 20)
+    dataset = make(server, block_size=1, limits={'retry_for': 0.5})
+    wanted = grid(dataset, 1, 6)
+    server.set(kinds=[fault], sick=[wanted[2][0].start])
+    chips = from_earth_engine(dataset, wanted, on_error='skip')
+    found = chips.__getitems__(range(6))
+    (failure,) = [one for one in found if isinstance(one, ChipFailure)]
+    assert (failure.chip, failure.reason) == (2, 'ComputationError')
+    for row in (0, 1, 3, 4, 5):
+        assert_right(dataset, wanted[row], found[row])
+
+
+NO_FILES = """
+import resource, sys
+sys.path.insert(0, '.')
+from dynamicvis_geo.datasets import ChipDataset, Scenes
+from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.samplers import GridSampler
+scenes = Scenes(sys.argv[1])
+chips = ChipDataset([(scenes, GridSampler(scenes, 64))], on_error='skip')
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+held = []
+try:
+    while True:
+        held.append(open(sys.argv[1]))
+except OSError:
+    pass
+try:
+    chips[0]
+except SourceError as error:
+    held.clear()
+    print(error)
+"""
+
+
+def test_too_many_open_files_are_no_failure_of_a_chip(tmp_path: Path) -> None:
+    path = tmp_path / 'a.tif'
+    write_geotiff(path, pattern(64, 64), 0, 640, 10, UTM)
+    run = subprocess.run(
+        [sys.executable, '-c', NO_FILES, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 'Too many open files' in run.stdout
 
 
 @pytest.mark.parametrize('workers', [0, 2])

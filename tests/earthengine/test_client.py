@@ -1,5 +1,8 @@
+import http.server
 import multiprocessing
 import pickle
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +23,7 @@ from dynamicvis_geo.earthengine.composite import (
 from dynamicvis_geo.earthengine.grid import Grid
 from dynamicvis_geo.errors import (
     AuthenticationError,
+    ComputationError,
     EarthEngineError,
     NoImageryError,
     PermissionDeniedError,
@@ -76,11 +80,15 @@ def test_passing_faults_pass(server: EarthEngineServer, fault: int | str) -> Non
     assert server.counts()['requests'] == 3
 
 
-def test_a_request_that_hangs_is_tried_again(server: EarthEngineServer) -> None:
-    server.set(script=['hang'])
+@pytest.mark.parametrize('fault', ['hang', 'dripping head', 'dripping body'])
+def test_a_request_that_never_ends_is_tried_again(
+    server: EarthEngineServer, fault: str
+) -> None:
+    server.set(script=[fault], hang_s=60)
     start = time.monotonic()
     assert right(fetch(make_client(server, timeout=0.5)))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
+    assert server.counts()['requests'] == 2
 
 
 @pytest.mark.parametrize(
@@ -132,14 +140,15 @@ def test_tries_end_with_their_time(
     assert server.counts()['requests'] > 3
 
 
-def test_a_server_that_does_not_answer_ends_with_the_time(
-    server: EarthEngineServer,
+@pytest.mark.parametrize('fault', ['hang', 'dripping head', 'dripping body'])
+def test_requests_that_never_end_do_so_with_the_time(
+    server: EarthEngineServer, fault: str
 ) -> None:
-    server.set(kinds=['hang'], rate=1)
+    server.set(kinds=[fault], rate=1, hang_s=60)
     start = time.monotonic()
-    with pytest.raises(UnavailableError):
-        fetch(make_client(server, retry_for=1, timeout=30))
-    assert time.monotonic() - start < 2.5
+    with pytest.raises(UnavailableError, match='timed out'):
+        fetch(make_client(server, retry_for=1, timeout=60))
+    assert time.monotonic() - start < 30
 
 
 def test_retry_after_is_honoured(server: EarthEngineServer) -> None:
@@ -157,6 +166,131 @@ def test_a_wait_beyond_the_time_is_not_begun(server: EarthEngineServer) -> None:
     # Nor does the next request wait for it.
     assert right(fetch(make_client(server, retry_for=5)))
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize('fault', [500, 'html', 'dripping body'])
+def test_a_request_that_fails_alone_is_told_from_a_server_that_is_away(
+    server: EarthEngineServer, fault: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('dynamicvis_geo.earthengine.client.LEAST_TIME', 20)
+    left = tile(3)[0].start
+    server.set(kinds=[fault], sick=[left])
+    client = make_client(server, retry_for=0.5, timeout=3)
+    with pytest.raises(ComputationError, match='answers another request') as caught:
+        fetch(client, 3)
+    assert caught.value.status == {500: 500, 'html': 200}.get(fault)
+    assert right(fetch(make_client(server), 4), 4)
+    server.set(kinds=[fault], rate=1)
+    with pytest.raises(UnavailableError):
+        fetch(client, 3)
+
+
+@pytest.mark.parametrize('scale', [1, 20])
+def test_a_silence_is_told_once(
+    server: EarthEngineServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    scale: int,
+) -> None:
+    monkeypatch.setattr('dynamicvis_geo.earthengine.client.POLL', 0.05)
+    monkeypatch.setattr('dynamicvis_geo.earthengine.client.TELL_OF_FAILURES', 0.3)
+    assert right(fetch(make_client(server)))
+    client = make_client(server, retry_for=1.5)
+    server.set(kinds=[503], rate=1)
+    with pytest.raises(UnavailableError):
+        list(client.map(lambda i, _: fetch(client, i), range(scale)))
+    (told,) = caplog.messages
+    assert re.search(
+        r'not answer \(Told to fail with 503.\): .* since \d\d:\d\d:\d\d, until '
+        r'\d\d:\d\d:\d\d$',
+        told,
+    )
+    server.set()
+    assert right(fetch(make_client(server)))
+    server.set(kinds=['hang'], rate=1)
+    monkeypatch.setattr('dynamicvis_geo.earthengine.client.TELL_OF_SILENCE', 0.5)
+    with pytest.raises(UnavailableError):
+        list(client.map(lambda i, _: fetch(client, i), range(scale)))
+    assert 'not answer (nothing has come back yet)' in caplog.messages[1]
+    assert len(caplog.messages) == 2
+
+
+def test_failures_that_pass_are_not_worth_a_word(
+    server: EarthEngineServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = make_client(server)
+    server.set(kinds=[503, 'reset'], rate=0.3)
+    done = client.map(lambda i, _: right(fetch(client, i), i), range(40))
+    assert list(done) == [True] * 40
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize('status', [200, 302, 404])
+def test_another_server_is_told_from_earth_engine(status: int) -> None:
+    page = b'<html>Welcome</html>'
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header('Content-Length', str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{other.server_port}'
+        with pytest.raises(EarthEngineError, match='not as Earth Engine does') as told:
+            fetch(EarthEngineClient(project='p', url=url))
+        assert url in str(told.value)
+        with pytest.raises(UnavailableError, match='does not speak https'):
+            fetch(EarthEngineClient(project='p', url=url.replace('http', 'https')))
+        other.shutdown()
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        *('ftp://x', 'earthengine.googleapis.com', 'http://', ''),
+        *('http://[::1', 'http://x:99999', 5),
+    ],
+)
+def test_what_is_no_address_is_named(url: Any) -> None:
+    with pytest.raises(SpecError, match=r'url=.* \(--ee-url\)') as caught:
+        EarthEngineClient(url=url)
+    assert repr(url) in str(caught.value)
+
+
+def test_what_keeps_from_the_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('NO_GCE_CHECK', 'true')
+    for name in ('HTTP_PROXY', 'http_proxy', 'HTTPS_PROXY', 'https_proxy', 'NO_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+
+    def words(url: str, error: type = UnavailableError) -> str:
+        client = EarthEngineClient(project='p', url=url, retry_for=0.1)
+        with pytest.raises(error) as caught:
+            fetch(client)
+        text = str(caught.value)
+        assert 'authenticate' not in text
+        assert '\n' not in text
+        return text
+
+    assert '127.0.0.1:9: Connection refused' in words('http://127.0.0.1:9')
+    # Names that end like this never lead anywhere (RFC 2606).
+    name = 'https://nowhere.invalid'
+    try:
+        socket.getaddrinfo('nowhere.invalid', 443)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_NONAME:
+            assert 'there is no server of this name' in words(name, EarthEngineError)
+        else:
+            assert 'no address for this name' in words(name)
+    monkeypatch.setenv('HTTP_PROXY', 'http://127.0.0.1:9')
+    text = words('http://192.0.2.1')
+    assert '192.0.2.1: the proxy' in text
+    assert 'HTTP_PROXY): Connection refused' in text
 
 
 def test_initialising_is_tried_again_too() -> None:
@@ -343,15 +477,18 @@ def test_numbers_are_checked(name: str, value: Any) -> None:
         EarthEngineClient(**{name: value})
 
 
-def test_pixels_that_were_not_asked_for_are_refused(server: EarthEngineServer) -> None:
+def test_pixels_that_were_not_asked_for_are_refused(
+    server: EarthEngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another band, type or shape must not be taken for the chip."""
+    monkeypatch.setattr('dynamicvis_geo.earthengine.client.LEAST_TIME', 20)
     client = make_client(server, retry_for=0.3)
     grid = Grid.from_bounds('EPSG:32632', *tile(0))
     other = Grid.from_bounds('EPSG:32632', *tile(0, px=17))
     bands = SensorSpec(cloudy_pct=90, bands=('B8', 'B4', 'B3'))
     floats = SensorSpec(cloudy_pct=90, dtype='float32')
     for sensor, asked in ((bands, grid), (floats, grid), (SENSOR, other)):
-        with pytest.raises(UnavailableError, match='instead of'):
+        with pytest.raises(ComputationError, match='instead of'):
             client.request(
                 lambda sensor=sensor, asked=asked: build_request(sensor, WINDOW, asked),
                 lambda body: parse_pixels(body, SENSOR, grid),

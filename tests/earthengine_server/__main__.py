@@ -194,6 +194,8 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == 'hang':
             time.sleep(FAULTS.hang_s)
             self.close_connection = True
+        elif fault in ('dripping head', 'dripping body'):
+            self.drip(fault == 'dripping head')
         elif fault == 'reset':
             # Closing with a linger of zero seconds sends a reset.
             option = struct.pack('ii', 1, 0)
@@ -216,6 +218,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             else:
                 self.answer(200, content, 'application/octet-stream')
+
+    def drip(self, head: bool) -> None:
+        """Send a byte ten times a second, and never an end."""
+        begin = b'HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n'
+        self.wfile.write(begin if head else begin + b'\r\n')
+        for _ in range(int(10 * FAULTS.hang_s)):
+            self.wfile.write(b'x')
+            time.sleep(0.1)
+        self.close_connection = True
 
     def refuse(self, status: int, message: str) -> None:
         error = {'code': status, 'message': message, 'status': 'FAILED'}

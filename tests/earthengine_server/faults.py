@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 #: Ways to fail besides HTTP statuses.
-KINDS = ('reset', 'close', 'truncated', 'short', 'html', 'hang')
+KINDS = (
+    *('reset', 'close', 'truncated', 'short', 'html'),
+    *('hang', 'dripping head', 'dripping body'),
+)
 
 
 class Faults:
@@ -29,6 +32,7 @@ class Faults:
         retry_after: Any = None,
         message: Any = None,
         hang_s: Any = 30.0,
+        sick: Any = (),
     ) -> None:
         """Start anew.
 
@@ -41,13 +45,14 @@ class Faults:
             seed: Of the randomness.
             retry_after: Value of the header of that name in all failures.
             message: The words of failures with a status.
-            hang_s: Seconds after which a hanging request is let go.
+            hang_s: Seconds after which a hanging or dripping request is let go.
+            sick: Left edges of grids, in their CRS, that always get the first kind.
         """
         with self.lock:
             self.latency, self.limit, self.retry_after = latency, limit, retry_after
             self.message, self.hang_s = message, hang_s
             self.script = deque(script)
-            self.kinds, self.rate = tuple(kinds), rate
+            self.kinds, self.rate, self.sick = tuple(kinds), rate, tuple(sick)
             self.random = random.Random(seed)
             self.counts = {'requests': 0, 'served': 0, 'peak': 0, 'refused': 0}
             self.counts['initialized'] = 0
@@ -63,7 +68,8 @@ class Faults:
             self.in_flight += 1
             self.counts['requests'] += 1
             self.counts['peak'] = max(self.counts['peak'], self.in_flight)
-            fault = self._next()
+            left = grid.get('affineTransform', {}).get('translateX')
+            fault = self.kinds[0] if left in self.sick else self._next()
             if self.limit is not None and self.in_flight > self.limit:
                 fault = 429
                 self.counts['refused'] += 1
