@@ -20,12 +20,12 @@ __all__ = ('BBox', 'OutputSpec', 'PointBuffer', 'SensorSpec', 'TemporalSpec')
 
 
 def _number(name: str, value: Any, low: float, high: float, unit: str = '') -> float:
-    """Check that *value* is a finite number within [low, high]."""
+    """Check that *value* is a finite number within [low, high]; zero has no sign."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SpecError(f'{name}={value!r} is not a number.')
     if not (math.isfinite(value) and low <= value <= high):
         raise SpecError(f'{name}={value!r} is not within {low:g} to {high:g}{unit}.')
-    return float(value)
+    return float(value) + 0.0
 
 
 def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -248,12 +248,15 @@ class SensorSpec:
         if len(set(self.bands)) != len(self.bands):
             raise SpecError(f'bands={self.bands!r} names a band twice.')
         _number('scale_m', self.scale_m, 1e-3, 1e6, ' metres')
+        # Floats, so that equal requests are equal however they were written.
         if self.cloudy_pct is not None:
-            _number('cloudy_pct', self.cloudy_pct, 0, 100, ' percent')
+            cloudy_pct = _number('cloudy_pct', self.cloudy_pct, 0, 100, ' percent')
+            object.__setattr__(self, 'cloudy_pct', cloudy_pct)
         _choice('composite', self.composite, ('median', 'mosaic'))
         _number('fill_value', self.fill_value, -math.inf, math.inf)
         _choice('cloud_mask', self.cloud_mask, (None, 'scl', 'cs+'))
-        _number('cloud_threshold', self.cloud_threshold, 0, 1)
+        threshold = _number('cloud_threshold', self.cloud_threshold, 0, 1)
+        object.__setattr__(self, 'cloud_threshold', threshold)
         _choice('dtype', self.dtype, ('uint16', 'float32'))
 
     def pixels(self) -> dict[str, Any]:

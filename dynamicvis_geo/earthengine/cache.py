@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
 from dynamicvis_geo.earthengine.sharing import Chip
@@ -26,6 +28,10 @@ KEY_VERSION = 1
 
 #: Which share of its limit a full cache keeps: it is not emptied chip by chip.
 KEPT = 0.9
+
+#: Names of chips: an id, and the digest of the request.
+_DIGEST = re.compile(r'_[0-9a-f]{32}\.')
+_NAME = re.compile(r'[^.].*_[0-9a-f]{32}\.tif')
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,9 @@ class ChipCache:
     Each file opens in any GIS and holds, besides the pixels, the request in its tags.
     Files are found by a hash of everything that decides the pixels: collection, bands,
     composite, clouds, window, CRS, origin, resolution and shape (not the project, nor
-    the server). They appear by renaming, and a checksum tells damaged ones, so that
-    any number of processes may share a folder and be killed at any time.
+    the server). They get their names when all of them is on disk, and a checksum tells
+    damaged ones, so that any number of processes may share a folder and be killed at
+    any time. Only files whose tags say that they are chips are ever removed.
 
     A window that had not ended when its chip was fetched stays as it was then: remove
     its files to see later scenes.
@@ -79,8 +86,7 @@ class ChipCache:
 
     def file(self, sensor: SensorSpec, chip: Chip) -> Path:
         """Where a chip is kept, whether it is there or not."""
-        request = json.dumps(_request(sensor, chip), sort_keys=True)
-        digest = hashlib.sha256(request.encode()).hexdigest()[:32]
+        digest = _digest(_request(sensor, chip))
         return self.path / digest[:2] / f'{chip.id}_{digest}.tif'
 
     def read(self, sensor: SensorSpec, chip: Chip) -> Pixels | None:
@@ -98,7 +104,7 @@ class ChipCache:
         except RasterioError:
             return None
         intact = (
-            tags.get('REQUEST') == json.dumps(_request(sensor, chip), sort_keys=True)
+            tags.get('REQUEST') == _request(sensor, chip)
             and tags.get('CRC32') == _checksum(pixels)
             and pixels.shape == (len(sensor.bands), *chip.grid.shape)
             and pixels.dtype == np.dtype(sensor.dtype)
@@ -120,72 +126,49 @@ class ChipCache:
         # Hidden, and of a name of its own: other processes may write the same chip.
         part = path.with_name(f'.{path.stem}.{os.getpid()}.{secrets.token_hex(4)}.tif')
         try:
+            content = _encode(sensor, chip, pixels)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with rasterio.open(
-                part,
-                'w',
-                driver='GTiff',
-                height=chip.grid.height,
-                width=chip.grid.width,
-                count=len(sensor.bands),
-                dtype=sensor.dtype,
-                crs=chip.grid.crs,
-                transform=chip.grid.transform,
-                nodata=MASKED[sensor.dtype],
-                compress='zstd',
-                zstd_level=1,
-                predictor=2 if sensor.dtype == 'uint16' else 3,
-            ) as target:
-                target.write(pixels)
-                target.descriptions = sensor.bands
-                target.update_tags(
-                    REQUEST=json.dumps(_request(sensor, chip), sort_keys=True),
-                    CRC32=_checksum(pixels),
-                    FETCHED=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-                    SOFTWARE='dynamicvis-geo',
-                )
-            size = part.stat().st_size
+            with part.open('xb') as file:
+                file.write(content)
+                # Some file systems tell only now that there is no space.
+                os.fsync(file)
             part.replace(path)
         except (OSError, RasterioError) as error:
             with suppress(OSError):
                 part.unlink()
+            reason = getattr(error, 'strerror', None) or error
             raise OutputError(
-                f'{path}: the chip cannot be kept ({error}); free some space, or give '
+                f'{path}: the chip cannot be kept ({reason}); free some space, or give '
                 'cache another folder.'
             ) from error
         if self.max_bytes is not None:
-            self._make_room(self.max_bytes, size)
+            self._make_room(self.max_bytes, len(content))
 
     def info(self) -> CacheInfo:
         """What the cache holds."""
-        files = list(self._files())
-        times = [modified for modified, _, _ in files]
-        return CacheInfo(
-            len(files),
-            sum(size for _, size, _ in files),
-            min(times, default=None),
-            max(times, default=None),
-        )
+        return _info([stat for _, stat in self._files()])
 
     def clear(self) -> CacheInfo:
         """Remove all chips, and what interrupted runs left; tell what was removed."""
-        info = self.info()
+        removed: dict[Path, os.stat_result] = {}
         for path in self.path.glob('??/*.tif'):
-            path.unlink(missing_ok=True)
-        for path in self.path.glob('??'):
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        return info
+            if _is_chip(path):
+                # Another process may be clearing too.
+                with suppress(FileNotFoundError):
+                    removed[path] = path.stat()
+                    path.unlink()
+        for folder in {path.parent for path in removed}:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        return _info([s for path, s in removed.items() if _NAME.fullmatch(path.name)])
 
-    def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Time of modification, size and path of each chip."""
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Each chip."""
         for path in self.path.glob('??/[!.]*.tif'):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                # Another process is making room.
-                continue
-            yield stat.st_mtime, stat.st_size, path
+            if _NAME.fullmatch(path.name):
+                # Another process may be making room.
+                with suppress(FileNotFoundError):
+                    yield path, path.stat()
 
     def _make_room(self, max_bytes: int, written: int) -> None:
         """Remove the oldest chips if the folder has grown too large."""
@@ -193,14 +176,15 @@ class ChipCache:
             self._allowance -= written
             if self._allowance > 0:
                 return
-            files = sorted(self._files())
-            total = sum(size for _, size, _ in files)
+            files = sorted(self._files(), key=lambda file: file[1].st_mtime)
+            total = sum(stat.st_size for _, stat in files)
             if total > max_bytes:
-                for _, size, path in files:
+                for path, stat in files:
                     if total <= KEPT * max_bytes:
                         break
-                    path.unlink(missing_ok=True)
-                    total -= size
+                    if _is_chip(path):
+                        path.unlink(missing_ok=True)
+                        total -= stat.st_size
             # Other processes write too: measure again well before the limit is near.
             self._allowance = max(0, int(max_bytes - total) // 8)
 
@@ -221,10 +205,67 @@ def _checksum(pixels: Pixels) -> str:
     return f'{zlib.crc32(pixels.tobytes()):08x}'
 
 
-def _request(sensor: SensorSpec, chip: Chip) -> dict[str, object]:
-    """Everything that decides the pixels."""
+def _encode(sensor: SensorSpec, chip: Chip, pixels: Pixels) -> bytes:
+    """A chip as a GeoTIFF.
+
+    Made in memory: GDAL does not tell of errors when it closes a file on a full disk.
+    """
+    with MemoryFile() as memory:
+        with memory.open(
+            driver='GTiff',
+            height=chip.grid.height,
+            width=chip.grid.width,
+            count=len(sensor.bands),
+            dtype=sensor.dtype,
+            crs=chip.grid.crs,
+            transform=chip.grid.transform,
+            nodata=MASKED[sensor.dtype],
+            compress='zstd',
+            zstd_level=1,
+            predictor=2 if sensor.dtype == 'uint16' else 3,
+        ) as target:
+            # Before the pixels, so that what is cut off still says what it was.
+            target.descriptions = sensor.bands
+            target.update_tags(
+                REQUEST=_request(sensor, chip),
+                CRC32=_checksum(pixels),
+                FETCHED=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+                SOFTWARE='dynamicvis-geo',
+            )
+            target.write(pixels)
+        return bytes(memory.getbuffer())
+
+
+def _is_chip(path: Path) -> bool:
+    """Whether a file is one that was written here, by its tags, not by its name."""
+    if not _DIGEST.search(path.name):
+        return False
+    try:
+        with rasterio.open(path) as source:
+            request = source.tags().get('REQUEST')
+    except RasterioError:
+        return False
+    return request is not None and _digest(request) in path.name
+
+
+def _info(stats: list[os.stat_result]) -> CacheInfo:
+    times = [stat.st_mtime for stat in stats]
+    return CacheInfo(
+        len(stats),
+        sum(stat.st_size for stat in stats),
+        min(times, default=None),
+        max(times, default=None),
+    )
+
+
+def _digest(request: str) -> str:
+    return hashlib.sha256(request.encode()).hexdigest()[:32]
+
+
+def _request(sensor: SensorSpec, chip: Chip) -> str:
+    """Everything that decides the pixels, as JSON."""
     grid = chip.grid
-    return {
+    request = {
         'version': KEY_VERSION,
         **sensor.pixels(),
         'start': chip.window[0],
@@ -234,3 +275,4 @@ def _request(sensor: SensorSpec, chip: Chip) -> dict[str, object]:
         'origin': [grid.col, grid.row],
         'shape': list(grid.shape),
     }
+    return json.dumps(request, sort_keys=True)

@@ -60,7 +60,9 @@ class Grid:
             raise ValueError(
                 f'x={x}, y={y} has no pixel: {width} columns, {height} rows.'
             )
-        col, row = round(x.start / x.step, DECIMALS), round(-y.stop / y.step, DECIMALS)
+        # Plus zero, which takes the sign off a zero.
+        col = round(x.start / x.step, DECIMALS) + 0.0
+        row = round(-y.stop / y.step, DECIMALS) + 0.0
         return cls(crs, float(x.step), float(y.step), col, row, height, width)
 
     @property

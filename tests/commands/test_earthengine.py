@@ -1,10 +1,17 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import geopandas as gpd
 import pytest
 
-from dynamicvis_geo import read_provenance
+from dynamicvis_geo import (
+    EarthEngineClient,
+    EarthEngineDataModule,
+    SensorSpec,
+    read_provenance,
+)
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.fixtures import running_server, server
 
@@ -99,6 +106,53 @@ def test_what_was_fetched_ahead_needs_no_server(
     assert 'Removed 3 chips' in out
     _, out, _ = run_cli('cache', 'info', cache)
     assert 'holds 0 chips' in out
+
+
+#: The command line in a process whose files end early, as on a full disk.
+FULL = """
+import resource, sys
+from dynamicvis_geo.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_fetching_onto_a_full_disk_fails_in_one_line(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    cache = tmp_path / 'cache'
+    where = ('--points', str(tmp_path / 'plots.csv'), '--cache', str(cache))
+    run = subprocess.run(
+        [sys.executable, '-c', FULL, 'fetch', *options, *where],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2, run.stderr
+    (line,) = [line for line in run.stderr.splitlines() if 'dynamicvis-geo' in line]
+    assert 'the chip cannot be kept (File too large); free some space' in line
+    assert 'Traceback' not in run.stderr
+    assert not list(cache.rglob('[!.]*.tif'))
+
+
+def test_a_cache_is_shared_by_the_command_line_and_python(
+    run_cli: RunCli, options: tuple[str, ...], tmp_path: Path, server: EarthEngineServer
+) -> None:
+    cache = tmp_path / 'cache'
+    data = EarthEngineDataModule(
+        points=tmp_path / 'plots.csv',
+        time=('2022-06-01', '2022-07-21'),
+        size=64,
+        sensor=SensorSpec(cloudy_pct=90),
+        client=EarthEngineClient('test-project', server.url),
+        cache=cache,
+    )
+    for dataset, sampler in data.pairs:
+        dataset.prefetch(sampler, progress=False)
+    where = ('--points', tmp_path / 'plots.csv', '--cache', cache)
+    code, out, err = run_cli('fetch', *options, *where)
+    assert code == 0, err
+    assert 'fetched 0' in out
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+from rasterio.transform import from_origin
 
 from dynamicvis_geo.earthengine import ChipCache
 from dynamicvis_geo.earthengine.grid import Grid
@@ -166,9 +169,120 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         ChipCache(tmp_path, max_bytes=0)
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     # A file where the folder of the chip would be.
     cache = ChipCache(tmp_path)
     cache.file(SENSOR, chip()).parent.touch()
     with pytest.raises(OutputError, match='cannot be kept'):
         cache.write(SENSOR, chip(), pixels())
+
+
+#: Files of this process end here, as on a full disk.
+FULL = """
+import resource, sys
+sys.path.insert(0, '.')
+from tests.earthengine.test_cache import SENSOR, ChipCache, OutputError, chip, pixels
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+cache = ChipCache(sys.argv[1])
+for i in range(3):
+    try:
+        cache.write(SENSOR, chip(i), pixels(i))
+    except OutputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize('limit', [0, 1000, 6000])
+def test_nothing_broken_is_kept_on_a_full_disk(tmp_path: Path, limit: int) -> None:
+    arguments = [sys.executable, '-c', FULL, str(tmp_path), str(limit)]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    lines = run.stdout.splitlines()
+    assert len(lines) == 3, run.stderr
+    assert all('the chip cannot be kept (File too large)' in line for line in lines)
+    assert not list(tmp_path.rglob('*.tif'))
+
+
+# Files that are not ours.
+
+
+def foreign(folder: Path, chip_name: str) -> list[Path]:
+    """Tiles of somebody else, some of them named like ours."""
+    paths = []
+    for name in ('ab/tile.tif', '12/34.tif', f'{chip_name[:2]}/x_{chip_name}.tif'):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        options = {'transform': from_origin(0, 8, 1, 1), 'crs': 'EPSG:32632'}
+        with rasterio.open(
+            path, 'w', 'GTiff', 8, 8, 1, dtype='uint8', **options
+        ) as target:
+            target.update_tags(REQUEST='mine', SOFTWARE='dynamicvis-geo')
+        paths.append(path)
+    (folder / 'cd').mkdir()
+    (folder / 'cd' / 'notes.tif').write_text('no image at all')
+    return [*paths, folder / 'cd' / 'notes.tif']
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
+    cache = ChipCache(tmp_path)
+    cache.write(SENSOR, chip(), pixels())
+    others = foreign(tmp_path, cache.file(SENSOR, chip()).stem[-32:])
+    (tmp_path / 'ef').mkdir()
+    limited = ChipCache(tmp_path, max_bytes=1)
+    limited.write(SENSOR, chip(1), pixels(1))
+    assert not list(tmp_path.rglob(f'{chip().id}_*'))
+    limited.write(SENSOR, chip(2), pixels(2))
+    cache.write(SENSOR, chip(), pixels())
+    assert cache.clear().chips == 1
+    assert [path for path in others if path.exists()] == others
+    assert (tmp_path / 'ef').is_dir()
+
+
+def test_what_an_interrupted_run_left_is_removed(tmp_path: Path) -> None:
+    cache = ChipCache(tmp_path)
+    cache.write(SENSOR, chip(), pixels())
+    path = cache.file(SENSOR, chip())
+    part = path.with_name(f'.{path.stem}.123.0a1b2c3d.tif')
+    part.write_bytes(path.read_bytes()[:5000])
+    assert cache.info().chips == cache.clear().chips == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'),
+    [
+        ({'cloudy_pct': 30}, {'cloudy_pct': 30.0}),
+        ({'cloudy_pct': 0}, {'cloudy_pct': -0.0}),
+        ({'cloudy_pct': 30}, {}),
+        ({'bands': ['B4', 'B3', 'B2']}, {}),
+        ({'scale_m': 20}, {'scale_m': 20.0}),
+        (
+            {'cloud_mask': 'cs+', 'cloud_threshold': 1},
+            {'cloud_mask': 'cs+', 'cloud_threshold': 1.0},
+        ),
+        ({'cloud_threshold': 0.5}, {}),
+    ],
+)
+def test_equal_requests_are_kept_once(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    cache = ChipCache(tmp_path)
+    files = {cache.file(SensorSpec(**spec), chip()) for spec in (one, other)}
+    assert len(files) == 1
+
+
+def test_zeros_have_no_sign(tmp_path: Path) -> None:
+    cache = ChipCache(tmp_path)
+    names = set()
+    for zero in (0, 0.0, -0.0):
+        x, y = slice(zero, zero + 320, 10), slice(zero - 320, zero, 10)
+        grid = Grid.from_bounds('EPSG:32632', x, y)
+        names.add(cache.file(SENSOR, Chip(grid, ('2022-06-01', '2022-07-01'), 'x')))
+    assert len(names) == 1
+
+
+def test_keys_stay_what_they_were(tmp_path: Path) -> None:
+    """Or what users have fetched would be fetched again."""
+    path = ChipCache(tmp_path).file(SensorSpec(cloudy_pct=30.0), chip())
+    assert path.relative_to(tmp_path) == Path(
+        'd0/EPSG32632_x59000_d048921c4d9988a4f25b91d8983d2b6f.tif'
+    )
