@@ -95,8 +95,11 @@ class EarthEngineDataset(GeoDataset):
     """Composites of satellite scenes, made by Earth Engine for exactly what is asked.
 
     A query gives the CRS, the origin and the number of pixels; the composite is made
-    from the scenes within the query's window of time. Nothing is fetched, and neither
-    network nor credentials are needed, before the first query that is not in the cache.
+    from the scenes of the whole window that the query's time overlaps (of several, from
+    the start of the first to the end of the last), as a file is read whole: labels of
+    one day, joined by ``&``, go with the composite of their season. Nothing is fetched,
+    and neither network nor credentials are needed, before the first query that is not
+    in the cache.
 
     A sample holds ``image``, float32 ``[bands, height, width]``, the values of the
     collection as they are (surface reflectance of Sentinel-2: 0 to 10000) with masked
@@ -398,11 +401,12 @@ class EarthEngineDataset(GeoDataset):
     def _resolve(self, wanted: Sequence[Query]) -> tuple[list[Query], list[Chip]]:
         """Return complete queries, and what they ask for."""
         queries = [self._disambiguate_slice(query) for query in wanted]
-        self._require(queries)
+        windows = self._windows(queries)
         crs = crs_text(self.crs)
         table = np.zeros(len(queries), _CHIP)
+        table['start'], table['end'] = windows.T
         chips = []
-        for row, (x, y, t) in zip(table, queries, strict=True):
+        for row, (x, y, _) in zip(table, queries, strict=True):
             try:
                 grid = Grid.from_bounds(crs, x, y)
             except ValueError as error:
@@ -411,31 +415,47 @@ class EarthEngineDataset(GeoDataset):
             row['x'], row['y'] = left, top
             row['xres'], row['yres'] = grid.xres, grid.yres
             row['height'], row['width'] = grid.shape
-            row['start'], row['end'] = _nanoseconds(t.start), _nanoseconds(t.stop)
-            chips.append((grid, moments(t.start, t.stop)))
+            chips.append((grid, _moments(int(row['start']), int(row['end']))))
         ids = chip_ids(self.crs, table)
         named = [Chip(*chip, name) for chip, name in zip(chips, ids, strict=True)]
         return queries, named
 
-    def _require(self, queries: Sequence[Query]) -> None:
-        """Check that queries touch the area within one of its windows."""
+    def _windows(self, queries: Sequence[Query]) -> NDArray[np.int64]:
+        """Return the window of each query: start and end in nanoseconds.
+
+        A query has the window that it names, else all of those that it overlaps, else
+        one that it touches.
+
+        Raises:
+            IndexError: If one touches no window, or not the area.
+        """
         edges = np.array([(x.start, y.start, x.stop, y.stop) for x, y, _ in queries])
         times = np.array(
             [(_nanoseconds(t.start), _nanoseconds(t.stop)) for _, _, t in queries]
-        )
+        ).reshape(-1, 2)
         boxes = shapely.box(*edges.reshape(-1, 4).T)
         which, rows = self.index.sindex.query(boxes, predicate='intersects')
         windows = self.index.index
         left = windows.left.as_unit('ns').asi8[rows]
         right = windows.right.as_unit('ns').asi8[rows]
-        start, stop = times.reshape(-1, 2)[which].T
-        outside = np.ones(len(queries), bool)
-        outside[which[(start <= right) & (stop >= left)]] = False
-        if outside.any():
-            query = queries[int(outside.argmax())]
+        start, stop = times[which].T
+        touches = (start <= right) & (stop >= left)
+        overlaps = (start < right) & (stop > left)
+        same = (start == left) & (stop == right)
+        fit = touches.astype(np.int64) + overlaps + same
+        best = np.zeros(len(queries), np.int64)
+        np.maximum.at(best, which, fit)
+        if not best.all():
+            query = queries[int(best.argmin())]
             raise IndexError(
                 f'query: {query} not found in index with bounds: {self.bounds}'
             )
+        chosen = fit == best[which]
+        limits = np.iinfo(np.int64)
+        found = np.tile([limits.max, limits.min], (len(queries), 1))
+        np.minimum.at(found[:, 0], which[chosen], left[chosen])
+        np.maximum.at(found[:, 1], which[chosen], right[chosen])
+        return found
 
     def _valid(self, pixels: Pixels) -> NDArray[np.bool_]:
         """Which values are not masked."""
@@ -512,6 +532,11 @@ _CHIP = np.dtype(
         ('end', np.int64),
     ]
 )
+
+
+@lru_cache(maxsize=4096)
+def _moments(start: int, end: int) -> tuple[str, str]:
+    return moments(pd.Timestamp(start), pd.Timestamp(end))
 
 
 @lru_cache(maxsize=4096)

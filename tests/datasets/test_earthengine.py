@@ -131,9 +131,39 @@ def test_windows_are_taken_from_the_query(server: EarthEngineServer) -> None:
     ):
         t = slice(interval.left, interval.right)
         assert_right(dataset, (x, y, t), dataset[x, y, t], window)
-    within = ('2022-06-10', '2022-07-21')
-    t = slice(*map(pd.Timestamp, within))
-    assert_right(dataset, (x, y, t), dataset[x, y, t], within)
+
+
+@pytest.mark.parametrize(
+    ('asked', 'window'),
+    [
+        # Part of a window, or its end as people write it: the whole of it.
+        (('2022-06-10', '2022-06-11'), ('2022-06-01', '2022-07-01')),
+        (('2022-06-01', '2022-07-01'), ('2022-06-01', '2022-07-01')),
+        (('2022-05-01', '2022-06-02'), ('2022-06-01', '2022-07-01')),
+        (('2022-07-01', '2022-07-01'), ('2022-07-01', '2022-08-01')),
+        # Several windows: from the start of the first to the end of the last.
+        (('2022-06-10', '2022-07-21'), ('2022-06-01', '2022-08-01')),
+        ((None, None), ('2022-06-01', '2023-08-01')),
+    ],
+)
+def test_windows_are_never_cut(
+    server: EarthEngineServer, asked: tuple[Any, Any], window: tuple[str, str]
+) -> None:
+    months = [('2022-06-01', '2022-07-01'), ('2022-07-01', '2022-08-01')]
+    dataset = make(server, time=[*months, ('2023-07-01', '2023-08-01')])
+    x, y, _ = query(dataset)
+    t = slice(*(None if moment is None else pd.Timestamp(moment) for moment in asked))
+    where = dataset._disambiguate_slice((x, y, t))
+    assert_right(dataset, where, dataset[x, y, t], window)
+
+
+def test_a_window_within_another_is_one_of_its_own(server: EarthEngineServer) -> None:
+    season = ('2022-06-10', '2022-07-01')
+    dataset = make(server, time=[('2022-06-01', '2022-08-01'), season])
+    x, y, _ = query(dataset)
+    interval = TemporalSpec(*season).interval
+    t = slice(interval.left, interval.right)
+    assert_right(dataset, (x, y, t), dataset[x, y, t], season)
 
 
 @pytest.mark.parametrize(
@@ -287,10 +317,9 @@ def test_intersection_with_labels(
 ) -> None:
     dataset = make(server)
     both = dataset & labels(tmp_path, dataset)
-    # The labels are of one day: scenes of that day alone.
+    # The labels are of one day; the composite is that of the whole window.
     t = slice(both.index.index[0].left, both.index.index[0].right)
-    day = ('2022-06-15', '2022-06-16')
-    dataset.on_missing = 'fill'
+    assert t.stop - t.start < pd.Timedelta(days=1)
     x, y, _ = query(dataset)
     wanted = [
         (slice(x.start + 80 * i, x.start + 80 * i + 160, 10), y, t) for i in range(6)
@@ -310,7 +339,7 @@ def test_intersection_with_labels(
         )
     ]
     for where, sample in zip(wanted, samples, strict=True):
-        assert_right(dataset, where, sample, day)
+        assert_right(dataset, where, sample)
         assert sample['mask'].shape == (32, 16)
 
 
