@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets import GeoDataset
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dynamicvis_geo.datasets._torchgeo import georeference
 from dynamicvis_geo.datasets.areas import (
@@ -329,7 +330,10 @@ class EarthEngineDataset(GeoDataset):
         total = fetched = empty = 0
         count = len(queries) if isinstance(queries, Sized) else None
         remaining = iter(queries)
-        with tqdm(total=count, unit='chip', disable=not progress) as bar:
+        with (
+            logging_redirect_tqdm(),
+            tqdm(total=count, unit='chip', disable=not progress) as bar,
+        ):
             while slab := list(islice(remaining, SLAB)):
                 _, chips = self._resolve(slab)
                 wanted = [

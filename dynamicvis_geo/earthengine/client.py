@@ -112,12 +112,10 @@ class Silence:
         self._told[:] = struct.pack('d', now)
         since = time.time() - (now - self._since)
         _logger.warning(
-            'Earth Engine does not answer (%s): tried again since %s, until %s',
-            self._failure or 'nothing has come back yet',
-            *(
-                time.strftime('%H:%M:%S', time.localtime(moment))
-                for moment in (since, since + retry_for)
-            ),
+            'Earth Engine has not answered since %s%s; waiting for it until %s',
+            _time_of_day(since),
+            '' if self._failure is None else f', trying again: {self._failure}',
+            _time_of_day(since + retry_for),
         )
 
 
@@ -458,6 +456,10 @@ def _ranks() -> int:
         return torch.distributed.get_world_size()
     world = os.environ.get('WORLD_SIZE', '1')
     return max(1, int(world)) if world.isdecimal() else 1
+
+
+def _time_of_day(seconds: float) -> str:
+    return time.strftime('%H:%M:%S', time.localtime(seconds))
 
 
 def _is_address(url: Any) -> bool:

@@ -17,6 +17,9 @@ from tests.earthengine_server.fixtures import running_server, server
 
 __all__ = ('running_server', 'server')
 
+#: Of a client: project, url, credentials, max_concurrency, timeout, retry_for.
+IMPATIENT = (None, None, None, 32, 300.0, 0.5)
+
 RunCli = Callable[..., tuple[int, str, str]]
 
 WINDOW = ('--start', '2022-06-01', '--end', '2022-07-21', '--cloudy-pct', '90')
@@ -191,6 +194,30 @@ def test_chips_without_imagery(
         (failure,) = gpd.read_parquet(failures).itertuples()
         assert (failure.point_id, failure.reason) == ('nowhere', 'NoImageryError')
         assert 'no imagery of COPERNICUS/S2_SR_HARMONIZED' in failure.message
+
+
+def test_an_outage_ends_a_run_that_is_then_continued(
+    run_cli: RunCli,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    server: EarthEngineServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / 'e.parquet'
+    where = ('--points', tmp_path / 'plots.csv', '--on-error', 'skip')
+    where = (*where, '--num-workers', '0', '--batch-size', '1', '--output', output)
+    # The default of a parameter of a dataclass is that of its class.
+    monkeypatch.setattr(EarthEngineClient.__init__, '__defaults__', IMPATIENT)
+    server.set(script=[None, None], kinds=[503], rate=1)
+    code, _, err = embed(run_cli, *options, *where, '--flush-chips', '1', '--quiet')
+    assert code == 2
+    assert 'Told to fail with 503. (HTTP status 503); gave up' in err.splitlines()[-1]
+    assert not (tmp_path / 'e.failures.parquet').exists()
+    server.set()
+    code, out, err = embed(run_cli, *options, *where)
+    assert code == 0, err
+    assert 'beside 2 from before' in out
+    assert server.counts()['requests'] == 1
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,39 @@ def test_a_chip_that_the_server_fails_on_is_listed(
         assert_right(dataset, wanted[row], found[row])
 
 
+AWAY = """
+import sys
+sys.path.insert(0, '.')
+from torch.utils.data import DataLoader
+from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset, collate
+from dynamicvis_geo.earthengine import EarthEngineClient, client
+from dynamicvis_geo.errors import UnavailableError
+from tests.datasets.composites import ROI, WINDOW, SENSOR, grid
+client.TELL_OF_FAILURES = 0.5
+away = EarthEngineClient(url='http://127.0.0.1:9', retry_for=3)
+dataset = EarthEngineDataset(ROI, WINDOW, SENSOR, client=away, block_size=1)
+chips = ChipDataset([(dataset, grid(dataset, 4, 4))])
+chips.expect(range(16))
+try:
+    list(DataLoader(chips, 2, num_workers=int(sys.argv[1]), collate_fn=collate))
+except UnavailableError:
+    print('unavailable')
+"""
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_outage_is_told_in_one_line(workers: int) -> None:
+    run = subprocess.run(
+        [sys.executable, '-c', AWAY, str(workers)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == 'unavailable\n'
+    (line,) = [line for line in run.stderr.splitlines() if 'answered' in line]
+    assert 'trying again: 127.0.0.1:9: Connection refused; waiting for it' in line
+
+
 NO_FILES = """
 import resource, sys
 sys.path.insert(0, '.')

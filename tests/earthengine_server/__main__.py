@@ -22,6 +22,10 @@ from tests.earthengine_server.world import places
 
 FAULTS = Faults()
 LARGEST = 48 * 2**20
+#: Pixels that are computed at a time, and how many requests may do so: a pixel takes
+#: hundreds of bytes meanwhile, and many requests may be in flight.
+STRIP = 2**16
+COMPUTING = threading.Semaphore(2)
 
 _PATHS = {
     'algorithms.list': ('GET', 'v1/{+parent}/algorithms', 'parent', 'algorithms'),
@@ -105,6 +109,17 @@ def compute(body: dict) -> bytes:
     if FAST:
         return blank(height, width, tuple(bands))
     lon, lat = places(crs, grid['affineTransform'], height, width)
+    rows = max(1, STRIP // width)
+    strips = []
+    for top in range(0, height, rows):
+        strip = slice(top, top + rows)
+        with COMPUTING:
+            strips.append(evaluate(body, bands, lon[strip], lat[strip]))
+    return as_npy(np.concatenate(strips))
+
+
+def evaluate(body: dict, bands: list[str], lon: Any, lat: Any) -> Any:
+    """Compute the pixels of some places as a structured array."""
     try:
         image = Evaluator(body['expression'], lon, lat).run()
     except EvaluationError as error:
@@ -113,12 +128,10 @@ def compute(body: dict) -> bytes:
     if missing:
         raise RefusalError(400, f"Band '{missing[0]}' does not exist.")
     layers = {band: image.bands[band]() for band in bands}
-    pixels = np.zeros(
-        (height, width), [(band, layers[band][0].dtype) for band in bands]
-    )
+    pixels = np.zeros(lon.shape, [(band, layers[band][0].dtype) for band in bands])
     for band, (values, valid) in layers.items():
         pixels[band] = np.where(valid, values, 0)
-    return as_npy(pixels)
+    return pixels
 
 
 @lru_cache
@@ -162,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == '/counts':
             self.answer(200, json.dumps(FAULTS.counts).encode())
         elif path == '/log':
-            self.answer(200, json.dumps(FAULTS.log).encode())
+            self.answer(200, json.dumps([*FAULTS.log]).encode())
         else:
             self.refuse(404, f'No such path: {path}')
 

@@ -13,6 +13,9 @@ KINDS = (
     *('hang', 'dripping head', 'dripping body'),
 )
 
+#: Requests of which the log knows.
+KEPT = 10_000
+
 
 class Faults:
     """Decides on each request for pixels, and keeps count."""
@@ -56,7 +59,7 @@ class Faults:
             self.random = random.Random(seed)
             self.counts = {'requests': 0, 'served': 0, 'peak': 0, 'refused': 0}
             self.counts['initialized'] = 0
-            self.log: list[dict] = []
+            self.log: deque[dict] = deque(maxlen=KEPT)
             self.in_flight = 0
 
     @contextmanager
