@@ -346,6 +346,8 @@ class _Request:
             failure = classify(error)
             if failure is None:
                 raise
+            if self.cancelled.is_set():
+                raise CancelledError from error
             attempts = retrying.statistics.get('attempt_number', 1)
             raise self.final(failure, attempts) from error
         self.traffic.silence.broken()
