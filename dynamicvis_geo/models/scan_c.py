@@ -2,7 +2,6 @@
 
 ``_scan.c`` is compiled when the package is installed, if there is a compiler. It is a
 plain shared library, loaded with ctypes, and so fits any version of Python and PyTorch.
-float64 tensors, and tensors that need gradients, take the PyTorch form.
 """
 
 import ctypes
@@ -17,6 +16,14 @@ import torch
 from torch import Tensor
 
 from dynamicvis_geo.models import scan
+from dynamicvis_geo.models.scan_operator import (
+    causal_conv,
+    conv_operator,
+    scan_operator,
+    selective_scan,
+)
+
+__all__ = ['DEVICE', 'causal_conv', 'instruction_set', 'selective_scan', 'unavailable']
 
 #: The type of device that this form runs on.
 DEVICE = 'cpu'
@@ -70,37 +77,7 @@ def instruction_set() -> str:
     return INSTRUCTION_SETS[_library().instruction_sets() - 1]
 
 
-def selective_scan(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    gate: Tensor,
-) -> Tensor:
-    """Run the recurrence of :func:`dynamicvis_geo.models.scan.selective_scan`."""
-    tensors = u, dt, A, B, C, D, dt_bias, gate
-    if u.dtype == torch.float64 or scan.needs_gradients(tensors):
-        return scan.selective_scan(*tensors)
-    y: Tensor = _selective_scan(*tensors)
-    return y
-
-
-def causal_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
-) -> Tensor:
-    """Run the convolution of :func:`dynamicvis_geo.models.scan.causal_conv`."""
-    if x.dtype == torch.float64 or scan.needs_gradients((x, weight, bias)):
-        return scan.causal_conv(x, weight, bias, directions)
-    h: Tensor = _causal_conv(x, weight, bias, directions)
-    return h
-
-
-@torch.library.custom_op(
-    'dynamicvis_geo::selective_scan', mutates_args=(), device_types='cpu'
-)
+@scan_operator.register_kernel('cpu')
 def _selective_scan(
     u: Tensor,
     dt: Tensor,
@@ -129,9 +106,7 @@ def _selective_scan(
     return out.to(u.dtype)
 
 
-@torch.library.custom_op(
-    'dynamicvis_geo::causal_conv', mutates_args=(), device_types='cpu'
-)
+@conv_operator.register_kernel('cpu')
 def _causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> Tensor:
@@ -151,25 +126,6 @@ def _causal_conv(
     )
     _run('conv', arguments, batch * -(-length // _TILE))
     return out.to(x.dtype)
-
-
-@_selective_scan.register_fake
-def _(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    gate: Tensor,
-) -> Tensor:
-    return u.new_empty(u.shape)
-
-
-@_causal_conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, directions: int) -> Tensor:
-    return x.new_empty((directions, *x.shape))
 
 
 def _storage(x: Tensor) -> torch.dtype:

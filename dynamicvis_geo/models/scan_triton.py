@@ -13,8 +13,6 @@ are few programs, sequences are therefore cut into chunks: a first pass finds wh
 chunk adds to the state, and the second starts each chunk from what those before it
 leave. That takes the exponentials twice, so large batches are done in one pass. Which
 of the two runs changes the results by rounding only.
-
-float64 tensors, and tensors that need gradients, take the PyTorch form.
 """
 
 # Triton types the arguments of its functions by what a launch gives them.
@@ -31,6 +29,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dynamicvis_geo.models import scan
+from dynamicvis_geo.models import scan_operator as operators
+from dynamicvis_geo.models.scan_operator import conv_operator, scan_operator
 
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 #: The type of device that this form runs on; the CPU under TRITON_INTERPRET=1.
@@ -78,21 +78,17 @@ def selective_scan(
     gate: Tensor,
 ) -> Tensor:
     """Run the recurrence of :func:`dynamicvis_geo.models.scan.selective_scan`."""
-    tensors = u, dt, A, B, C, D, dt_bias, gate
-    if u.dtype == torch.float64 or scan.needs_gradients(tensors):
-        return scan.selective_scan(*tensors)
-    y: Tensor = _selective_scan(*tensors)
-    return y
+    # On a CPU the operator has the kernel in C; the interpreter is called past it.
+    kernel = _selective_scan if _INTERPRETED else scan_operator
+    return operators.selective_scan(u, dt, A, B, C, D, dt_bias, gate, kernel=kernel)
 
 
 def causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> Tensor:
     """Run the convolution of :func:`dynamicvis_geo.models.scan.causal_conv`."""
-    if x.dtype == torch.float64 or scan.needs_gradients((x, weight, bias)):
-        return scan.causal_conv(x, weight, bias, directions)
-    y: Tensor = _causal_conv(x, weight, bias, directions)
-    return y
+    kernel = _causal_conv if _INTERPRETED else conv_operator
+    return operators.causal_conv(x, weight, bias, directions, kernel=kernel)
 
 
 def count_chunks(programs: int, length: int, processors: int) -> int:
@@ -166,7 +162,7 @@ def launch_scan(
     return out
 
 
-@torch.library.custom_op('dynamicvis_geo::triton_selective_scan', mutates_args=())
+@scan_operator.register_kernel('cuda')
 def _selective_scan(
     u: Tensor,
     dt: Tensor,
@@ -205,31 +201,12 @@ def launch_conv(
     return out
 
 
-@torch.library.custom_op('dynamicvis_geo::triton_causal_conv', mutates_args=())
+@conv_operator.register_kernel('cuda')
 def _causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> Tensor:
     scan.check_conv_shapes(x, weight, bias, directions)
     return launch_conv(x, weight, bias, directions)
-
-
-@_selective_scan.register_fake
-def _(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    gate: Tensor,
-) -> Tensor:
-    return u.new_empty(u.shape)
-
-
-@_causal_conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, directions: int) -> Tensor:
-    return x.new_empty((directions, *x.shape))
 
 
 @triton.jit(do_not_specialize=['batch'])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.models import DynamicVis, scan, scan_c, scan_forms
+from dynamicvis_geo.models import DynamicVis, scan, scan_c, scan_forms, scan_operator
 from dynamicvis_geo.models.mamba import MambaMixer
 from dynamicvis_geo.models.scan_forms import ScanForm, resolve_scan, scan_form
 
@@ -346,9 +346,9 @@ def test_wrong_shapes_are_refused() -> None:
 @needs_c
 def test_operators_are_well_formed() -> None:
     inputs = make_inputs(2, 1, 8, 16, 16)
-    torch.library.opcheck(scan_c._selective_scan, tuple(inputs))
+    torch.library.opcheck(scan_operator.scan_operator, tuple(inputs))
     weight = torch.ones(16, 1, 4)
-    torch.library.opcheck(scan_c._causal_conv, (inputs.gate, weight, None, 2))
+    torch.library.opcheck(scan_operator.conv_operator, (inputs.gate, weight, None, 2))
 
 
 def run_python(code: str) -> str:
