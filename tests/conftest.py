@@ -1,0 +1,28 @@
+import gc
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.processes import start
+
+__all__ = ('start',)
+
+#: Bytes by which a process may grow before what is garbage in it is collected.
+GROWTH = 2**28
+
+_process = psutil.Process()
+_size = 0
+
+
+@pytest.fixture(autouse=True)
+def little_garbage() -> Iterator[None]:
+    """Let no models pile up: they are in cycles with their Trainer.
+
+    Python's garbage collector counts objects, of which these have few, and not bytes.
+    """
+    global _size
+    yield
+    if _process.memory_info().rss > _size + GROWTH:
+        gc.collect()
+        _size = _process.memory_info().rss
