@@ -1,3 +1,4 @@
+import ctypes
 import gc
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ __all__ = ('start',)
 #: Bytes by which a process may grow before what is garbage in it is collected.
 GROWTH = 2**28
 
+_libc = ctypes.CDLL(None)
 _process = psutil.Process()
 _size = 0
 
@@ -19,10 +21,13 @@ _size = 0
 def little_garbage() -> Iterator[None]:
     """Let no models pile up: they are in cycles with their Trainer.
 
-    Python's garbage collector counts objects, of which these have few, and not bytes.
+    Python's garbage collector counts objects, of which these have few, and not bytes;
+    and what is freed in small pieces, the C library keeps.
     """
     global _size
     yield
     if _process.memory_info().rss > _size + GROWTH:
         gc.collect()
+        if hasattr(_libc, 'malloc_trim'):
+            _libc.malloc_trim(0)
         _size = _process.memory_info().rss
