@@ -174,8 +174,13 @@ class _Run:
         self.launcher: Any = None
         self.started: list[Popen[bytes]] = []
         #: Number of the first process, which has started this one or is this one.
-        self.first = int(os.environ[_FIRST]) if _FIRST in os.environ else None
+        self.first = int(os.environ[_FIRST]) if _is_started() else None
         self.before: Handler = signal.SIG_DFL
+
+
+def _is_started() -> bool:
+    """Whether Lightning has started this process for a run of another one."""
+    return _FIRST in os.environ and os.environ.get('LOCAL_RANK', '0') != '0'
 
 
 _run = _Run()

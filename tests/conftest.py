@@ -1,5 +1,6 @@
 import ctypes
 import gc
+import os
 from collections.abc import Iterator
 
 import psutil
@@ -12,7 +13,8 @@ __all__ = ('start',)
 #: Bytes by which a process may grow before what is garbage in it is collected.
 GROWTH = 2**28
 
-_libc = ctypes.CDLL(None)
+#: Gives memory back to the system, where the C library is glibc.
+_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if os.name == 'posix' else None
 _process = psutil.Process()
 _size = 0
 
@@ -28,6 +30,6 @@ def little_garbage() -> Iterator[None]:
     yield
     if _process.memory_info().rss > _size + GROWTH:
         gc.collect()
-        if hasattr(_libc, 'malloc_trim'):
-            _libc.malloc_trim(0)
+        if _trim is not None:
+            _trim(0)
         _size = _process.memory_info().rss
