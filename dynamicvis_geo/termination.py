@@ -50,6 +50,7 @@ class Terminated(SystemExit):
 def terminable() -> Iterator[None]:
     """Let SIGTERM raise :class:`Terminated` in a command, whatever that is doing."""
     _received.clear()
+    _run.ended = False
     before = signal.getsignal(signal.SIGTERM)
     if not _can_handle(before):
         yield
@@ -116,6 +117,7 @@ def join(trainer: Trainer) -> None:
     _received.clear()
     _run.launcher = trainer.strategy.launcher
     _run.started.clear()
+    _run.ended = False
     # The number says nothing on other machines.
     if trainer.num_nodes == 1:
         _run.first = trainer.strategy.broadcast(os.getpid())
@@ -154,6 +156,8 @@ def ending() -> Iterator[None]:
     """
     before = signal.getsignal(signal.SIGTERM)
     _set(_ignore)
+    # Nor what Python clears up after it: errors there are shown and lost.
+    _run.ended = True
     _end_started()
     try:
         yield
@@ -173,6 +177,7 @@ class _Run:
     def __init__(self) -> None:
         self.launcher: Any = None
         self.started: list[Popen[bytes]] = []
+        self.ended = False
         #: Number of the first process, which has started this one or is this one.
         self.first = int(os.environ[_FIRST]) if _is_started() else None
         self.before: Handler = signal.SIG_DFL
@@ -186,11 +191,13 @@ def _is_started() -> bool:
 _run = _Run()
 
 
-def _raise_after(before: Handler) -> Callable[[int, FrameType | None], NoReturn]:
-    def handle(number: int, frame: FrameType | None) -> NoReturn:
+def _raise_after(before: Handler) -> Callable[[int, FrameType | None], None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        _received.set()
+        if _run.ended:
+            return
         # Once: what follows is not to be disturbed.
         _set(_ignore)
-        _received.set()
         # Else PyTorch raises an error where a worker of a DataLoader has ended.
         if hasattr(signal, 'SIGCHLD'):
             signal.signal(signal.SIGCHLD, _ignore)

@@ -93,7 +93,7 @@ def test_a_command_keeps_what_is_done(
     told, word = log.splitlines()[-2:]
     assert told.startswith(f'dynamicvis-geo: {kept} chips are finished and kept'), log
     assert word == 'dynamicvis-geo: terminated'
-    assert 'Traceback' not in log
+    assert 'Traceback' not in log, log
 
     server.set()
     monkeypatch.setenv('RS_EMBED_DYNAMICVIS_IMG', '64')
@@ -114,7 +114,7 @@ def test_processes_that_wait_for_others_to_begin_end(
     assert run.returncode == 143, log
     assert not living(run.pid)
     assert log.splitlines()[-1] == 'dynamicvis-geo: terminated'
-    assert 'Traceback' not in log
+    assert 'Traceback' not in log, log
     assert not (tmp_path / 'e.parquet').exists()
 
 
@@ -130,7 +130,7 @@ def test_fetch_ends(start: Start, server: EarthEngineServer, tmp_path: Path) -> 
     log = run.communicate(timeout=HANG)[0]
     assert run.returncode == 143, log
     assert log.splitlines()[-1] == 'dynamicvis-geo: terminated'
-    assert 'Traceback' not in log
+    assert 'Traceback' not in log, log
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_trainer_of_the_users_keeps_what_is_done(
     assert not living(run.pid)
     assert rows(parts) >= 4 * processes
     assert f'{rows(parts)} chips are finished and kept' in log
-    assert 'Traceback' not in log
+    assert 'Traceback' not in log, log
 
 
 class SignalsItself(Task):
@@ -234,4 +234,4 @@ def test_ctrl_c_is_said_in_one_line(
     assert not living(run.pid)
     assert log.splitlines()[-1] == 'dynamicvis-geo: interrupted'
     assert log.count('interrupted') == 1
-    assert 'Traceback' not in log
+    assert 'Traceback' not in log, log
