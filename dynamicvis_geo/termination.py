@@ -158,6 +158,7 @@ def ending() -> Iterator[None]:
     _set(_ignore)
     # Nor what Python clears up after it: errors there are shown and lost.
     _run.ended = True
+    _received.set()
     _end_started()
     try:
         yield

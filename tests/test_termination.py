@@ -32,6 +32,10 @@ SEND: dict[str, Callable[[Process], None]] = {
 }
 
 
+#: Of twelve requests the last one, which is never that for the first chip.
+LAST_HANGS = {'script': [None] * 11, 'kinds': ['hang'], 'rate': 1, 'hang_s': HANG}
+
+
 def rows(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in folder.glob('part-*'))
 
@@ -45,7 +49,17 @@ def options(server: EarthEngineServer, tmp_path: Path) -> tuple[Any, ...]:
         *('embed', '--points', tmp_path / 'points.csv', '--on-missing', 'fill'),
         *('--start', '2022-06-01', '--end', '2022-07-21', '--cloudy-pct', 90),
         *('--ee-url', server.url, '--project', 'p', '--size', 64, '--batch-size', 1),
-        *('--weights', 'random', '--device', 'cpu', '--flush-chips', 1, '--quiet'),
+        *(
+            '--max-concurrency',
+            1,
+            '--weights',
+            'random',
+            '--device',
+            'cpu',
+            '--flush-chips',
+            1,
+            '--quiet',
+        ),
         *('--output', tmp_path / 'e.parquet'),
     )
 
@@ -79,7 +93,7 @@ def test_a_command_keeps_what_is_done(
     workers: int,
     whom: str,
 ) -> None:
-    server.set(script=[None] * 6, kinds=['hang'], rate=1)
+    server.set(**LAST_HANGS)
     run = command('--devices', devices, '--num-workers', workers)
     parts = tmp_path / 'e.parquet.partial'
     wait_for(lambda: rows(parts), run)
@@ -225,7 +239,7 @@ def test_a_user_may_ignore_it(tmp_path: Path) -> None:
 def test_ctrl_c_is_said_in_one_line(
     command: Callable[..., Process], server: EarthEngineServer, tmp_path: Path
 ) -> None:
-    server.set(script=[None] * 6, kinds=['hang'], rate=1)
+    server.set(**LAST_HANGS)
     run = command('--devices', 2)
     wait_for(lambda: rows(tmp_path / 'e.parquet.partial'), run)
     os.killpg(run.pid, signal.SIGINT)
