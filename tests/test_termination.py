@@ -49,18 +49,8 @@ def options(server: EarthEngineServer, tmp_path: Path) -> tuple[Any, ...]:
         *('embed', '--points', tmp_path / 'points.csv', '--on-missing', 'fill'),
         *('--start', '2022-06-01', '--end', '2022-07-21', '--cloudy-pct', 90),
         *('--ee-url', server.url, '--project', 'p', '--size', 64, '--batch-size', 1),
-        *(
-            '--max-concurrency',
-            1,
-            '--weights',
-            'random',
-            '--device',
-            'cpu',
-            '--flush-chips',
-            1,
-            '--quiet',
-        ),
-        *('--output', tmp_path / 'e.parquet'),
+        *('--weights', 'random', '--device', 'cpu', '--flush-chips', 1, '--quiet'),
+        *('--max-concurrency', 1, '--output', tmp_path / 'e.parquet'),
     )
 
 
