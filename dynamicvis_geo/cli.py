@@ -14,6 +14,7 @@ from typing import TextIO
 
 from dynamicvis_geo.arguments import MODULES, predict
 from dynamicvis_geo.errors import DynamicVisGeoError
+from dynamicvis_geo.termination import EXIT_CODE, Terminated, say, terminable
 
 #: What the shell sees after an error of the user's, as after wrong arguments.
 USER_ERROR = 2
@@ -28,10 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or what the command says, or 2 after an error that was said in one line, or
-        130 after Ctrl-C.
+        130 after Ctrl-C, or 143 after SIGTERM.
     """
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
+    with terminable():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     name = arguments.command.replace('-', '_')
     try:
         command = importlib.import_module(f'dynamicvis_geo.commands.{name}')
@@ -42,8 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'dynamicvis-geo: error: {_message(error)}', file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print('dynamicvis-geo: interrupted', file=sys.stderr)
+        say('interrupted')
         return INTERRUPTED
+    except Terminated:
+        say('terminated')
+        return EXIT_CODE
     return code or 0
 
 

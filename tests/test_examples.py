@@ -12,6 +12,7 @@ from tests.documents.blocks import ROOT
 from tests.documents.fixtures import earth, inputs, small_backbones
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.fixtures import running_server, server
+from tests.processes import HANG
 
 __all__ = ('earth', 'inputs', 'running_server', 'server', 'small_backbones')
 
@@ -74,7 +75,7 @@ def test_notebook(
     monkeypatch.setenv('IPYTHONDIR', str(tmp_path))
     client = NotebookClient(
         notebook,
-        timeout=300,
+        timeout=HANG,
         kernel_name='python3',
         resources={'metadata': {'path': str(tmp_path)}},
     )

@@ -38,6 +38,8 @@ class Run:
         self.fresh = False
         #: Whether a run was there that did not end: it may have left finished parts.
         self.interrupted = False
+        #: Whether it has failed, and what is done is being put on disk.
+        self.ending = False
         self.before = 0
         self.started = time.monotonic()
         self.parent = Parent(trainer.global_rank)

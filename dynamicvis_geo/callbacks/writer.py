@@ -15,6 +15,7 @@ import pyarrow as pa
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from dynamicvis_geo import termination
 from dynamicvis_geo.callbacks.background import Background
 from dynamicvis_geo.callbacks.existing import (
     check_place,
@@ -210,6 +211,7 @@ class EmbeddingWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         if stage != 'predict':
             return
+        termination.join(trainer)
         self.written = self.failed = 0
         self.summary = None
         output = getattr(pl_module, 'output', None)
@@ -308,6 +310,7 @@ class EmbeddingWriter(BasePredictionWriter):
         Raises:
             OutputError: If the predict dataloader is not over a ChipDataset.
         """
+        termination.begin(trainer)
         self._open(trainer)
 
     def _open(self, trainer: Trainer) -> Run:
@@ -359,7 +362,8 @@ class EmbeddingWriter(BasePredictionWriter):
         if run is not None:
             run.parent.require()
             self._folder.require(run.token)
-            run.others(self._folder).beat()
+            if not run.ending:
+                run.others(self._folder).beat()
 
     def write_on_batch_end(
         self,
@@ -376,6 +380,7 @@ class EmbeddingWriter(BasePredictionWriter):
         Raises:
             OutputError: If they are not what the format needs, or cannot be written.
         """
+        termination.check()
         run = self._run
         if run is None or run.background is None:
             raise RuntimeError('EmbeddingWriter.on_predict_start() has not run')
@@ -449,22 +454,30 @@ class EmbeddingWriter(BasePredictionWriter):
     ) -> None:
         """Put on disk what is done, for the next run to go on from."""
         run = self._run
+        with termination.ending():
+            if run is not None:
+                self._flush_the_rest(run)
         if run is None:
             self._folder.release()
             return
+        try:
+            if not termination.first_knows(exception):
+                run.others(self._folder).fail(_first_line(exception))
+        except OSError as error:
+            _logger.warning('cannot tell the other processes: %s', error)
+        if trainer.is_global_zero:
+            self._say_what_is_kept(run)
+        self._end(run)
+
+    def _flush_the_rest(self, run: Run) -> None:
+        # Others that fail at the same time are no reason to lose what is done.
+        run.ending = True
         if run.background is not None:
             try:
                 run.background.close()
             except Exception as error:
                 # What stopped the writing may be what is being handled already.
                 _logger.warning('the last chips were not written: %s', error)
-        try:
-            run.others(self._folder).fail(_first_line(exception))
-        except OSError as error:
-            _logger.warning('cannot tell the other processes: %s', error)
-        if trainer.is_global_zero:
-            self._say_what_is_kept(run)
-        self._end(run)
 
     def _say_what_is_kept(self, run: Run) -> None:
         if run.background is None and not run.fresh:

@@ -9,6 +9,7 @@ from argparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from dynamicvis_geo import termination
 from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter, RunSummary
 from dynamicvis_geo.commands.options import choose_device, require_launcher
 from dynamicvis_geo.datamodules import ChipDataModule
@@ -72,8 +73,11 @@ def run_trainer(
             trainer.num_nodes,
             os.environ.get('MASTER_ADDR', 'the first of them'),
         )
+    termination.launch(trainer)
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
+    except termination.Terminated:
+        raise
     except SystemExit as error:
         # Lightning's answer to Ctrl-C.
         if trainer.state.status == TrainerStatus.INTERRUPTED:

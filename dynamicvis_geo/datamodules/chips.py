@@ -19,6 +19,7 @@ from dynamicvis_geo.datasets.failures import OnError, check_on_error
 from dynamicvis_geo.earthengine.fetch import Survey
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.samplers import ContiguousSampler
+from dynamicvis_geo.termination import in_worker
 
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks import EmbeddingWriter
@@ -201,6 +202,7 @@ class ChipDataModule(LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=collate,
+            worker_init_fn=in_worker,
             num_workers=self.num_workers,
             persistent_workers=self.persistent_workers and workers,
             prefetch_factor=self.prefetch_factor if workers else None,

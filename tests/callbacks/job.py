@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument('--strategy', default='ddp')
     parser.add_argument('--output', default='pooled')
     parser.add_argument('--nodes', type=int, default=1)
+    parser.add_argument('--workers', type=int, default=0)
     parser.add_argument('--hold', type=Path, default=Path('/nowhere'))
     parser.add_argument('--hold-at', type=int, default=5)
     options = parser.parse_args()
@@ -56,7 +57,12 @@ def main() -> None:
         **distributed,
     ).predict(
         Held(options.output, options.hold, options.hold_at),
-        DataLoader(Chips(options.chips), batch_size=2, collate_fn=collate),
+        DataLoader(
+            Chips(options.chips),
+            batch_size=2,
+            collate_fn=collate,
+            num_workers=options.workers,
+        ),
         return_predictions=False,
     )
 

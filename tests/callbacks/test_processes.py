@@ -1,10 +1,7 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict, values
+from tests.processes import HANG, Start, children, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='gloo')
 
@@ -56,16 +54,8 @@ def test_two_processes_write_every_chip_once(tmp_path: Path) -> None:
         assert read_provenance(tmp_path / name)['run']['processes'] == 2
 
 
-def start(path: Path, *options: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, '-m', 'tests.callbacks.job', str(path), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 @pytest.mark.parametrize('nodes', [1, 2])
-def test_torchrun(tmp_path: Path, nodes: int) -> None:
+def test_torchrun(start: Start, tmp_path: Path, nodes: int) -> None:
     path = tmp_path / 'a.parquet'
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -73,67 +63,51 @@ def test_torchrun(tmp_path: Path, nodes: int) -> None:
     # As on two machines: an agent each, which starts one process.
     shape = {1: ('1', '2'), 2: ('2', '1')}[nodes]
     agents = [
-        subprocess.Popen(
-            [
-                *(sys.executable, '-m', 'torch.distributed.run'),
-                *('--nnodes', shape[0], '--nproc-per-node', shape[1]),
-                *('--node-rank', str(node), '--master-addr', '127.0.0.1'),
-                *('--master-port', port, '-m', 'tests.callbacks.job', str(path)),
-                *('--chips', '7', '--nodes', str(nodes)),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+        start(
+            *('-m', 'torch.distributed.run'),
+            *('--nnodes', shape[0], '--nproc-per-node', shape[1]),
+            *('--node-rank', node, '--master-addr', '127.0.0.1'),
+            *('--master-port', port, '-m', 'tests.callbacks.job', path),
+            *('--chips', 7, '--nodes', nodes),
         )
         for node in range(nodes)
     ]
-    logs = [agent.communicate()[0].decode() for agent in agents]
+    logs = [agent.communicate(timeout=HANG)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0] * nodes, logs
     assert values(path) == {f'chip-{i}': i for i in range(7)}
     assert read_provenance(path)['run']['processes'] == 2
 
 
-def wait_for(what: Callable[[], Any], job: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not what():
-        assert job.poll() is None, job.communicate()[0].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def children(process: int) -> list[int]:
-    task = Path(f'/proc/{process}/task/{process}/children')
-    return [int(child) for child in task.read_text().split()]
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='/proc')
-def test_killed_processes_lose_nothing_that_is_finished(tmp_path: Path) -> None:
+def test_killed_processes_lose_nothing_that_is_finished(
+    start: Start, tmp_path: Path
+) -> None:
     path, hold = tmp_path / 'a.parquet', tmp_path / 'hold'
     parts = tmp_path / 'a.parquet.partial'
-    options = ('--hold', str(hold))
+    command = ('-m', 'tests.callbacks.job', path, '--hold', hold)
 
     def finished() -> int:
         return sum(pq.read_metadata(f).num_rows for f in parts.glob('part-*.parquet'))
 
     hold.touch()
-    job = start(path, *options)
+    job = start(*command)
     # Each of the two has five batches of two, and four of these chips on disk or more.
     wait_for(lambda: finished() >= 16, job)
-    (rank_1,) = children(job.pid)
+    (rank_1,) = children(job)
     os.kill(rank_1, signal.SIGKILL)
     # Lightning ends the first process when the other one dies.
-    assert job.wait(60) != 0
+    assert job.wait(HANG) != 0
     before = finished()
     assert before >= 16
 
-    job = start(path, *options, '--hold-at', '2')
+    job = start(*command, '--hold-at', 2)
     wait_for(lambda: finished() >= before + 4, job)
     job.kill()
     # The other process lives on, until it finds its parent gone.
-    job.wait()
+    job.wait(HANG)
     between = finished()
     hold.unlink()
-    done = start(path, *options)
-    log = done.communicate()[0].decode()
+    done = start(*command)
+    log = done.communicate(timeout=HANG)[0]
     assert done.returncode == 0, log
     assert between >= before + 4
 
@@ -143,14 +117,17 @@ def test_killed_processes_lose_nothing_that_is_finished(tmp_path: Path) -> None:
     assert not parts.exists()
 
 
-def test_ctrl_c_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_run_and_keeps_what_is_done(
+    start: Start, tmp_path: Path
+) -> None:
     path, hold = tmp_path / 'a.parquet', tmp_path / 'hold'
     hold.touch()
-    job = start(path, '--hold', str(hold), '--processes', '1')
+    options = ('--hold', hold, '--processes', 1)
+    job = start('-m', 'tests.callbacks.job', path, *options)
     folder = tmp_path / 'a.parquet.partial'
     wait_for(lambda: len(list(folder.glob('part-*.parquet'))) == 5, job)
     job.send_signal(signal.SIGINT)
-    log = job.communicate(timeout=60)[0].decode()
+    log = job.communicate(timeout=HANG)[0]
     assert job.returncode == 1
     assert '10 chips are finished' in log
     assert 'the same command goes on from there' in log

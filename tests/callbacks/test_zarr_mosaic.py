@@ -36,6 +36,7 @@ from tests.callbacks.mosaics import (
     scene,
 )
 from tests.callbacks.standins import Chips
+from tests.processes import HANG
 
 xr = pytest.importorskip('xarray')
 zarr = pytest.importorskip('zarr')
@@ -476,13 +477,13 @@ def run_rank(target: Path, chips: ChipDataset, rank: int, barrier: Any) -> None:
     for name, value in SMALL.items():
         setattr(mosaic, name, value)
     sink = ZarrMosaic(job(target, chips, rank, 2))
-    barrier.wait(120)
+    barrier.wait(HANG)
     for first in range(rank, len(chips), 2):
         sink.write(predictions(chips, [first]))
         sink.flush()
-    barrier.wait(120)
+    barrier.wait(HANG)
     sink.assemble()
-    barrier.wait(120)
+    barrier.wait(HANG)
     if rank == 0:
         sink.complete()
 
@@ -492,9 +493,11 @@ def test_two_processes(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None
     context = multiprocessing.get_context('spawn')
     barrier = context.Barrier(2)
     target = tmp_path / 'out.zarr'
-    other = context.Process(target=run_rank, args=(target, chips, 1, barrier))
+    other = context.Process(
+        target=run_rank, args=(target, chips, 1, barrier), daemon=True
+    )
     other.start()
     run_rank(target, chips, 0, barrier)
-    other.join(120)
+    other.join(HANG)
     assert other.exitcode == 0
     assert_same(target, drive(tmp_path / 'other.zarr', chips))

@@ -1,9 +1,4 @@
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ from dynamicvis_geo.errors import NoImageryError, RequestTooLargeError, SpecErro
 from dynamicvis_geo.specs import BBox, PointBuffer, SensorSpec, TemporalSpec
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.oracle import expected
+from tests.processes import HANG, Start, wait_for
 
 from .composites import GAP, ROI, SENSOR, WINDOW, assert_right, grid, make, query
 
@@ -590,23 +586,21 @@ dataset.prefetch(grid(dataset, 10, 10, 16), progress=False)
 
 
 def test_what_was_fetched_before_a_kill_is_not_fetched_again(
-    server: EarthEngineServer, tmp_path: Path
+    start: Start, server: EarthEngineServer, tmp_path: Path
 ) -> None:
-    server.set(latency=0.05)
+    # The fortieth waits, so that there is a moment for the kill.
+    server.set(script=[None] * 39, kinds=['hang'], rate=1)
     cache = tmp_path / 'cache'
-    arguments = [sys.executable, '-c', KILLED, server.url, str(cache)]
-    with subprocess.Popen(arguments) as process:
-        limit = time.monotonic() + 60
-        while server.counts()['served'] < 30 and time.monotonic() < limit:
-            assert process.poll() is None
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+    process = start('-c', KILLED, server.url, cache)
+    wait_for(lambda: server.counts()['served'] == 39, process)
+    process.kill()
+    process.wait(HANG)
+    server.set()
     done = len(list(cache.rglob('[!.]*.tif')))
     assert 20 <= done < 100
     dataset = make(server, cache=cache, block_size=1)
     report = dataset.prefetch(grid(dataset, 10, 10, 16), progress=False)
     assert report.fetched == 100 - done
-    # What a thread was about when the process died is lost, and nothing else.
-    assert server.counts()['requests'] <= 100 + 10
+    assert server.counts()['requests'] == 100 - done
     for where in grid(dataset, 10, 10, 16)[::9]:
         assert_right(dataset, where, dataset[where])

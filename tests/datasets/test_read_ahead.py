@@ -1,7 +1,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from itertools import chain
@@ -18,6 +17,7 @@ from dynamicvis_geo.datasets.read_ahead import MOST_PIXELS, ReadAhead, chips_ahe
 from dynamicvis_geo.errors import NoImageryError, PermissionDeniedError
 from dynamicvis_geo.samplers import GridSampler
 from tests.earthengine_server import EarthEngineServer
+from tests.processes import HANG, Start
 
 from .composites import GAP, ROI, assert_right, batches_before, grid, make
 from .rasters import Areas
@@ -282,19 +282,11 @@ for batch in DataLoader(chips, 4, num_workers=workers, collate_fn=collate):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_interrupt_ends_requests_that_hang(
-    server: EarthEngineServer, workers: int
+    start: Start, server: EarthEngineServer, workers: int
 ) -> None:
-    server.set(script=[None] * 40, kinds=['hang'], rate=1)
-    process = subprocess.Popen(
-        [sys.executable, '-c', SLOW, server.url, str(workers)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == 'batch\n'
-        os.killpg(process.pid, signal.SIGINT)
-        # A request that hangs does so for 30 seconds.
-        assert process.wait(timeout=15) != 0
+    server.set(script=[None] * 40, kinds=['hang'], rate=1, hang_s=2 * HANG)
+    process = start('-c', SLOW, server.url, workers, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == 'batch\n'
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(HANG) != 0

@@ -5,11 +5,12 @@ import threading
 import pytest
 
 from dynamicvis_geo.earthengine.threads import DaemonPool, in_background
+from tests.processes import HANG
 
 
 def test_a_pool_starts_no_more_threads_than_it_may() -> None:
     pool = DaemonPool(3, 'test-pool')
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=HANG)
     futures = [pool.submit(together.wait) for _ in range(9)]
     assert sorted(future.result() for future in futures) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     names = [thread.name for thread in threading.enumerate()]
@@ -48,4 +49,4 @@ def test_a_process_ends_whatever_its_threads_do() -> None:
         'in_background(threading.Event().wait)\n'
         "DaemonPool(1, 'p').submit(threading.Event().wait)\n"
     )
-    subprocess.run([sys.executable, '-c', script], check=True, timeout=60)
+    subprocess.run([sys.executable, '-c', script], check=True, timeout=HANG)

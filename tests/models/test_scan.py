@@ -16,6 +16,7 @@ from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models import DynamicVis, scan, scan_c, scan_forms, scan_operator
 from dynamicvis_geo.models.mamba import MambaMixer
 from dynamicvis_geo.models.scan_forms import ScanForm, resolve_scan, scan_form
+from tests.processes import HANG
 
 C_REASON = scan_c.unavailable()
 needs_c = pytest.mark.skipif(
@@ -356,7 +357,7 @@ def run_python(code: str) -> str:
         [sys.executable, '-c', code],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
         env=os.environ | {'PYTHONWARNINGS': 'ignore::DeprecationWarning'},
     )
     assert result.returncode == 0, result.stderr

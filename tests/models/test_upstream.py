@@ -26,6 +26,7 @@ from tests.models.upstream_repo import (
     write_packages,
     write_repository,
 )
+from tests.processes import HANG
 
 PACKAGES = ('einops', 'mmcv', 'mmengine', 'transformers')
 STAND_INS = ('dynamicvis', 'mmdet', 'mmpretrain', 'mmseg', 'opencd')
@@ -371,12 +372,15 @@ def test_parallel_ranks_clone_once(
     context = multiprocessing.get_context('fork')
     barrier, results = context.Barrier(4), context.Queue()
     arguments = (barrier, results, url, commit, tmp_path / 'cache')
-    ranks = [context.Process(target=clone_together, args=arguments) for _ in range(4)]
+    ranks = [
+        context.Process(target=clone_together, args=arguments, daemon=True)
+        for _ in range(4)
+    ]
     for rank in ranks:
         rank.start()
-    roots = {results.get(timeout=60) for _ in ranks}
+    roots = {results.get(timeout=HANG) for _ in ranks}
     for rank in ranks:
-        rank.join(60)
+        rank.join(HANG)
     assert [rank.exitcode for rank in ranks] == [0] * 4
     assert len(roots) == 1
     assert sum(' clone ' in line for line in git_log.read_text().splitlines()) == 1

@@ -15,6 +15,7 @@ import shapely
 from dynamicvis_geo.errors import SourceError
 from dynamicvis_geo.report import write_report
 from tests.outputs import PROVENANCE, write_grid, write_pooled
+from tests.processes import HANG
 from tests.test_quicklooks import write
 
 HOSTILE = (
@@ -206,7 +207,7 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
         *('--disable-component-update', f'--user-data-dir={tmp_path / "profile"}'),
         *(f'--screenshot={shot}', '--window-size=400,1200', page.as_uri()),
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=HANG)
     with rasterio.open(shot) as picture:
         assert (picture.width, picture.height) == (400, 1200)
         # Text, lines and the colours of the map: not a blank page.

@@ -1,0 +1,35 @@
+import ctypes
+import gc
+import os
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.processes import start
+
+__all__ = ('start',)
+
+#: Bytes by which a process may grow before what is garbage in it is collected.
+GROWTH = 2**28
+
+#: Gives memory back to the system, where the C library is glibc.
+_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if os.name == 'posix' else None
+_process = psutil.Process()
+_size = 0
+
+
+@pytest.fixture(autouse=True)
+def little_garbage() -> Iterator[None]:
+    """Let no models pile up: they are in cycles with their Trainer.
+
+    Python's garbage collector counts objects, of which these have few, and not bytes;
+    and what is freed in small pieces, the C library keeps.
+    """
+    global _size
+    yield
+    if _process.memory_info().rss > _size + GROWTH:
+        gc.collect()
+        if _trim is not None:
+            _trim(0)
+        _size = _process.memory_info().rss
