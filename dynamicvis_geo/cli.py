@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from dynamicvis_geo.arguments import MODULES, predict
+from dynamicvis_geo.arguments.common import Parser
 from dynamicvis_geo.errors import DynamicVisGeoError
 
 #: What the shell sees after an error of the user's, as after wrong arguments.
@@ -78,7 +79,7 @@ def _show_warning(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='dynamicvis-geo',
         description='Features of the frozen DynamicVis backbone for satellite images.',
     )

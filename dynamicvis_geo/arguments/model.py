@@ -1,13 +1,13 @@
 """Arguments of the commands about the backbone."""
 
-from pathlib import Path
-
 from dynamicvis_geo.arguments.common import (
     Commands,
     add_device,
     add_precision,
     add_weights,
     command,
+    output,
+    source,
 )
 
 
@@ -48,7 +48,7 @@ def _add_verify(commands: Commands) -> None:
     )
     parser.add_argument(
         'images',
-        type=Path,
+        type=source,
         nargs='*',
         metavar='IMAGE',
         help='GeoTIFFs, each resized to one input (default: two generated images)',
@@ -66,8 +66,8 @@ def _add_convert(commands: Commands) -> None:
         'Write the backbone alone, which is smaller and loads faster; its metadata '
         'says which file it was taken from.',
     )
-    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT')
-    parser.add_argument('out', type=Path, metavar='OUT.safetensors')
+    parser.add_argument('checkpoint', type=source, metavar='CHECKPOINT')
+    parser.add_argument('out', type=output, metavar='OUT.safetensors')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace an output that exists'
     )

@@ -40,6 +40,7 @@ from dynamicvis_geo.callbacks.run_folder import RunFolder
 from dynamicvis_geo.callbacks.sink import Job
 from dynamicvis_geo.chip_keys import join_keys
 from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.paths import output_path
 from dynamicvis_geo.provenance import run_history
 
 _logger = logging.getLogger(__name__)
@@ -124,11 +125,12 @@ class EmbeddingWriter(BasePredictionWriter):
                 these are left alone.
 
         Raises:
-            OutputError: If `format` is unknown or does not fit `path`.
+            OutputError: If `path` is a URL or no path, or `format` is unknown or does
+                not fit it.
             SpecError: If another argument has a value that cannot be used.
         """
         super().__init__(write_interval='batch')
-        self.path = Path(path).expanduser().resolve()
+        self.path = output_path(path).resolve()
         self.format = resolve_format(self.path, format)
         self._kind = FORMATS[self.format]
         if dtype not in self._kind.dtypes:
@@ -188,7 +190,7 @@ class EmbeddingWriter(BasePredictionWriter):
                 }[needed]
             )
         folder = is_folder(self.path, self.format)
-        check_place(self._folder, folder, self._kind.members)
+        check_place(self._folder, folder, self._kind.members, self.overwrite)
 
     def finished(self) -> pa.StringArray:
         """Keys of the chips that need no computing: finished ones and failed ones.

@@ -14,6 +14,7 @@ from dynamicvis_geo.demo import synthetic_scene, write_scene
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.plotting import plot_features
+from dynamicvis_geo.provenance import carries_provenance, refuse_others
 from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.tasks.features import Output
 
@@ -25,10 +26,14 @@ STRETCH = (0.0, 3000.0)
 def run(arguments: Namespace) -> None:
     """Make the scene, embed it, and print what was written."""
     folder = arguments.output
+    scene = folder / 'scene.tif'
+    existing = [path for path in (scene, folder / 'features.png') if path.exists()]
+    if existing and not carries_provenance(scene):
+        refuse_others(existing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         image = synthetic_scene()
-        write_scene(folder / 'scene.tif', image)
+        write_scene(scene, image)
     except OSError as error:
         raise OutputError(f'cannot write {folder}: {error}') from error
     print(

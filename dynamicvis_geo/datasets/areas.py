@@ -130,7 +130,7 @@ def lonlat_area(area: gpd.GeoSeries) -> gpd.GeoSeries:
 
 
 def _extent(area: gpd.GeoSeries) -> float:
-    """Longest side of the extent of any part: of one across the antimeridian, of each."""
+    """Longest side of the extent of any polygon, line or point."""
     west, south, east, north = shapely.bounds(shapely.get_parts(area.to_numpy())).T
     return float(np.maximum(east - west, north - south).max())
 

@@ -56,7 +56,9 @@ def split_area(area: gpd.GeoSeries) -> list[tuple[CRS, gpd.GeoSeries]]:
 def _is_thin(part: shapely.Geometry) -> bool:
     if shapely.get_dimensions(part) == 2:
         return bool(part.area <= _THIN * part.length)
-    return part.is_empty or (shapely.get_dimensions(part) == 1 and part.length < _THIN)
+    return bool(part.is_empty) or (
+        shapely.get_dimensions(part) == 1 and part.length < _THIN
+    )
 
 
 def split_points(points: gpd.GeoDataFrame) -> list[tuple[CRS, gpd.GeoDataFrame]]:
