@@ -7,9 +7,11 @@ Each command is a module of ``dynamicvis_geo.commands``, imported when it runs, 
 
 import argparse
 import importlib
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from dynamicvis_geo.arguments import MODULES, predict
@@ -40,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DynamicVisGeoError as error:
         if arguments.debug:
             raise
-        print(f'dynamicvis-geo: error: {_message(error)}', file=sys.stderr)
+        print(
+            f'dynamicvis-geo: error: {_named(_message(error), arguments)}',
+            file=sys.stderr,
+        )
         return USER_ERROR
     except KeyboardInterrupt:
         print('dynamicvis-geo: interrupted', file=sys.stderr)
@@ -50,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if list(argv[:1]) != [predict.NAME]:
-        return _parser().parse_args(argv)
+        arguments, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            arguments.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+        return arguments
     # The command reads all but --debug itself.
     arguments = _parser().parse_args(argv[:1])
     arguments.debug = '--debug' in argv
@@ -65,6 +73,21 @@ def _message(error: DynamicVisGeoError) -> str:
         return text
     _, _, message = text.rpartition('\ndynamicvis_geo.')
     return message.partition(': ')[2] or text.splitlines()[-1]
+
+
+def _named(message: str, arguments: argparse.Namespace) -> str:
+    """Say which argument a path was given as, where an error names the path alone."""
+    found = []
+    for name, value in vars(arguments).items():
+        if name == 'weights' or isinstance(value, Path):
+            path = re.search(rf'(?<![\w.-]){re.escape(str(value))}(?![\w.-])', message)
+            if path is not None:
+                found.append((path.start(), name))
+    if not found:
+        return message
+    _, name = min(found)
+    option = f'--{name}' if f'--{name} ' in arguments.parser.format_usage() else name
+    return message if option in message else f'argument {option}: {message}'
 
 
 def _show_warning(

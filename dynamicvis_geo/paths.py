@@ -52,6 +52,12 @@ def output_path(path: str | os.PathLike[str]) -> Path:
         checked = input_path(path)
     except SpecError as error:
         raise OutputError(str(error)) from error
+    there = next((one for one in checked.resolve().parents if one.exists()), checked)
+    if not there.is_dir() and there != checked:
+        raise OutputError(
+            f"cannot write '{text}': '{there}' is a file, not a folder; name another "
+            'place'
+        )
     if not checked.resolve().name:
         raise OutputError(
             f'{text!r} is the root of a file system: name a file or folder in it'

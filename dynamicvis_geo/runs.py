@@ -17,7 +17,7 @@ from pyproj import CRS
 from rasterio.errors import RasterioError
 
 from dynamicvis_geo.datasets.chip_ids import crs_name
-from dynamicvis_geo.datasets.embedding_files import scaled, vector_columns
+from dynamicvis_geo.datasets.embedding_files import one_line, scaled, vector_columns
 from dynamicvis_geo.datasets.footprints import footprints
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
@@ -201,7 +201,8 @@ def _open_parquet(path: Path) -> Run:
         chips = gpd.read_parquet(path, columns=columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(
-            f'{path}: it cannot be read as GeoParquet ({error}); give a .parquet file '
+            f'{path}: it cannot be read as GeoParquet ({one_line(error)}); give a '
+            '.parquet file '
             'that dynamicvis-geo embed wrote'
         ) from error
     missing = [n for n in ('id', 'embedding') if n not in schema.names]

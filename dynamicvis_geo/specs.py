@@ -141,7 +141,11 @@ def _timestamp(name: str, value: Any) -> pd.Timestamp:
     if not isinstance(time, date) or pd.isna(time):
         raise SpecError(f'{name}={value!r} is not a date; write it as 2024-06-01.')
     stamp = pd.Timestamp(time)
-    return stamp if stamp.tzinfo is None else stamp.tz_convert(None)
+    stamp = stamp if stamp.tzinfo is None else stamp.tz_convert(None)
+    # What comes after counts nanoseconds.
+    if not 1678 <= stamp.year <= 2261:
+        raise SpecError(f'{name}={value!r} is not within the years 1678 to 2261.')
+    return stamp
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add a command: its line in the list of all, and its own help."""
     parser = commands.add_parser(name, help=summary, description=description)
+    parser.set_defaults(parser=parser)
     parser.add_argument(
         '--debug', action='store_true', help='show the traceback of an error'
     )
@@ -41,6 +42,7 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
     """Add ``--weights``."""
     parser.add_argument(
         '--weights',
+        type=weights,
         default='pretrained',
         metavar='pretrained|random|PATH',
         help='the published checkpoint, untrained weights for trying things out, or a '
@@ -165,6 +167,11 @@ def source(text: str) -> Path:
         return input_path(text)
     except DynamicVisGeoError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def weights(text: str) -> str:
+    """Read which weights: two words, or the path of a file."""
+    return text if text in ('pretrained', 'random') else str(source(text))
 
 
 def output(text: str) -> Path:

@@ -39,15 +39,13 @@ def check_place(
             itself that this package wrote it.
 
     Raises:
-        OutputError: If the target is a file where a folder is needed or the reverse,
-            holds what this package did not write, or lies in something that is no
-            folder.
+        OutputError: If the target is a file where a folder is needed or the reverse, or
+            holds what this package did not write.
     """
     target = folder.target
     _check_beside(folder)
     with folder.errors():
         if not target.exists():
-            _check_parents(target)
             return
         content = sorted(target.iterdir()) if target.is_dir() else []
     if target.is_dir() != is_folder:
@@ -122,14 +120,6 @@ def _is_ours(path: Path) -> bool:
     if path.name.endswith('.aux.xml'):
         path = path.with_name(path.name.removesuffix('.aux.xml'))
     return carries_provenance(path)
-
-
-def _check_parents(target: Path) -> None:
-    existing = next(parent for parent in target.parents if parent.exists())
-    if not existing.is_dir():
-        raise OutputError(
-            f"cannot write '{target}': '{existing}' is a file, not a folder"
-        )
 
 
 def existing_provenance(folder: RunFolder) -> Mapping[str, Any] | None:

@@ -180,13 +180,13 @@ class EmbeddingWriter(BasePredictionWriter):
         needed = self._kind.output
         if output is not None and output != needed:
             raise OutputError(
-                f"cannot write {output} embeddings to '{self.path}': "
-                + {
-                    'pooled': 'a .parquet file holds one vector a chip; name a folder '
-                    "for feature maps, or use output='pooled'",
-                    'grid': 'it would hold feature maps; name a file that ends in '
-                    ".parquet (or a folder with format='geoparquet') for pooled "
-                    "embeddings, or use output='grid' (--grid)",
+                {
+                    'pooled': f"'{self.path}' is the name of a file of pooled "
+                    'embeddings, and this run gives feature maps: name a folder, or '
+                    "leave out --grid (output='grid')",
+                    'grid': f"'{self.path}' is the name of feature maps, and this run "
+                    'gives pooled embeddings: end it in .parquet, or ask for feature '
+                    "maps by --grid (output='grid')",
                 }[needed]
             )
         folder = is_folder(self.path, self.format)

@@ -27,6 +27,16 @@ def run(arguments: Namespace) -> None:
     """Make the scene, embed it, and print what was written."""
     folder = arguments.output
     scene = folder / 'scene.tif'
+    outputs: dict[str, Output] = {
+        'embeddings.parquet': 'pooled',
+        'feature-maps': 'grid',
+    }
+    writers = {
+        output: EmbeddingWriter(folder / name, overwrite=True)
+        for name, output in outputs.items()
+    }
+    for output, writer in writers.items():
+        writer.check(output)
     existing = [path for path in (scene, folder / 'features.png') if path.exists()]
     if existing and not carries_provenance(scene):
         refuse_others(existing)
@@ -48,15 +58,12 @@ def run(arguments: Namespace) -> None:
         num_workers=arguments.num_workers or 0,
     )
     config = BackboneConfig.from_env(weights='random')
-    outputs: dict[str, Output] = {
-        'embeddings.parquet': 'pooled',
-        'feature-maps': 'grid',
-    }
-    for name, output in outputs.items():
+    for output, writer in writers.items():
         module = FeatureExtraction(config, output, input_range=STRETCH)
-        writer = EmbeddingWriter(folder / name, overwrite=True)
         predict(chips, module, writer, arguments)
-    maps = [rasterio.open(path) for path in sorted((folder / name).glob('*.tif'))]
+    maps = [
+        rasterio.open(path) for path in sorted((folder / 'feature-maps').glob('*.tif'))
+    ]
     mosaic, _ = merge(maps)
     for file in maps:
         file.close()

@@ -19,7 +19,8 @@ from pyproj.exceptions import CRSError
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
-from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.datasets.vector_files import read_vector
+from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.projections import lonlat_centre, utm_crs
 from dynamicvis_geo.specs import BBox, PointBuffer, TemporalSpec
 
@@ -36,6 +37,8 @@ PIECES = 64
 #: Length of such a piece in metres, where an area is drawn in degrees: its chord then
 #: keeps within a centimetre of the curve. Of very large areas there are fewer pieces.
 PIECE, MOST_PIECES = 250.0, 4096
+#: Letters of a text that an error repeats.
+SHOWN = 80
 
 
 def read_area(roi: Area) -> gpd.GeoSeries:
@@ -55,19 +58,27 @@ def read_area(roi: Area) -> gpd.GeoSeries:
     """
     if isinstance(roi, BBox | PointBuffer):
         return roi.geometry
+    if isinstance(roi, str | os.PathLike):
+        text = os.fspath(roi)
+        try:
+            return read_area(_from_text(text))
+        except (SpecError, SourceError) as error:
+            short = text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
+            reason = str(error).removeprefix('roi ').removeprefix(f'{text}: ')
+            raise SpecError(f'roi={short!r}: {reason}') from error
     if isinstance(roi, BaseGeometry):
         series = gpd.GeoSeries([roi], crs='EPSG:4326')
     elif isinstance(roi, gpd.GeoSeries | gpd.GeoDataFrame):
         series = gpd.GeoSeries(roi.geometry.array, crs=roi.crs)
-    elif isinstance(roi, str | os.PathLike):
-        series = _from_text(roi)
     else:
         raise SpecError(
             f'roi is a {type(roi).__name__}: give a shapely geometry, a GeoDataFrame, '
             'a spec, or the path of a vector file.'
         )
     if series.crs is None:
-        raise SpecError('roi has no CRS: set it with roi.set_crs(...).')
+        raise SpecError(
+            'roi has no CRS: name it in the file, or with roi.set_crs(...).'
+        )
     series = series[~(series.isna() | series.is_empty)].reset_index(drop=True)
     if series.empty:
         raise SpecError('roi has no geometry in it: give one that has an area.')
@@ -238,26 +249,25 @@ def _iso(time: pd.Timestamp) -> str:
     return time.isoformat(timespec='milliseconds')
 
 
-def _from_text(roi: str | os.PathLike[str]) -> gpd.GeoSeries:
-    text = os.fspath(roi)
-    if Path(text).exists():
-        try:
-            return gpd.GeoSeries(gpd.read_file(text).geometry)
-        except (OSError, ValueError, RuntimeError, AttributeError) as error:
-            raise SpecError(
-                f'roi={text!r} is no vector file that can be read ({error}).'
-            ) from error
-    numbers = text.split(',')
-    if len(numbers) == 4:
-        try:
-            return BBox(*map(float, numbers)).geometry
-        except ValueError as error:
-            raise SpecError(f'roi={text!r}: {error}') from error
+def _from_text(text: str) -> gpd.GeoSeries:
+    # WKT may be longer than a name can be.
+    if os.path.exists(text):
+        table = read_vector(
+            Path(text), 'give a vector file with polygons, such as a GeoPackage'
+        )
+        return table.geometry
+    try:
+        edges = [float(number) for number in text.split(',')]
+    except ValueError:
+        edges = []
+    if len(edges) == 4:
+        return BBox(*edges).geometry
     try:
         return gpd.GeoSeries([shapely.from_wkt(text)], crs='EPSG:4326')
     except shapely.GEOSException as error:
         raise SpecError(
-            f'roi={text!r} is neither a file, nor WKT, nor minlon,minlat,maxlon,maxlat.'
+            'it is neither a file that exists, nor WKT, nor '
+            'minlon,minlat,maxlon,maxlat: give one of these'
         ) from error
 
 
@@ -271,7 +281,8 @@ def _wrap(geometry: BaseGeometry) -> BaseGeometry:
     if south < -90 or north > 90 or west < -360 or east > 360:
         raise SpecError(
             f'roi reaches from {west:g}, {south:g} to {east:g}, {north:g}, which is no '
-            'longitude and latitude: the order is longitude first.'
+            'longitude and latitude: the order is longitude first, and other '
+            'coordinates need a file that names their CRS.'
         )
     parts = [_unroll(part) for part in _single(geometry)]
     west, _, east, _ = shapely.total_bounds(parts)

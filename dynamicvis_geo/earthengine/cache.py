@@ -72,7 +72,7 @@ class ChipCache:
         self.path = output_path(path).absolute()
         self.max_bytes = max_bytes
         if self.path.exists() and not self.path.is_dir():
-            raise SpecError(f'cache={str(path)!r} is a file, not a folder.')
+            raise SpecError(f'cache={str(path)!r} is a file: name a folder.')
         if max_bytes is not None and not max_bytes > 0:
             raise SpecError(f'max_bytes={max_bytes!r} is not positive.')
         # Bytes that may be written before the folder is measured again.
