@@ -78,15 +78,17 @@ def _message(error: DynamicVisGeoError) -> str:
 def _named(message: str, arguments: argparse.Namespace) -> str:
     """Say which argument a path was given as, where an error names the path alone."""
     found = []
-    for name, value in vars(arguments).items():
-        if name == 'weights' or isinstance(value, Path):
-            path = re.search(rf'(?<![\w.-]){re.escape(str(value))}(?![\w.-])', message)
-            if path is not None:
-                found.append((path.start(), name))
-    if not found:
+    for name, given in vars(arguments).items():
+        for value in given if isinstance(given, list) else [given]:
+            if name == 'weights' or isinstance(value, Path):
+                path = rf'(?<![\w.-]){re.escape(str(value))}(?![\w.-])'
+                if (place := re.search(path, message)) is not None:
+                    found.append((place.start(), name))
+    if not found or message.startswith('--'):
         return message
     _, name = min(found)
-    option = f'--{name}' if f'--{name} ' in arguments.parser.format_usage() else name
+    usage = arguments.parser.format_usage()
+    option = f'--{name}' if f'--{name} ' in usage else name.upper()
     return message if option in message else f'argument {option}: {message}'
 
 

@@ -107,7 +107,9 @@ def write_false_colour(path: Path, target: Path, colours: PCAColours) -> None:
         os.replace(partial, target)
     except (OSError, RasterioError) as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(f'cannot write {target}: {error}') from error
+        raise OutputError(
+            f'cannot write {target}: {error}; choose another output'
+        ) from error
 
 
 def write_false_colours(files: Sequence[Path], folder: Path) -> PCAColours:
@@ -137,7 +139,9 @@ def write_false_colours(files: Sequence[Path], folder: Path) -> PCAColours:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f'cannot write {folder}: {error}') from error
+        raise OutputError(
+            f'cannot write {folder}: {error}; choose another output'
+        ) from error
     for file in progress(files):
         write_false_colour(file, folder / file.name, colours)
     return colours

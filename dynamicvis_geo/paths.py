@@ -33,8 +33,12 @@ def input_path(path: str | os.PathLike[str]) -> Path:
     return checked
 
 
-def output_path(path: str | os.PathLike[str]) -> Path:
+def output_path(path: str | os.PathLike[str], name: str | None = None) -> Path:
     """Check the path of something to be written.
+
+    Args:
+        path: The path.
+        name: Name of the argument, for errors.
 
     Returns:
         The path, with ``~`` resolved.
@@ -43,23 +47,24 @@ def output_path(path: str | os.PathLike[str]) -> Path:
         OutputError: If it is a URL, empty, or the root of a file system.
     """
     text = os.fspath(path)
+    told = repr(text) if name is None else f'{name}={text!r}'
     if _URL.match(text):
         raise OutputError(
-            f'{text!r} is a URL, and this version writes to local disks only: name a '
+            f'{told} is a URL, and this version writes to local disks only: name a '
             'local path, and copy the result'
         )
     try:
         checked = input_path(path)
     except SpecError as error:
-        raise OutputError(str(error)) from error
+        raise OutputError(str(error).replace(repr(text), told, 1)) from error
     there = next((one for one in checked.resolve().parents if one.exists()), checked)
     if not there.is_dir() and there != checked:
         raise OutputError(
-            f"cannot write '{text}': '{there}' is a file, not a folder; name another "
-            'place'
+            f"{told} cannot be written: '{there}' is a file, not a folder; name "
+            'another place'
         )
     if not checked.resolve().name:
         raise OutputError(
-            f'{text!r} is the root of a file system: name a file or folder in it'
+            f'{told} is the root of a file system: name a file or folder in it'
         )
     return checked

@@ -62,7 +62,8 @@ class BBox:
             _number(name, getattr(self, name), -90, 90, ' degrees')
         if self.minlat >= self.maxlat:
             raise SpecError(
-                f'minlat={self.minlat} is not south of maxlat={self.maxlat}.'
+                f'minlat={self.minlat} is not south of maxlat={self.maxlat}. The order '
+                'is minlon, minlat, maxlon, maxlat.'
             )
         # Across the antimeridian only where that is the short way round: otherwise
         # the two longitudes were far more likely swapped.

@@ -130,7 +130,7 @@ class EmbeddingWriter(BasePredictionWriter):
             SpecError: If another argument has a value that cannot be used.
         """
         super().__init__(write_interval='batch')
-        self.path = output_path(path).resolve()
+        self.path = output_path(path, 'path').resolve()
         self.format = resolve_format(self.path, format)
         self._kind = FORMATS[self.format]
         if dtype not in self._kind.dtypes:

@@ -45,7 +45,9 @@ def run(arguments: Namespace) -> None:
         image = synthetic_scene()
         write_scene(scene, image)
     except OSError as error:
-        raise OutputError(f'cannot write {folder}: {error}') from error
+        raise OutputError(
+            f'cannot write {folder}: {error}; choose another --output'
+        ) from error
     print(
         'The weights are random: the features show that everything works, and mean '
         'nothing.\n'

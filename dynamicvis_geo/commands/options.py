@@ -14,11 +14,20 @@ from dynamicvis_geo.models.config import BackboneConfig
 
 
 def weights_fields(weights: str) -> dict[str, Any]:
-    """Turn ``--weights`` into fields of :class:`BackboneConfig`."""
+    """Turn ``--weights`` into fields of :class:`BackboneConfig`.
+
+    Raises:
+        SpecError: if it names a file that is not there.
+    """
     if weights == 'pretrained':
         return {}
     if weights == 'random':
         return {'weights': 'random'}
+    if not Path(weights).is_file():
+        raise SpecError(
+            f'--weights {weights} is no file: give pretrained, random, or the path of '
+            'a checkpoint'
+        )
     return {'checkpoint': Path(weights)}
 
 

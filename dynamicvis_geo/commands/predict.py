@@ -3,6 +3,7 @@
 import warnings
 from argparse import ArgumentError, Namespace
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -104,7 +105,7 @@ def _assemble(arguments: Sequence[str]) -> PredictCLI:
 
 def _configs(arguments: Sequence[str]) -> list[str]:
     """Return the files of configuration among arguments."""
-    pairs = zip(arguments, [*arguments[1:], ''], strict=True)
+    pairs = pairwise(arguments)
     found = [after for name, after in pairs if name in ('-c', '--config')]
     return found + [
         name.removeprefix('--config=')

@@ -95,14 +95,18 @@ def _staged(output: Path) -> Iterator[Path]:
             )
         )
     except OSError as error:
-        raise OutputError(f"cannot write '{output}': {error}") from error
+        raise OutputError(
+            f"cannot write '{output}': {error}; choose another --output"
+        ) from error
     try:
         yield folder
         output.mkdir(exist_ok=True)
         for file in sorted(folder.iterdir()):
             os.replace(file, output / file.name)
     except OSError as error:
-        raise OutputError(f"cannot write '{output}': {error}") from error
+        raise OutputError(
+            f"cannot write '{output}': {error}; choose another --output"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

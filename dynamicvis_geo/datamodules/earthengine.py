@@ -218,7 +218,10 @@ def _chip_size(size: int | None, buffer_m: float | None, scale_m: float) -> int:
     if buffer_m is None:
         return CHIP_SIZE if size is None else size
     if size is not None:
-        raise SpecError('give either size or buffer_m: both set the size of a chip')
+        raise SpecError(
+            f'size={size!r} and buffer_m={buffer_m!r} both set the size of a chip: '
+            'give either size or buffer_m'
+        )
     if not 0 < buffer_m <= MAX_BUFFER:
         raise SpecError(
             f'buffer_m={buffer_m!r} is not above 0 and at most {MAX_BUFFER:g} metres'

@@ -196,7 +196,7 @@ def _convert(parts: Sequence[Path], stream: BinaryIO) -> None:
     """Decode vectors a block at a time into a ``.npy`` file."""
     rows = sum(read_schema(part)[1] for part in parts)
     if rows == 0:
-        raise SourceError(f'{parts[0]}: holds no embeddings: the table is empty')
+        raise SourceError(f'{parts[0]}: holds no embeddings: give a file that does')
     dimensions: int | None = None
     for part in parts:
         first = 0

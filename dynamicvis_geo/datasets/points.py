@@ -44,8 +44,8 @@ def read_points(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
     path = Path(path)
     if not path.is_file():
         raise SourceError(
-            f'{path}: no such file; points are a CSV with columns lon and lat, or a '
-            'vector file'
+            f'{path}: no such file; give a CSV with columns lon and lat, or a vector '
+            'file'
         )
     if path.suffix.lower() == '.csv':
         points = place_table(read_csv(path), path)

@@ -69,7 +69,7 @@ class ChipCache:
     def __init__(
         self, path: str | os.PathLike[str], max_bytes: int | None = None
     ) -> None:
-        self.path = output_path(path).absolute()
+        self.path = output_path(path, 'cache').absolute()
         self.max_bytes = max_bytes
         if self.path.exists() and not self.path.is_dir():
             raise SpecError(f'cache={str(path)!r} is a file: name a folder.')

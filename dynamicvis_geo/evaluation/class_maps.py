@@ -226,4 +226,6 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write '{path}': {error}") from error
+        raise OutputError(
+            f"cannot write '{path}': {error}; choose another --output"
+        ) from error

@@ -97,7 +97,9 @@ def write_report(
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(f'cannot write {path}: {error}') from error
+        raise OutputError(
+            f'cannot write {path}: {error}; choose another --output'
+        ) from error
     return path
 
 

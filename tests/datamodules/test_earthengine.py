@@ -38,6 +38,15 @@ def test_an_area_in_all_its_forms_is_the_same_chips(tmp_path: Path) -> None:
     assert {name[:10] for name in chips[0]} == {'EPSG32632_', 'EPSG32633_'}
 
 
+def test_an_area_as_a_long_text_and_as_a_triangle() -> None:
+    circle = shapely.Point(12, 50.4).buffer(0.01, quad_segs=64)
+    assert len(circle.wkt) > 255
+    triangle = shapely.Polygon([(12, 50.4), (12.01, 50.4), (12, 50.41)])
+    for area in (circle, triangle):
+        ids = laid_out(roi=area.wkt)['chip_id'].tolist()
+        assert ids == laid_out(roi=area)['chip_id'].tolist()
+
+
 def square(lon: float, lat: float, metres: float) -> gpd.GeoSeries:
     """A square around a place in its UTM zone, whose sides bend in no other CRS."""
     return PointBuffer(lon, lat, metres).geometry.segmentize(50)
