@@ -14,20 +14,11 @@ from dynamicvis_geo.models.config import BackboneConfig
 
 
 def weights_fields(weights: str) -> dict[str, Any]:
-    """Turn ``--weights`` into fields of :class:`BackboneConfig`.
-
-    Raises:
-        SpecError: if it names a file that is not there.
-    """
+    """Turn ``--weights`` into fields of :class:`BackboneConfig`."""
     if weights == 'pretrained':
         return {}
     if weights == 'random':
         return {'weights': 'random'}
-    if not Path(weights).is_file():
-        raise SpecError(
-            f'--weights {weights} is no file: give pretrained, random, or the path of '
-            'a checkpoint'
-        )
     return {'checkpoint': Path(weights)}
 
 
