@@ -80,7 +80,7 @@ def _named(message: str, arguments: argparse.Namespace) -> str:
     found = []
     for name, given in vars(arguments).items():
         for value in given if isinstance(given, list) else [given]:
-            if name == 'weights' or isinstance(value, Path):
+            if name in ('weights', 'checkpoint') or isinstance(value, Path):
                 path = rf'(?<![\w.-]){re.escape(str(value))}(?![\w.-])'
                 if (place := re.search(path, message)) is not None:
                     found.append((place.start(), name))

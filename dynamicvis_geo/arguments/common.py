@@ -42,7 +42,7 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
     """Add ``--weights``."""
     parser.add_argument(
         '--weights',
-        type=weights,
+        type=checkpoint,
         default='pretrained',
         metavar='pretrained|random|PATH',
         help='the published checkpoint, untrained weights for trying things out, or a '
@@ -169,9 +169,10 @@ def source(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def weights(text: str) -> str:
-    """Read which weights: two words, or the path of a file."""
-    return text if text in ('pretrained', 'random') else str(source(text))
+def checkpoint(text: str) -> str:
+    """Read the path of a checkpoint, or a name that stands for one."""
+    source(text)
+    return text
 
 
 def output(text: str) -> Path:

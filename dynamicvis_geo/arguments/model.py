@@ -5,6 +5,7 @@ from dynamicvis_geo.arguments.common import (
     add_device,
     add_precision,
     add_weights,
+    checkpoint,
     command,
     output,
     source,
@@ -29,6 +30,7 @@ def _add_info(commands: Commands) -> None:
     )
     parser.add_argument(
         '--checkpoint',
+        type=checkpoint,
         metavar='FILE|hf://OWNER/NAME[/FILE]',
         help='inspect this file instead; of a Hugging Face repository, list the '
         'checkpoints, or fetch and inspect one',
