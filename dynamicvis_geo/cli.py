@@ -7,12 +7,15 @@ Each command is a module of ``dynamicvis_geo.commands``, imported when it runs, 
 
 import argparse
 import importlib
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from dynamicvis_geo.arguments import MODULES, predict
+from dynamicvis_geo.arguments.common import Parser
 from dynamicvis_geo.errors import DynamicVisGeoError
 from dynamicvis_geo.termination import EXIT_CODE, Terminated, say, terminable
 
@@ -45,7 +48,10 @@ def _run(arguments: argparse.Namespace) -> int:
     except DynamicVisGeoError as error:
         if arguments.debug:
             raise
-        print(f'dynamicvis-geo: error: {_message(error)}', file=sys.stderr)
+        print(
+            f'dynamicvis-geo: error: {_named(_message(error), arguments)}',
+            file=sys.stderr,
+        )
         return USER_ERROR
     except KeyboardInterrupt:
         say('interrupted')
@@ -58,7 +64,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if list(argv[:1]) != [predict.NAME]:
-        return _parser().parse_args(argv)
+        arguments, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            arguments.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+        return arguments
     # The command reads all but --debug itself.
     arguments = _parser().parse_args(argv[:1])
     arguments.debug = '--debug' in argv
@@ -75,6 +84,23 @@ def _message(error: DynamicVisGeoError) -> str:
     return message.partition(': ')[2] or text.splitlines()[-1]
 
 
+def _named(message: str, arguments: argparse.Namespace) -> str:
+    """Say which argument a path was given as, where an error names the path alone."""
+    found = []
+    for name, given in vars(arguments).items():
+        for value in given if isinstance(given, list) else [given]:
+            if name in ('weights', 'checkpoint') or isinstance(value, Path):
+                path = rf'(?<![\w.-]){re.escape(str(value))}(?![\w.-])'
+                if (place := re.search(path, message)) is not None:
+                    found.append((place.start(), name))
+    if not found or message.startswith('--'):
+        return message
+    _, name = min(found)
+    usage = arguments.parser.format_usage()
+    option = f'--{name}' if f'--{name} ' in usage else name.upper()
+    return message if option in message else f'argument {option}: {message}'
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -87,7 +113,7 @@ def _show_warning(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='dynamicvis-geo',
         description='Features of the frozen DynamicVis backbone for satellite images.',
     )

@@ -7,6 +7,8 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
+from dynamicvis_geo.provenance import PROVENANCE_KEY, software_versions, to_json
+
 Plane = NDArray[np.float32]
 
 #: Red, green and blue surface reflectance (times 10000) of what the scene is made of.
@@ -61,6 +63,7 @@ def write_scene(path: Path, image: NDArray[np.uint16]) -> None:
         image: uint16 ``[3, H, W]``.
     """
     bands, height, width = image.shape
+    made = {'processing:software': software_versions(), 'source': 'synthetic'}
     with rasterio.open(
         path,
         'w',
@@ -76,6 +79,7 @@ def write_scene(path: Path, image: NDArray[np.uint16]) -> None:
         compress='deflate',
     ) as dataset:
         dataset.write(image)
+        dataset.update_tags(**{PROVENANCE_KEY: to_json(made)})
         dataset.descriptions = ('B4', 'B3', 'B2')
 
 

@@ -17,6 +17,7 @@ from rasterio.io import MemoryFile
 from tqdm import tqdm
 
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.paths import output_path
 from dynamicvis_geo.plotting.colours import (
     MISSING,
     PCAColours,
@@ -25,7 +26,7 @@ from dynamicvis_geo.plotting.colours import (
     map_picture,
 )
 from dynamicvis_geo.plotting.features import chip_label, plot_sheet, sheet, show
-from dynamicvis_geo.provenance import PROVENANCE_KEY
+from dynamicvis_geo.provenance import PROVENANCE_KEY, refuse_others
 from dynamicvis_geo.runs import Run, read_feature_map, spread
 
 #: Maps from which the colours are fitted, at most.
@@ -69,6 +70,7 @@ def write_false_colour(path: Path, target: Path, colours: PCAColours) -> None:
         SpecError: if it has other channels than the colours.
         OutputError: if the file cannot be written.
     """
+    target = output_path(target)
     coloured = colours(np.moveaxis(read_feature_map(path), 0, -1))
     missing = ~np.isfinite(coloured).all(axis=-1)
     values = np.rint(1 + 254 * np.nan_to_num(coloured)).astype(np.uint8)
@@ -105,7 +107,9 @@ def write_false_colour(path: Path, target: Path, colours: PCAColours) -> None:
         os.replace(partial, target)
     except (OSError, RasterioError) as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(f'cannot write {target}: {error}') from error
+        raise OutputError(
+            f'cannot write {target}: {error}; choose another output'
+        ) from error
 
 
 def write_false_colours(files: Sequence[Path], folder: Path) -> PCAColours:
@@ -121,17 +125,23 @@ def write_false_colours(files: Sequence[Path], folder: Path) -> PCAColours:
     Raises:
         SourceError: if a map cannot be read.
         SpecError: if the maps cannot share colours.
-        OutputError: if the folder is that of the maps, or cannot be written.
+        OutputError: if the folder is that of the maps, has another file under the name
+            of one, or cannot be written.
     """
+    folder = output_path(folder)
     if any(file.parent.resolve() == folder.resolve() for file in files):
         raise OutputError(
             f'{folder} holds the feature maps: choose another folder for their colours'
         )
+    others = [folder / file.name for file in files]
+    refuse_others(path for path in others if path.exists())
     colours = fit_file_colours(files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f'cannot write {folder}: {error}') from error
+        raise OutputError(
+            f'cannot write {folder}: {error}; choose another output'
+        ) from error
     for file in progress(files):
         write_false_colour(file, folder / file.name, colours)
     return colours

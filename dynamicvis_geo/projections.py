@@ -27,8 +27,10 @@ def utm_codes(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.int64]:
         The UTM zone on WGS 84 of each place (EPSG:326xx north, 327xx south); UPS
         (EPSG:32661, EPSG:32761) from 84 degrees north and beyond 80 degrees south.
     """
-    lon = (np.asarray(lon, dtype=np.float64) + 180) % 360 - 180
-    lat = np.asarray(lat, dtype=np.float64)
+    # A place on a border is there in whatever CRS it was written: to a tenth of a
+    # millimetre, so that rounding does not move it across.
+    lon = np.round((np.asarray(lon, dtype=np.float64) + 180) % 360, 9) % 360 - 180
+    lat = np.round(np.asarray(lat, dtype=np.float64), 9)
     zone = np.floor((lon + 180) / 6).astype(np.int64) + 1
     norway = (lat >= 56) & (lat < 64) & (lon >= 3) & (lon < 12)
     svalbard = (lat >= 72) & (lon >= 0) & (lon < 42)

@@ -15,11 +15,12 @@ own plain names:
 import dataclasses
 import json
 import math
+import mmap
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from importlib import metadata
 from pathlib import Path
@@ -167,7 +168,8 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read back what made an output.
 
     Args:
-        path: A ``.parquet`` file, a GeoTIFF, or a folder that this package wrote.
+        path: A ``.parquet`` file, a GeoTIFF, a ``metadata.json``, or a folder that this
+            package wrote.
 
     Returns:
         The provenance.
@@ -183,7 +185,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
         provenance = None if text is None else json.loads(text)
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot read the provenance of '{path}': {error}") from error
-    if not isinstance(provenance, dict):
+    if not isinstance(provenance, dict) or not _names_us(provenance, path):
         raise OutputError(
             f"'{path}' carries no provenance: it was not written by dynamicvis_geo, "
             'or another program has rewritten it'
@@ -191,14 +193,56 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     return provenance
 
 
+def carries_provenance(path: Path) -> bool:
+    """Whether a file says that this package wrote it."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    if path.suffix.lower() in ('.tif', '.tiff'):
+        # GDAL takes a hundred times as long to open a file of many bands.
+        tag = f'name="{PROVENANCE_KEY}"'.encode()
+        with (
+            path.open('rb') as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return content.find(tag) >= 0
+    try:
+        read_provenance(path)
+    except OutputError:
+        return False
+    return True
+
+
+def refuse_others(paths: Iterable[Path]) -> None:
+    """Refuse to replace files that this package did not write.
+
+    Raises:
+        OutputError: If there is one; names it.
+    """
+    for path in paths:
+        if not carries_provenance(path):
+            raise OutputError(
+                f"will not replace '{path}', which dynamicvis_geo did not write: "
+                'choose another --output'
+            )
+
+
+def _names_us(provenance: Mapping[str, Any], path: Path) -> bool:
+    """Whether this package wrote it: a file of JSON could be anybody's."""
+    software = provenance.get('processing:software', provenance.get('software'))
+    told = isinstance(software, Mapping) and 'dynamicvis-geo' in software
+    return told or not (path.is_dir() or path.suffix == '.json')
+
+
 def _read_folder(path: Path) -> str | None:
     for name in (METADATA_FILE, PARQUET_METADATA_FILE):
         if (path / name).is_file():
-            return (path / name).read_text(encoding='utf-8')
+            return _read_file(path / name)
     return None
 
 
 def _read_file(path: Path) -> str | None:
+    if path.suffix == '.json':
+        return path.read_text(encoding='utf-8')
     # Read by content, not by name: users rename files.
     with path.open('rb') as file:
         magic = file.read(4)

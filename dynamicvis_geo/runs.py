@@ -17,6 +17,7 @@ from pyproj import CRS
 from rasterio.errors import RasterioError
 
 from dynamicvis_geo.datasets.chip_ids import crs_name
+from dynamicvis_geo.datasets.embedding_files import one_line, scaled, vector_columns
 from dynamicvis_geo.datasets.footprints import footprints
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
@@ -86,7 +87,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> NDArray[np.float32]:
         path: a file with a column ``embedding`` of lists of equal length.
 
     Returns:
-        float32 ``[N, D]``; a row is NaN where the file has none.
+        float32 ``[N, D]``, multiplied by their scale if they are stored as integers; a
+        row is NaN where the file has none.
 
     Raises:
         SourceError: if the file cannot be read, or its lists differ in length.
@@ -94,11 +96,12 @@ def read_embeddings(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     try:
         with pq.ParquetFile(path) as file:
             rows, start = np.empty((0, 0), np.float32), 0
+            columns = vector_columns(Path(path), file.schema_arrow)
             for group in range(file.num_row_groups):
-                column = file.read_row_group(group, ['embedding'])['embedding']
-                if not len(column):
+                table = file.read_row_group(group, columns).combine_chunks()
+                if not len(table):
                     continue
-                part = _matrix(column.combine_chunks())
+                part = scaled(_matrix(table['embedding'].combine_chunks()), table)
                 if not start:
                     rows = np.empty((file.metadata.num_rows, part.shape[1]), np.float32)
                 rows[start : start + len(part)] = part
@@ -198,7 +201,8 @@ def _open_parquet(path: Path) -> Run:
         chips = gpd.read_parquet(path, columns=columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(
-            f'{path}: it cannot be read as GeoParquet ({error}); give a .parquet file '
+            f'{path}: it cannot be read as GeoParquet ({one_line(error)}); give a '
+            '.parquet file '
             'that dynamicvis-geo embed wrote'
         ) from error
     missing = [n for n in ('id', 'embedding') if n not in schema.names]

@@ -62,7 +62,8 @@ class BBox:
             _number(name, getattr(self, name), -90, 90, ' degrees')
         if self.minlat >= self.maxlat:
             raise SpecError(
-                f'minlat={self.minlat} is not south of maxlat={self.maxlat}.'
+                f'minlat={self.minlat} is not south of maxlat={self.maxlat}. The order '
+                'is minlon, minlat, maxlon, maxlat.'
             )
         # Across the antimeridian only where that is the short way round: otherwise
         # the two longitudes were far more likely swapped.
@@ -141,7 +142,11 @@ def _timestamp(name: str, value: Any) -> pd.Timestamp:
     if not isinstance(time, date) or pd.isna(time):
         raise SpecError(f'{name}={value!r} is not a date; write it as 2024-06-01.')
     stamp = pd.Timestamp(time)
-    return stamp if stamp.tzinfo is None else stamp.tz_convert(None)
+    stamp = stamp if stamp.tzinfo is None else stamp.tz_convert(None)
+    # What comes after counts nanoseconds.
+    if not 1678 <= stamp.year <= 2261:
+        raise SpecError(f'{name}={value!r} is not within the years 1678 to 2261.')
+    return stamp
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import shapely
 
@@ -24,6 +26,22 @@ def test_pooled_run_is_read_back(tmp_path: Path) -> None:
     assert f'{run.chips["start"].iloc[0]:%Y-%m-%d}' == '2024-06-01'
     assert run.provenance['model'] == PROVENANCE['model']
     assert np.array_equal(read_embeddings(run.path), embedding)
+
+
+def test_integers_are_multiplied_by_their_scale(tmp_path: Path) -> None:
+    path = tmp_path / 'e.parquet'
+    embedding = write_pooled(path)
+    scale = np.abs(embedding).max(axis=1) / 127
+    table = pq.read_table(path).drop_columns('embedding')
+    stored = np.round(embedding / scale[:, None]).astype(np.int8)
+    vectors = pa.FixedSizeListArray.from_arrays(stored.ravel(), 6)
+    for name, column in (('embedding', vectors), ('scale', scale)):
+        table = table.append_column(name, pa.array(column))
+    pq.write_table(table, path, row_group_size=5)
+    assert np.allclose(read_embeddings(path), embedding, atol=scale.max())
+    pq.write_table(table.drop_columns('scale'), path)
+    with pytest.raises(SourceError, match=r"'scale' must give"):
+        read_embeddings(path)
 
 
 def test_grid_run_has_the_places_of_its_chips(tmp_path: Path) -> None:

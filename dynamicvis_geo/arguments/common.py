@@ -1,9 +1,26 @@
 """Arguments that several commands share, and how their values are read."""
 
 import argparse
-from typing import TypeAlias
+import math
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from dynamicvis_geo.errors import DynamicVisGeoError
+from dynamicvis_geo.paths import input_path, output_path
 
 Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        if message.endswith('expected one argument'):
+            message += ' (a value that begins with a minus follows an equals sign)'
+        message = ' '.join(message.split())
+        name, _, _ = self.prog.partition(' ')
+        self.exit(2, f'{name}: error: {message}; see {self.prog} --help\n')
 
 
 def command(
@@ -14,6 +31,7 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add a command: its line in the list of all, and its own help."""
     parser = commands.add_parser(name, help=summary, description=description)
+    parser.set_defaults(parser=parser)
     parser.add_argument(
         '--debug', action='store_true', help='show the traceback of an error'
     )
@@ -24,6 +42,7 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
     """Add ``--weights``."""
     parser.add_argument(
         '--weights',
+        type=checkpoint,
         default='pretrained',
         metavar='pretrained|random|PATH',
         help='the published checkpoint, untrained weights for trying things out, or a '
@@ -94,22 +113,74 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """Read a whole number from 1."""
-    number = count(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} must be 1 or more')
-    return number
+    return _whole(text, 1)
 
 
 def count(text: str) -> int:
     """Read a whole number from 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} must be a whole number')
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    # More digits than these are no number that anything here can take.
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be a whole number from {least}'
+        )
     return int(text)
 
 
 def devices(text: str) -> int | str:
     """Read a number of processes, or auto."""
-    return text if text == 'auto' else positive(text)
+    try:
+        return text if text == 'auto' else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f'{error}, or auto') from error
+
+
+def metres(text: str) -> float:
+    """Read a length above 0."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a number of metres above 0')
+    return number
+
+
+def percent(text: str) -> float:
+    """Read a number from 0 to 100."""
+    number = _number(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a number from 0 to 100')
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def source(text: str) -> Path:
+    """Read the path of something to be read."""
+    try:
+        return input_path(text)
+    except DynamicVisGeoError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def checkpoint(text: str) -> str:
+    """Read the path of a checkpoint, or a name that stands for one."""
+    source(text)
+    return text
+
+
+def output(text: str) -> Path:
+    """Read the path of something to be written."""
+    try:
+        return output_path(text)
+    except DynamicVisGeoError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def bands(text: str) -> tuple[int, int, int]:
@@ -127,8 +198,10 @@ def value_range(text: str) -> tuple[float, float]:
     """Read the values that become black and white."""
     try:
         low, high = map(float, text.split(','))
-    except ValueError as error:
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
         raise argparse.ArgumentTypeError(
-            f'{text!r} must be two numbers, such as 0,3000'
-        ) from error
+            f'{text!r} must be two numbers, the smaller one first, such as 0,3000'
+        )
     return low, high

@@ -9,7 +9,11 @@ from dynamicvis_geo.arguments.common import (
     add_weights,
     bands,
     command,
+    metres,
+    output,
+    percent,
     positive,
+    source,
     value_range,
 )
 
@@ -35,14 +39,14 @@ def _add_embed(commands: Commands) -> None:
     )
     parser.add_argument(
         'source',
-        type=Path,
+        type=source,
         nargs='?',
         metavar='SOURCE',
         help='a GeoTIFF, or a folder of them; without it, chips come from Earth Engine',
     )
     parser.add_argument(
         '--output',
-        type=Path,
+        type=output,
         required=True,
         metavar='OUT',
         help='file that ends in .parquet; with --grid a folder, or a name that ends in '
@@ -169,7 +173,7 @@ def _add_cache(commands: Commands) -> None:
         'Show what a cache of chips holds, or remove its chips.',
     )
     parser.add_argument('action', choices=('info', 'clear'))
-    parser.add_argument('folder', type=Path, metavar='FOLDER')
+    parser.add_argument('folder', type=source, metavar='FOLDER')
 
 
 def _add_demo(commands: Commands) -> None:
@@ -183,7 +187,7 @@ def _add_demo(commands: Commands) -> None:
     )
     parser.add_argument(
         '--output',
-        type=Path,
+        type=output,
         default=Path('demo-output'),
         metavar='FOLDER',
         help='folder for the files (default: demo-output); those of an earlier demo '
@@ -207,7 +211,7 @@ def _add_chips(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         '--points',
-        type=Path,
+        type=source,
         metavar='FILE',
         help='one chip around each point instead of a grid: CSV with columns lon and '
         'lat, or any vector file',
@@ -228,19 +232,19 @@ def _add_imagery(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         '--buffer',
-        type=float,
+        type=metres,
         metavar='METRES',
         help='half the side of a chip, on the ground, instead of --size',
     )
     group.add_argument(
         '--scale',
-        type=float,
+        type=metres,
         metavar='METRES',
         help='side of a pixel (default: 10)',
     )
     group.add_argument(
         '--cloudy-pct',
-        type=float,
+        type=percent,
         metavar='PERCENT',
         help='scenes with more clouds are left out (default: 30)',
     )
@@ -256,7 +260,7 @@ def _add_imagery(group: argparse._ActionsContainer) -> None:
         'Score+ (default: no mask)',
     )
     group.add_argument(
-        '--cache', type=Path, metavar='FOLDER', help='keep fetched chips here'
+        '--cache', type=output, metavar='FOLDER', help='keep fetched chips here'
     )
     group.add_argument('--project', metavar='ID', help='Google Cloud project')
     group.add_argument(

@@ -3,7 +3,15 @@
 import argparse
 from pathlib import Path
 
-from dynamicvis_geo.arguments.common import Commands, command, count, positive
+from dynamicvis_geo.arguments.common import (
+    Commands,
+    command,
+    count,
+    metres,
+    output,
+    positive,
+    source,
+)
 
 
 def add_commands(commands: Commands) -> None:
@@ -24,7 +32,7 @@ def _add_probe(commands: Commands) -> None:
     )
     parser.add_argument(
         'embeddings',
-        type=Path,
+        type=source,
         metavar='EMBEDDINGS',
         help='GeoParquet file of pooled embeddings, or a folder of its parts',
     )
@@ -38,7 +46,7 @@ def _add_probe(commands: Commands) -> None:
     )
     parser.add_argument(
         '--output',
-        type=Path,
+        type=output,
         default=Path('probe-output'),
         metavar='DIR',
         help='folder for the results (default: probe-output)',
@@ -75,7 +83,7 @@ def _add_probe(commands: Commands) -> None:
 def _add_labels(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         '--labels',
-        type=Path,
+        type=source,
         metavar='FILE',
         help='CSV, Parquet or any vector file (default: the embeddings themselves)',
     )
@@ -91,7 +99,7 @@ def _add_labels(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         '--max-distance',
-        type=float,
+        type=metres,
         metavar='METRES',
         help='of the nearest point to the centre of its chip',
     )
@@ -114,7 +122,7 @@ def _add_split(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         '--block',
-        type=float,
+        type=metres,
         default=10_000.0,
         metavar='METRES',
         help='side of a block of --split spatial (default: 10000)',
@@ -131,16 +139,20 @@ def _add_predict_map(commands: Commands) -> None:
         'Interrupted and started again, it continues where it stopped.',
     )
     parser.add_argument(
-        'probe', type=Path, metavar='PROBE', help='probe.ckpt, written by probe'
+        'probe', type=source, metavar='PROBE', help='probe.ckpt, written by probe'
     )
     parser.add_argument(
         'maps',
-        type=Path,
+        type=source,
         metavar='MAPS',
         help='folder of feature maps, written by embed --grid, or one of them',
     )
     parser.add_argument(
-        '--output', type=Path, required=True, metavar='DIR', help='folder for the maps'
+        '--output',
+        type=output,
+        required=True,
+        metavar='DIR',
+        help='folder for the maps',
     )
     parser.add_argument(
         '--overwrite', action='store_true', help='replace maps that exist'

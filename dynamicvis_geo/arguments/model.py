@@ -1,13 +1,14 @@
 """Arguments of the commands about the backbone."""
 
-from pathlib import Path
-
 from dynamicvis_geo.arguments.common import (
     Commands,
     add_device,
     add_precision,
     add_weights,
+    checkpoint,
     command,
+    output,
+    source,
 )
 
 
@@ -29,6 +30,7 @@ def _add_info(commands: Commands) -> None:
     )
     parser.add_argument(
         '--checkpoint',
+        type=checkpoint,
         metavar='FILE|hf://OWNER/NAME[/FILE]',
         help='inspect this file instead; of a Hugging Face repository, list the '
         'checkpoints, or fetch and inspect one',
@@ -48,7 +50,7 @@ def _add_verify(commands: Commands) -> None:
     )
     parser.add_argument(
         'images',
-        type=Path,
+        type=source,
         nargs='*',
         metavar='IMAGE',
         help='GeoTIFFs, each resized to one input (default: two generated images)',
@@ -66,8 +68,8 @@ def _add_convert(commands: Commands) -> None:
         'Write the backbone alone, which is smaller and loads faster; its metadata '
         'says which file it was taken from.',
     )
-    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT')
-    parser.add_argument('out', type=Path, metavar='OUT.safetensors')
+    parser.add_argument('checkpoint', type=source, metavar='CHECKPOINT')
+    parser.add_argument('out', type=output, metavar='OUT.safetensors')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace an output that exists'
     )

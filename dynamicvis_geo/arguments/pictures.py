@@ -2,9 +2,15 @@
 
 import argparse
 import textwrap
-from pathlib import Path
 
-from dynamicvis_geo.arguments.common import Commands, bands, command, positive
+from dynamicvis_geo.arguments.common import (
+    Commands,
+    bands,
+    command,
+    output,
+    positive,
+    source,
+)
 
 _FIGURE = 'file that ends in .png, .pdf or .svg'
 
@@ -141,7 +147,7 @@ def _add_report(commands: Commands) -> None:
     _add_input(parser, 'a .parquet file of pooled embeddings, or a folder of maps')
     parser.add_argument(
         '--output',
-        type=Path,
+        type=output,
         metavar='FILE',
         help='file that ends in .html (default: the name of the input, with '
         '.report.html)',
@@ -157,11 +163,13 @@ def _add_report(commands: Commands) -> None:
 
 
 def _add_input(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument('input', type=Path, metavar='INPUT', help=what)
+    parser.add_argument('input', type=source, metavar='INPUT', help=what)
 
 
 def _add_output(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument('--output', type=Path, required=True, metavar='FILE', help=what)
+    parser.add_argument(
+        '--output', type=output, required=True, metavar='FILE', help=what
+    )
     _add_overwrite(parser)
 
 
@@ -174,7 +182,7 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--images',
-        type=Path,
+        type=source,
         metavar='PATH',
         help='where the images of the chips are: the GeoTIFF or the folder that was '
         'embedded, or the cache of chips',

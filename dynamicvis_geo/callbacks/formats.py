@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dynamicvis_geo.callbacks.geotiff import GeoTIFFFolder
-from dynamicvis_geo.callbacks.parquet_parts import GeoParquetParts
+from dynamicvis_geo.callbacks.parquet_parts import FILE_SUFFIXES, GeoParquetParts
 from dynamicvis_geo.callbacks.sink import Sink
 from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
 from dynamicvis_geo.errors import OutputError
@@ -14,7 +14,7 @@ FORMATS: dict[str, type[Sink]] = {
     'zarr': ZarrMosaic,
 }
 
-_SUFFIXES = {'.parquet': 'geoparquet', '.geoparquet': 'geoparquet', '.zarr': 'zarr'}
+_SUFFIXES = {**dict.fromkeys(FILE_SUFFIXES, 'geoparquet'), '.zarr': 'zarr'}
 
 
 def resolve_format(path: Path, name: str | None) -> str:
@@ -49,4 +49,4 @@ def resolve_format(path: Path, name: str | None) -> str:
 
 def is_folder(path: Path, name: str) -> bool:
     """Return whether an output of a format is a folder."""
-    return name != 'geoparquet' or path.suffix.lower() not in _SUFFIXES
+    return name != 'geoparquet' or path.suffix.lower() not in FILE_SUFFIXES

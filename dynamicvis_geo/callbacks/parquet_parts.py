@@ -30,6 +30,9 @@ from dynamicvis_geo.provenance import (
     to_json,
 )
 
+#: What names of single files end in; all others are folders, dots in them or not.
+FILE_SUFFIXES = ('.parquet', '.geoparquet')
+
 _SWAP_FILE = 'swap.json'
 
 
@@ -98,7 +101,7 @@ class GeoParquetParts:
             return
         merged = run_folder_of(target) / 'merged.parquet'
         self._merge(files, merged)
-        if target.suffix:
+        if _is_file(target):
             os.replace(merged, target)
             return
         swap = {'remove': [file.name for file in files]}
@@ -147,18 +150,22 @@ def finish_swap(target: Path) -> None:
     swap.unlink()
 
 
+def _is_file(target: Path) -> bool:
+    return target.suffix.lower() in FILE_SUFFIXES
+
+
 def _merged_name(number: int) -> str:
     return f'data-{number:05d}.parquet'
 
 
 def _parts_folder(target: Path) -> Path:
-    return run_folder_of(target) if target.suffix else target
+    return run_folder_of(target) if _is_file(target) else target
 
 
 def _files(target: Path) -> list[Path]:
     """Return all files with rows of an output, in a fixed order."""
     found = [target] if target.is_file() else []
     found += sorted(_parts_folder(target).glob('part-*.parquet'))
-    if not target.suffix:
+    if not _is_file(target):
         found += sorted(target.glob('data-*.parquet'))
     return found

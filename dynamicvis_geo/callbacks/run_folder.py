@@ -45,7 +45,10 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"cannot write '{self.target}': {error}") from error
+            raise OutputError(
+                f"cannot write '{self.target}': {error}; make room or choose another "
+                'output'
+            ) from error
 
     def acquire(self) -> None:
         """Make the folder and take the lock, in the first process.

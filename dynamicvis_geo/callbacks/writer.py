@@ -41,6 +41,7 @@ from dynamicvis_geo.callbacks.run_folder import RunFolder
 from dynamicvis_geo.callbacks.sink import Job
 from dynamicvis_geo.chip_keys import join_keys
 from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.paths import output_path
 from dynamicvis_geo.provenance import run_history
 
 _logger = logging.getLogger(__name__)
@@ -125,11 +126,12 @@ class EmbeddingWriter(BasePredictionWriter):
                 these are left alone.
 
         Raises:
-            OutputError: If `format` is unknown or does not fit `path`.
+            OutputError: If `path` is a URL or no path, or `format` is unknown or does
+                not fit it.
             SpecError: If another argument has a value that cannot be used.
         """
         super().__init__(write_interval='batch')
-        self.path = Path(path).expanduser().resolve()
+        self.path = output_path(path, 'path').resolve()
         self.format = resolve_format(self.path, format)
         self._kind = FORMATS[self.format]
         if dtype not in self._kind.dtypes:
@@ -179,17 +181,17 @@ class EmbeddingWriter(BasePredictionWriter):
         needed = self._kind.output
         if output is not None and output != needed:
             raise OutputError(
-                f"cannot write {output} embeddings to '{self.path}': "
-                + {
-                    'pooled': 'a .parquet file holds one vector a chip; name a folder '
-                    "for feature maps, or use output='pooled'",
-                    'grid': 'it would hold feature maps; name a file that ends in '
-                    ".parquet (or a folder with format='geoparquet') for pooled "
-                    "embeddings, or use output='grid' (--grid)",
+                {
+                    'pooled': f"'{self.path}' is the name of a file of pooled "
+                    'embeddings, and this run gives feature maps: name a folder, or '
+                    "leave out --grid (output='grid')",
+                    'grid': f"'{self.path}' is the name of feature maps, and this run "
+                    'gives pooled embeddings: end it in .parquet, or ask for feature '
+                    "maps by --grid (output='grid')",
                 }[needed]
             )
         folder = is_folder(self.path, self.format)
-        check_place(self._folder, folder, self._kind.members)
+        check_place(self._folder, folder, self._kind.members, self.overwrite)
 
     def finished(self) -> pa.StringArray:
         """Keys of the chips that need no computing: finished ones and failed ones.

@@ -14,6 +14,7 @@ from dynamicvis_geo.demo import synthetic_scene, write_scene
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.plotting import plot_features
+from dynamicvis_geo.provenance import carries_provenance, refuse_others
 from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.tasks.features import Output
 
@@ -25,12 +26,28 @@ STRETCH = (0.0, 3000.0)
 def run(arguments: Namespace) -> None:
     """Make the scene, embed it, and print what was written."""
     folder = arguments.output
+    scene = folder / 'scene.tif'
+    outputs: dict[str, Output] = {
+        'embeddings.parquet': 'pooled',
+        'feature-maps': 'grid',
+    }
+    writers = {
+        output: EmbeddingWriter(folder / name, overwrite=True)
+        for name, output in outputs.items()
+    }
+    for output, writer in writers.items():
+        writer.check(output)
+    existing = [path for path in (scene, folder / 'features.png') if path.exists()]
+    if existing and not carries_provenance(scene):
+        refuse_others(existing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         image = synthetic_scene()
-        write_scene(folder / 'scene.tif', image)
+        write_scene(scene, image)
     except OSError as error:
-        raise OutputError(f'cannot write {folder}: {error}') from error
+        raise OutputError(
+            f'cannot write {folder}: {error}; choose another --output'
+        ) from error
     print(
         'The weights are random: the features show that everything works, and mean '
         'nothing.\n'
@@ -43,15 +60,12 @@ def run(arguments: Namespace) -> None:
         num_workers=arguments.num_workers or 0,
     )
     config = BackboneConfig.from_env(weights='random')
-    outputs: dict[str, Output] = {
-        'embeddings.parquet': 'pooled',
-        'feature-maps': 'grid',
-    }
-    for name, output in outputs.items():
+    for output, writer in writers.items():
         module = FeatureExtraction(config, output, input_range=STRETCH)
-        writer = EmbeddingWriter(folder / name, overwrite=True)
         predict(chips, module, writer, arguments)
-    maps = [rasterio.open(path) for path in sorted((folder / name).glob('*.tif'))]
+    maps = [
+        rasterio.open(path) for path in sorted((folder / 'feature-maps').glob('*.tif'))
+    ]
     mosaic, _ = merge(maps)
     for file in maps:
         file.close()

@@ -73,6 +73,7 @@ def imagery(arguments: Namespace) -> ChipDataModule:
     if arguments.num_workers is None:
         # Fetching and computing then go on at the same time.
         loading['num_workers'] = 2 if arguments.source is None else 0
+    _require_dates(arguments)
     check_imagery(arguments)
     if arguments.source is None:
         return earthengine(arguments, **loading)
@@ -119,10 +120,24 @@ def _renamed(arguments: Namespace, names: dict[str, str]) -> dict[str, Any]:
     return {names[name]: value for name, value in given.items()}
 
 
+def _require_dates(arguments: Namespace) -> None:
+    dates = (arguments.year, arguments.start, arguments.end)
+    if arguments.source is None and arguments.points is not None and not any(dates):
+        raise SpecError(
+            f'--points {arguments.points} without SOURCE asks for Earth Engine, which '
+            'needs dates: give --year, or --start and --end; or give SOURCE, the images'
+        )
+
+
 def _window(arguments: Namespace) -> TemporalSpec:
     start, end, year = arguments.start, arguments.end, arguments.year
     if year is not None and start is None and end is None:
         return TemporalSpec.year(year)
     if year is None and start is not None and end is not None:
         return TemporalSpec.range(start, end)
-    raise SpecError('give either --year, or both --start and --end: when')
+    given = {'--year': year, '--start': start, '--end': end}
+    told = [f'{name} {value}' for name, value in given.items() if value is not None]
+    raise SpecError(
+        f'{" ".join(told) or "no date"} is given: give either --year, or both --start '
+        'and --end'
+    )

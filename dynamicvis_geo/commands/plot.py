@@ -83,7 +83,7 @@ def _rgb(arguments: Namespace) -> None:
 
 def _pca(arguments: Namespace) -> None:
     source, output = arguments.input, arguments.output
-    if output.suffix.lower() in FIGURES:
+    if output.suffix.lower() in FIGURES or output.name.lower() in FIGURES:
         check_picture_path(output, FIGURES, arguments.overwrite, source)
         _save(plot_false_colours(_open(source, 'grid')), output)
         return
@@ -166,7 +166,9 @@ def _open(path: Path, kind: str) -> Run:
         }[kind]
         raise SourceError(f'{path} holds {found.kind} features: give {wanted}')
     if not found.total:
-        raise SourceError(f'{path} holds no chips: there is nothing to draw')
+        raise SourceError(
+            f'{path} holds no chips, so there is nothing to draw: give another output'
+        )
     return found
 
 
@@ -175,5 +177,7 @@ def _save(figure: Figure, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise OutputError(f'cannot write {path}: {error}') from error
+        raise OutputError(
+            f'cannot write {path}: {error}; choose another --output'
+        ) from error
     print(f'Wrote {path}.')

@@ -3,8 +3,10 @@
 import warnings
 from argparse import ArgumentError, Namespace
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -34,6 +36,11 @@ class PredictCLI(LightningCLI):
         parser.add_lightning_class_args(EmbeddingWriter, 'writer')
         name = f'{dynamicvis_geo.__name__}.{EarthEngineDataModule.__name__}'
         parser.set_defaults({'data': {'class_path': name}})
+
+    def instantiate_classes(self) -> None:
+        """Refuse a place that cannot be written before weights are fetched."""
+        EmbeddingWriter(**self.config.writer.as_dict()).check()
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Count chips in the progress bar, unless there is to be none or another."""
@@ -85,9 +92,26 @@ def _assemble(arguments: Sequence[str]) -> PredictCLI:
         )
     except DynamicVisGeoError:
         raise
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError, MisconfigurationException) as error:
         ours = [one for one in _causes(error) if isinstance(one, DynamicVisGeoError)]
-        raise SpecError(str(ours[0]) if ours else _one_line(error)) from error
+        if ours:
+            raise SpecError(str(ours[0])) from error
+        files = _configs(arguments)
+        where = f'correct --config {" and ".join(files)}, or ' if files else ''
+        raise SpecError(
+            f'{_one_line(error)}; {where}see dynamicvis-geo predict --help'
+        ) from error
+
+
+def _configs(arguments: Sequence[str]) -> list[str]:
+    """Return the files of configuration among arguments."""
+    pairs = pairwise(arguments)
+    found = [after for name, after in pairs if name in ('-c', '--config')]
+    return found + [
+        name.removeprefix('--config=')
+        for name in arguments
+        if name.startswith('--config=')
+    ]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -20,6 +20,7 @@ from dynamicvis_geo.evaluation import Results, evaluate
 from dynamicvis_geo.evaluation.figures import plot_predicted
 from dynamicvis_geo.evaluation.problem import as_problem
 from dynamicvis_geo.plotting import plot_confusion_matrix
+from dynamicvis_geo.provenance import carries_provenance, refuse_others
 from dynamicvis_geo.tasks import LinearProbe, load_probe
 from dynamicvis_geo.tasks.probe_inputs import Task
 
@@ -77,6 +78,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
             f"'{output}' holds files already: choose another --output, or allow "
             'results in it to be replaced (--overwrite)'
         )
+    names = (PROBE, JSON, CSV, 'confusion-*.png', 'predicted-*.png')
+    existing = [path for name in names for path in output.glob(name)]
+    if existing and not carries_provenance(output / JSON):
+        refuse_others(existing)
 
 
 @contextmanager
@@ -90,14 +95,18 @@ def _staged(output: Path) -> Iterator[Path]:
             )
         )
     except OSError as error:
-        raise OutputError(f"cannot write '{output}': {error}") from error
+        raise OutputError(
+            f"cannot write '{output}': {error}; choose another --output"
+        ) from error
     try:
         yield folder
         output.mkdir(exist_ok=True)
         for file in sorted(folder.iterdir()):
             os.replace(file, output / file.name)
     except OSError as error:
-        raise OutputError(f"cannot write '{output}': {error}") from error
+        raise OutputError(
+            f"cannot write '{output}': {error}; choose another --output"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -42,6 +42,8 @@ def _read(paths: Sequence[Path], img_size: int | tuple[int, int]) -> Tensor:
                     )
                 pixels = file.read((1, 2, 3)).astype(np.float32)
         except RasterioError as error:
-            raise SourceError(f'{path}: rasterio cannot read it ({error})') from error
+            raise SourceError(
+                f'{path}: rasterio cannot read it ({error}): give a GeoTIFF'
+            ) from error
         images.append(preprocess(torch.from_numpy(pixels)))
     return torch.stack(images)

@@ -31,6 +31,8 @@ from dynamicvis_geo.specs import SensorSpec, TemporalSpec
 CHIP_SIZE = 512
 #: Chips that are planned together when many are fetched ahead.
 SLAB = 1000
+#: Largest half of the side of a chip in metres.
+MAX_BUFFER = 500_000.0
 
 
 class EarthEngineDataModule(ChipDataModule):
@@ -216,7 +218,14 @@ def _chip_size(size: int | None, buffer_m: float | None, scale_m: float) -> int:
     if buffer_m is None:
         return CHIP_SIZE if size is None else size
     if size is not None:
-        raise SpecError('give either size or buffer_m: both set the size of a chip')
+        raise SpecError(
+            f'size={size!r} and buffer_m={buffer_m!r} both set the size of a chip: '
+            'give either size or buffer_m'
+        )
+    if not 0 < buffer_m <= MAX_BUFFER:
+        raise SpecError(
+            f'buffer_m={buffer_m!r} is not above 0 and at most {MAX_BUFFER:g} metres'
+        )
     pixels = round(2 * buffer_m / scale_m)
     if pixels < 1:
         raise SpecError(

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import antimeridian
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -18,7 +19,8 @@ from pyproj.exceptions import CRSError
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
-from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.datasets.vector_files import read_vector
+from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.projections import lonlat_centre, utm_crs
 from dynamicvis_geo.specs import BBox, PointBuffer, TemporalSpec
 
@@ -32,6 +34,11 @@ METRES_PER_DEGREE = 111319.49079327358
 #: Pieces into which a side of an area's extent is cut before it is projected, so that
 #: straight sides become the curves that they are in the other CRS.
 PIECES = 64
+#: Length of such a piece in metres, where an area is drawn in degrees: its chord then
+#: keeps within a centimetre of the curve. Of very large areas there are fewer pieces.
+PIECE, MOST_PIECES = 250.0, 4096
+#: Letters of a text that an error repeats.
+SHOWN = 80
 
 
 def read_area(roi: Area) -> gpd.GeoSeries:
@@ -51,22 +58,33 @@ def read_area(roi: Area) -> gpd.GeoSeries:
     """
     if isinstance(roi, BBox | PointBuffer):
         return roi.geometry
+    if isinstance(roi, str | os.PathLike):
+        text = os.fspath(roi)
+        try:
+            return read_area(_from_text(text))
+        except (SpecError, SourceError) as error:
+            short = text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
+            reason = str(error).removeprefix('roi ').removeprefix(f'{text}: ')
+            raise SpecError(f'roi={short!r}: {reason}') from error
     if isinstance(roi, BaseGeometry):
         series = gpd.GeoSeries([roi], crs='EPSG:4326')
     elif isinstance(roi, gpd.GeoSeries | gpd.GeoDataFrame):
         series = gpd.GeoSeries(roi.geometry.array, crs=roi.crs)
-    elif isinstance(roi, str | os.PathLike):
-        series = _from_text(roi)
     else:
         raise SpecError(
             f'roi is a {type(roi).__name__}: give a shapely geometry, a GeoDataFrame, '
             'a spec, or the path of a vector file.'
         )
     if series.crs is None:
-        raise SpecError('roi has no CRS: set it with roi.set_crs(...).')
+        raise SpecError(
+            'roi has no CRS: name it in the file, or with roi.set_crs(...).'
+        )
     series = series[~(series.isna() | series.is_empty)].reset_index(drop=True)
     if series.empty:
-        raise SpecError('roi has no geometry in it.')
+        raise SpecError('roi has no geometry in it: give one that has an area.')
+    series = series.force_2d()
+    if not np.isfinite(shapely.get_coordinates(series.to_numpy())).all():
+        raise SpecError('roi has coordinates that are not finite: correct them.')
     if series.crs.is_geographic:
         series = series.apply(_wrap)
     return series.make_valid()
@@ -80,8 +98,9 @@ def project_area(area: gpd.GeoSeries, crs: CRS) -> gpd.GeoSeries:
     """
     if area.crs == crs:
         return area
-    west, south, east, north = area.total_bounds
-    longest = max(east - west, north - south) / PIECES
+    if crs == 'EPSG:4326':
+        return lonlat_area(area)
+    longest = _extent(area) / PIECES
     projected = (area.segmentize(longest) if longest > 0 else area).to_crs(crs)
     if not np.isfinite(projected.total_bounds).all():
         raise SpecError(
@@ -92,12 +111,46 @@ def project_area(area: gpd.GeoSeries, crs: CRS) -> gpd.GeoSeries:
     return projected.make_valid().apply(shapely.unary_union)
 
 
+def lonlat_area(area: gpd.GeoSeries) -> gpd.GeoSeries:
+    """Draw an area in longitude and latitude, keeping the course of its sides.
+
+    Args:
+        area: As :func:`read_area` gives it.
+
+    Returns:
+        Its geometries in EPSG:4326, cut at the antimeridian, and reaching to the poles
+        that they surround.
+
+    Raises:
+        SpecError: If the area reaches beyond what its CRS can describe.
+    """
+    if area.crs.is_geographic:
+        return area if area.crs == 'EPSG:4326' else read_area(area.to_crs('EPSG:4326'))
+    metres = PIECE / area.crs.axis_info[0].unit_conversion_factor
+    piece = max(metres, _extent(area) / MOST_PIECES)
+    # The side of a ring on which its inside lies is all that tells a polar cap from
+    # the rest of the globe.
+    oriented = shapely.orient_polygons(area.segmentize(piece).to_numpy())
+    drawn = gpd.GeoSeries(oriented, crs=area.crs).to_crs('EPSG:4326')
+    if not np.isfinite(shapely.get_coordinates(drawn.to_numpy())).all():
+        raise SpecError(
+            f'roi reaches beyond what its CRS, {area.crs.to_string()}, can describe: '
+            'cut it, or give it in EPSG:4326.'
+        )
+    return drawn.apply(_cut).make_valid()
+
+
+def _extent(area: gpd.GeoSeries) -> float:
+    """Longest side of the extent of any polygon, line or point."""
+    west, south, east, north = shapely.bounds(shapely.get_parts(area.to_numpy())).T
+    return float(np.maximum(east - west, north - south).max())
+
+
 def local_crs(area: gpd.GeoSeries) -> CRS:
     """The UTM zone (UPS at the poles) in the middle of an area."""
     if area.crs.to_epsg() in _UTM_CODES and len(area) == 1:
         return read_crs(area.crs)
-    lonlat = area.to_crs('EPSG:4326')
-    return utm_crs(*lonlat_centre(lonlat.union_all()))
+    return utm_crs(*lonlat_centre(lonlat_area(area).union_all()))
 
 
 _UTM_CODES = {*range(32601, 32662), *range(32701, 32762)}
@@ -196,26 +249,25 @@ def _iso(time: pd.Timestamp) -> str:
     return time.isoformat(timespec='milliseconds')
 
 
-def _from_text(roi: str | os.PathLike[str]) -> gpd.GeoSeries:
-    text = os.fspath(roi)
-    if Path(text).exists():
-        try:
-            return gpd.GeoSeries(gpd.read_file(text).geometry)
-        except (OSError, ValueError, RuntimeError, AttributeError) as error:
-            raise SpecError(
-                f'roi={text!r} is no vector file that can be read ({error}).'
-            ) from error
-    numbers = text.split(',')
-    if len(numbers) == 4:
-        try:
-            return BBox(*map(float, numbers)).geometry
-        except ValueError as error:
-            raise SpecError(f'roi={text!r}: {error}') from error
+def _from_text(text: str) -> gpd.GeoSeries:
+    # WKT may be longer than a name can be.
+    if os.path.exists(text):
+        table = read_vector(
+            Path(text), 'give a vector file with polygons, such as a GeoPackage'
+        )
+        return table.geometry
+    try:
+        edges = [float(number) for number in text.split(',')]
+    except ValueError:
+        edges = []
+    if len(edges) == 4:
+        return BBox(*edges).geometry
     try:
         return gpd.GeoSeries([shapely.from_wkt(text)], crs='EPSG:4326')
     except shapely.GEOSException as error:
         raise SpecError(
-            f'roi={text!r} is neither a file, nor WKT, nor minlon,minlat,maxlon,maxlat.'
+            'it is neither a file that exists, nor WKT, nor '
+            'minlon,minlat,maxlon,maxlat: give one of these'
         ) from error
 
 
@@ -229,31 +281,67 @@ def _wrap(geometry: BaseGeometry) -> BaseGeometry:
     if south < -90 or north > 90 or west < -360 or east > 360:
         raise SpecError(
             f'roi reaches from {west:g}, {south:g} to {east:g}, {north:g}, which is no '
-            'longitude and latitude: the order is longitude first.'
+            'longitude and latitude: the order is longitude first, and other '
+            'coordinates need a file that names their CRS.'
         )
-    polygons = [part for part in shapely.get_parts(geometry) if part.area > 0]
-    if not polygons:
-        return geometry
-    unrolled = shapely.unary_union([_unroll(polygon) for polygon in polygons])
-    west, _, east, _ = unrolled.bounds
+    parts = [_unroll(part) for part in _single(geometry)]
+    west, _, east, _ = shapely.total_bounds(parts)
     if west >= -180 and east <= 180:
         return geometry
+    parts = _single(shapely.GeometryCollection(list(shapely.make_valid(parts))))
     world = shapely.box(-180, -90, 180, 90)
-    turns = [translate(unrolled, turn).intersection(world) for turn in (-360, 0, 360)]
-    return shapely.unary_union([turn for turn in turns if turn.area > 0])
+    turned = [
+        (translate(part, turn).intersection(world), shapely.get_dimensions(part))
+        for part in parts
+        for turn in (-360, 0, 360)
+    ]
+    # What touches the antimeridian from afar is no part of the other side.
+    return shapely.unary_union(
+        [part for part, kind in turned if shapely.get_dimensions(part) == kind]
+    )
 
 
-def _unroll(polygon: shapely.Polygon) -> shapely.Polygon:
+def _unroll(part: BaseGeometry) -> BaseGeometry:
     """Let longitudes count on where a side jumps over the antimeridian."""
-    outline = np.asarray(polygon.exterior.coords)[:, :2]
-    if not 180 < np.abs(np.diff(outline[:, 0])).max() < 360:
-        return polygon
-    rings: list[NDArray[np.float64]] = []
-    for ring in (polygon.exterior, *polygon.interiors):
-        lon, lat = np.asarray(ring.coords)[:, :2].T
-        lon = np.unwrap(lon, period=360)
-        # A hole starts on the same turn of the globe as the outline around it.
-        if rings:
-            lon += 360 * np.round((rings[0][:, 0].mean() - lon.mean()) / 360)
-        rings.append(np.stack([lon, lat], axis=1))
-    return shapely.Polygon(rings[0], rings[1:])
+    lon = shapely.get_coordinates(part)[:, 0]
+    if not 180 < np.abs(np.diff(lon, prepend=lon[0])).max() < 360:
+        return part
+    if isinstance(part, shapely.LineString):
+        return shapely.LineString(_counted_on(part))
+    # A hole starts on the same turn of the globe as the outline around it.
+    outline = _counted_on(part.exterior)
+    holes = [_counted_on(ring, outline[:, 0].mean()) for ring in part.interiors]
+    return shapely.Polygon(outline, holes)
+
+
+def _counted_on(
+    line: shapely.LineString, near: float | None = None
+) -> NDArray[np.float64]:
+    """Return a line without jumps, ``[n, 2]``, on the turn of the globe nearest."""
+    lon, lat = np.asarray(line.coords)[:, :2].T
+    lon = np.unwrap(lon, period=360)
+    if near is not None:
+        lon += 360 * np.round((near - lon.mean()) / 360)
+    return np.stack([lon, lat], axis=1)
+
+
+def _cut(geometry: BaseGeometry) -> BaseGeometry:
+    """Cut at the antimeridian what was drawn finely in another CRS."""
+    parts = []
+    for part in _single(geometry):
+        if isinstance(part, shapely.Polygon):
+            lon = np.asarray(part.exterior.coords)[:, 0]
+            if np.abs(np.diff(lon)).max() > 180:
+                part = antimeridian.fix_polygon(
+                    part, fix_winding=False, great_circle=False
+                )
+            parts.append(part)
+        else:
+            parts.append(_wrap(part))
+    return shapely.unary_union(shapely.make_valid(parts))
+
+
+def _single(geometry: BaseGeometry) -> list[BaseGeometry]:
+    """Return the points, lines and polygons of a geometry, however deep they lie."""
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    return [part for part in parts.tolist() if not part.is_empty]

@@ -196,7 +196,7 @@ def _convert(parts: Sequence[Path], stream: BinaryIO) -> None:
     """Decode vectors a block at a time into a ``.npy`` file."""
     rows = sum(read_schema(part)[1] for part in parts)
     if rows == 0:
-        raise SourceError(f'{parts[0]}: holds no embeddings: the table is empty')
+        raise SourceError(f'{parts[0]}: holds no embeddings: give a file that does')
     dimensions: int | None = None
     for part in parts:
         first = 0
@@ -229,35 +229,61 @@ def _convert(parts: Sequence[Path], stream: BinaryIO) -> None:
 def _blocks(part: Path) -> Iterator[NDArray[np.float32]]:
     """Yield the vectors of a file, float32 ``[n, D]`` each time."""
     schema, _ = read_schema(part)
+    columns = vector_columns(part, schema)
     kind = schema.field(EMBEDDING).type
-    if not _is_vector(kind):
-        raise SourceError(
-            f"{part}: column '{EMBEDDING}' holds {kind}, not lists of numbers"
-        )
-    integers = pa.types.is_integer(kind.value_type)
-    if integers and SCALE not in schema.names:
-        raise SourceError(
-            f'{part}: its embeddings are integers ({kind.value_type}), which a column '
-            f"'{SCALE}' must give a factor each; there is none"
-        )
-    columns = [EMBEDDING, SCALE] if integers else [EMBEDDING]
     fixed = pa.types.is_fixed_size_list(kind)
     rows = max(1, _BLOCK_BYTES // (4 * (kind.list_size if fixed else 1024)))
     first = 0
     with pq.ParquetFile(part, memory_map=True) as file:
         try:
             for batch in file.iter_batches(rows, columns=columns):
-                vectors = _vectors(part, batch.column(EMBEDDING), first)
-                if integers:
-                    scale = batch.column(SCALE).cast(pa.float32())
-                    vectors = vectors * scale.to_numpy(zero_copy_only=False)[:, None]
-                yield vectors
-                first += len(vectors)
+                yield scaled(_vectors(part, batch.column(EMBEDDING), first), batch)
+                first += len(batch)
         except pa.ArrowException as error:
             raise SourceError(
                 f'{part}: its embeddings cannot be read ({one_line(error)}): the file '
                 'may be damaged; make it anew'
             ) from error
+
+
+def vector_columns(part: Path, schema: pa.Schema) -> list[str]:
+    """Return the columns that hold the vectors of a file.
+
+    Raises:
+        SourceError: If its embeddings are no vectors, or integers without a scale.
+    """
+    kind = schema.field(EMBEDDING).type
+    if not _is_vector(kind):
+        raise SourceError(
+            f"{part}: column '{EMBEDDING}' holds {kind}, not lists of numbers: give a "
+            'file of pooled embeddings'
+        )
+    if not pa.types.is_integer(kind.value_type):
+        return [EMBEDDING]
+    if SCALE not in schema.names:
+        raise SourceError(
+            f'{part}: its embeddings are integers ({kind.value_type}), which a column '
+            f"'{SCALE}' must give a factor each; there is none: make the file anew"
+        )
+    return [EMBEDDING, SCALE]
+
+
+def scaled(
+    vectors: NDArray[np.float32], rows: pa.Table | pa.RecordBatch
+) -> NDArray[np.float32]:
+    """Multiply vectors by the scale of their rows, if these have one.
+
+    Args:
+        vectors: float32 ``[n, D]``, as they are stored.
+        rows: The columns of :func:`vector_columns` of these rows.
+    """
+    if SCALE not in rows.schema.names:
+        return vectors
+    scale = rows.column(SCALE).cast(pa.float32())
+    values: NDArray[np.float32] = (
+        vectors * scale.to_numpy(zero_copy_only=False)[:, None]
+    )
+    return values
 
 
 def _is_vector(kind: pa.DataType) -> bool:

@@ -177,7 +177,7 @@ class PooledEmbeddings(NonGeoDataset):
         missing = [name for name in columns if name not in self.columns]
         if missing:
             raise SpecError(
-                f'{self.path}: no column {missing[0]!r}; its columns are '
+                f'{self.path}: no column {missing[0]!r}; name one of its columns: '
                 f'{", ".join(self.columns)}'
             )
         names = list(columns)
@@ -206,7 +206,8 @@ class PooledEmbeddings(NonGeoDataset):
         missing = values.isna().to_numpy()
         if missing.all():
             raise SpecError(
-                f'{self.path}: column {target!r} has no values: all missing'
+                f'{self.path}: column {target!r} has no values, all are missing: name '
+                'another column'
             )
         if missing.any():
             warnings.warn(

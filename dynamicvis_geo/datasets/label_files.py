@@ -41,8 +41,7 @@ def read_labels(labels: LabelSource, text: Iterable[str]) -> pd.DataFrame:
         path = Path(labels).expanduser()
         if not path.exists():
             raise SourceError(
-                f'{path}: no such file; labels are a CSV, a Parquet file or a vector '
-                'file'
+                f'{path}: no such file; give a CSV, a Parquet file or a vector file'
             )
         try:
             table = _read(path, text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import shapely
 from numpy.typing import NDArray
 from torchgeo.datasets import GeoDataset
 
+from dynamicvis_geo.datasets.vector_files import read_vector
 from dynamicvis_geo.errors import SourceError
 
 LON_NAMES = ('lon', 'longitude', 'x')
@@ -41,38 +44,34 @@ def read_points(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
     path = Path(path)
     if not path.is_file():
         raise SourceError(
-            f'{path}: no such file; points are a CSV with columns lon and lat, or a '
-            'vector file'
+            f'{path}: no such file; give a CSV with columns lon and lat, or a vector '
+            'file'
         )
-    suffix = path.suffix.lower()
-    if suffix == '.csv':
+    if path.suffix.lower() == '.csv':
         points = place_table(read_csv(path), path)
     else:
-        try:
-            if suffix in ('.parquet', '.geoparquet'):
-                points = gpd.read_parquet(path)
-            else:
-                points = gpd.read_file(path)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise SourceError(
-                f'{path}: GeoPandas cannot read it ({_one_line(error)}); give a CSV '
-                'with columns lon and lat, or a vector file'
-            ) from error
-        if not isinstance(points, gpd.GeoDataFrame):
-            raise SourceError(
-                f'{path}: holds no geometries; give a CSV with columns lon and lat, or '
-                'a vector file of points'
-            )
+        points = read_vector(
+            path, 'give a CSV with columns lon and lat, or a vector file of points'
+        )
     problem = problem_with(points)
     if problem is not None:
         raise SourceError(f'{path}: {problem}')
+    if 'id' in points:
+        twice = points['id'][points['id'].duplicated()].unique()
+        if len(twice):
+            warnings.warn(
+                f'{path}: {len(twice)} ids belong to several points, such as '
+                f'{twice[0]!r}: their chips cannot be told apart by them; give every '
+                'point an id of its own',
+                stacklevel=2,
+            )
     return points
 
 
 def problem_with(points: gpd.GeoDataFrame | gpd.GeoSeries) -> str | None:
     """Say what keeps a table from being points with a place each, None if nothing."""
     if points.empty:
-        return 'there are no points'
+        return 'there are no points in it: give at least one'
     if points.crs is None:
         return "the points have no CRS: name it, as in set_crs('EPSG:4326')"
     geometry = points.geometry
@@ -92,7 +91,7 @@ def problem_with(points: gpd.GeoDataFrame | gpd.GeoSeries) -> str | None:
     if len(other):
         return (
             f'{_rows(other)} {kinds.iloc[other[0]]} geometry, not a point: to cover '
-            'areas with chips, give them as roi to GridSampler; for one chip each, '
+            'areas with chips, give them as roi (--roi); for one chip each, '
             'pass points.centroid'
         )
     if 'id' in getattr(points, 'columns', ()):
@@ -174,7 +173,8 @@ def assign_points(
         areas = pd.concat(
             [dataset.index.geometry.to_crs('EPSG:4326') for dataset in datasets]
         )
-        raise SourceError(describe_outside(points, outside, gpd.GeoSeries(areas)))
+        told = describe_outside(points, outside, gpd.GeoSeries(areas))
+        raise SourceError(f'points: {told}')
     return pairs
 
 
@@ -189,7 +189,9 @@ def read_csv(path: Path, text: Iterable[str] = ('id',)) -> pd.DataFrame:
         SourceError: If it cannot be read.
     """
     try:
-        return pd.read_csv(path, encoding='utf-8-sig', dtype=dict.fromkeys(text, 'str'))
+        table = pd.read_csv(
+            path, encoding='utf-8-sig', dtype=dict.fromkeys(text, 'str')
+        )
     except pd.errors.EmptyDataError as error:
         raise SourceError(
             f'{path}: the file is empty; a first line must name its columns, such as '
@@ -197,8 +199,24 @@ def read_csv(path: Path, text: Iterable[str] = ('id',)) -> pd.DataFrame:
         ) from error
     except (OSError, ValueError) as error:
         raise SourceError(
-            f'{path}: not a readable comma-separated file ({_one_line(error)})'
+            f'{path}: not a readable comma-separated file ({_one_line(error)}): save '
+            'it as CSV in UTF-8, with as many values in each row as there are columns'
         ) from error
+    _warn_of_names(path)
+    return table
+
+
+def _warn_of_names(path: Path) -> None:
+    """Say which columns of a CSV have the same name: pandas renames all but one."""
+    with path.open(encoding='utf-8-sig', newline='') as file:
+        names = [name.strip().lower() for name in next(csv.reader(file), [])]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        warnings.warn(
+            f'{path}: several columns are named {", ".join(map(repr, twice))}, of '
+            'which the first is used: rename the others',
+            stacklevel=3,
+        )
 
 
 def place_table(table: pd.DataFrame, source: Path | str) -> gpd.GeoDataFrame:
@@ -225,13 +243,14 @@ def _coordinate(
     names: tuple[str, ...],
     limit: float,
 ) -> NDArray[np.float64]:
-    columns = {str(column).strip().lower(): column for column in table.columns}
+    # Of several columns of one name the first counts.
+    columns = {str(name).strip().lower(): name for name in reversed(table.columns)}
     name = next((columns[name] for name in names if name in columns), None)
     if name is None:
         found = ', '.join(str(column) for column in table.columns)
         raise SourceError(
             f'{path}: no column of {what}s, named {" or ".join(names)}; the '
-            f'comma-separated columns found are: {found}'
+            f'comma-separated columns found are: {found}; rename or separate them so'
         )
     values = pd.to_numeric(table[name], errors='coerce').to_numpy(np.float64)
     # A comparison with NaN is false: this finds what is no number as well.

@@ -69,7 +69,13 @@ def encode_labels(values: pd.Series, task: str | None = None) -> Labels:
     if pd.api.types.is_float_dtype(values) and _whole(values):
         # Class numbers that became 1.0, 2.0 because one of them was missing.
         values = values.astype(np.int64)
-    codes, found = pd.factorize(values.astype(object), sort=True)
+    try:
+        codes, found = pd.factorize(values.astype(object), sort=True)
+    except TypeError as error:
+        raise SpecError(
+            f'column {values.name!r} holds values that are no classes, such as '
+            f'{str(values.iloc[0])[:40]!r}: name a column of texts or numbers'
+        ) from error
     classes = tuple(str(name) for name in found)
     if len(set(classes)) < len(classes):
         raise SpecError(

@@ -10,25 +10,32 @@ import numpy as np
 import shapely
 from pyproj import CRS
 
+from dynamicvis_geo.datasets.areas import lonlat_area
 from dynamicvis_geo.projections import utm_codes
 
 #: Latitudes at which zones change: the poles, Norway, Svalbard and the equator.
 _PARALLELS = (-90, -80, 0, 56, 64, 72, 84, 90)
 #: Every meridian at which a zone begins or ends is a multiple of this.
 _MERIDIANS = 3
+#: Parts of an area that are thinner, in degrees, are what rounding leaves of a side
+#: that lies on the border of a zone.
+_THIN = 1e-9
 
 
 def split_area(area: gpd.GeoSeries) -> list[tuple[CRS, gpd.GeoSeries]]:
     """Divide an area among UTM zones, and UPS at the poles.
 
     Args:
-        area: geometries in any CRS, cut at the antimeridian if in degrees.
+        area: geometries in any CRS, as :func:`~.areas.read_area` gives them.
 
     Returns:
         pairs of a projection and the part of *area* in its zone, in EPSG:4326, sorted
         by EPSG code. Zones that a polygon or line only touches are left out.
+
+    Raises:
+        SpecError: if the area cannot be drawn in longitude and latitude.
     """
-    parts = shapely.get_parts(shapely.get_parts(area.to_crs('EPSG:4326').values))
+    parts = shapely.get_parts(shapely.get_parts(lonlat_area(area).values))
     dimensions = shapely.get_dimensions(parts)
     kinds = [
         (dimension, shapely.union_all(parts[dimensions == dimension]))
@@ -39,11 +46,19 @@ def split_area(area: gpd.GeoSeries) -> list[tuple[CRS, gpd.GeoSeries]]:
         found = []
         for dimension, geometry in kinds:
             part = shapely.intersection(geometry, zone)
-            if not part.is_empty and shapely.get_dimensions(part) == dimension:
+            if shapely.get_dimensions(part) == dimension and not _is_thin(part):
                 found.append(part)
         if found:
             pairs.append((CRS.from_epsg(code), gpd.GeoSeries(found, crs='EPSG:4326')))
     return pairs
+
+
+def _is_thin(part: shapely.Geometry) -> bool:
+    if shapely.get_dimensions(part) == 2:
+        return bool(part.area <= _THIN * part.length)
+    return bool(part.is_empty) or (
+        shapely.get_dimensions(part) == 1 and part.length < _THIN
+    )
 
 
 def split_points(points: gpd.GeoDataFrame) -> list[tuple[CRS, gpd.GeoDataFrame]]:

@@ -21,6 +21,7 @@ from rasterio.io import MemoryFile
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
 from dynamicvis_geo.earthengine.sharing import Chip
 from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.paths import output_path
 from dynamicvis_geo.specs import SensorSpec
 
 #: Goes into the keys: to be raised when the same request gives other pixels.
@@ -75,10 +76,10 @@ class ChipCache:
     def __init__(
         self, path: str | os.PathLike[str], max_bytes: int | None = None
     ) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = output_path(path, 'cache').absolute()
         self.max_bytes = max_bytes
         if self.path.exists() and not self.path.is_dir():
-            raise SpecError(f'cache={str(path)!r} is a file, not a folder.')
+            raise SpecError(f'cache={str(path)!r} is a file: name a folder.')
         if max_bytes is not None and not max_bytes > 0:
             raise SpecError(f'max_bytes={max_bytes!r} is not positive.')
         # Bytes that may be written before the folder is measured again.

@@ -19,10 +19,12 @@ from rasterio.io import DatasetReader, MemoryFile
 
 from dynamicvis_geo.datasets.scene_files import find_files, one_line
 from dynamicvis_geo.errors import OutputError, SourceError
+from dynamicvis_geo.paths import output_path
 from dynamicvis_geo.provenance import (
     METADATA_FILE,
     PROVENANCE_KEY,
     read_provenance,
+    refuse_others,
     software_versions,
     to_json,
 )
@@ -57,7 +59,7 @@ def predict_maps(
         probe: The checkpoint of a :class:`~dynamicvis_geo.LinearProbe`.
         maps: A feature map, or a folder of them.
         output: Folder for the maps.
-        overwrite: Whether to replace maps of other probes.
+        overwrite: Whether to replace maps of other probes; never anything else.
 
     Returns:
         The files that were written, and those that were there.
@@ -70,7 +72,7 @@ def predict_maps(
             written.
     """
     model, identity = load_probe(probe), _identity(Path(probe).expanduser())
-    source, target = (Path(path).expanduser() for path in (maps, output))
+    source, target = Path(maps).expanduser(), output_path(output)
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise OutputError(
             f"will not write into '{source}', the folder of the feature maps: choose "
@@ -86,9 +88,10 @@ def predict_maps(
         'probe': {**identity, 'task': model.task, 'classes': model.classes},
     }
     root = source if source.is_dir() else source.parent
+    paths = [target / file.relative_to(root) for file in files]
+    refuse_others(path for path in [*paths, target / METADATA_FILE] if path.exists())
     written, skipped = [], []
-    for file in files:
-        path = target / file.relative_to(root)
+    for file, path in zip(files, paths, strict=True):
         if path.exists() and not overwrite and _is_ours(path, identity):
             skipped.append(path)
             continue
@@ -223,4 +226,6 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write '{path}': {error}") from error
+        raise OutputError(
+            f"cannot write '{path}': {error}; choose another --output"
+        ) from error

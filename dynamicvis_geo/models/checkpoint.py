@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dynamicvis_geo.errors import CheckpointError, OutputError, SpecError
 from dynamicvis_geo.models.safe_load import load_weights_only
+from dynamicvis_geo.paths import output_path
 
 #: How the official "without token selection" models differ from the others. Their
 #: tensors have the same names and shapes, so the state dict itself does not tell it.
@@ -239,7 +240,7 @@ def convert(
         CheckpointError: If the checkpoint cannot be read.
         OutputError: If ``out`` has another suffix, exists, or cannot be written.
     """
-    out = Path(out).expanduser()
+    out = output_path(out)
     if out.suffix != '.safetensors':
         raise OutputError(f'{out} does not end in .safetensors: give a name that does')
     if out.exists() and not overwrite:

@@ -29,6 +29,8 @@ _CHOICES = {
 _ARCHS = {'base': 'b', 'large': 'l'}
 #: The smallest image at which the official model is known to run.
 MIN_IMG_SIZE = 16
+#: A mistake, rather than an image, is larger.
+MAX_IMG_SIZE = 16_384
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class BackboneConfig:
                 # Alone, so that an error is this variable's.
                 cls(**{name: values[name]})
             except ValueError as error:
-                reason = error if isinstance(error, SpecError) else f'{text!r}: {error}'
+                told = _NEEDED.get(parse, error)
+                reason = error if isinstance(error, SpecError) else f'{text!r}: {told}'
                 raise SpecError(f'environment variable {variable}: {reason}') from error
         return cls(**values, **arguments)
 
@@ -220,6 +223,13 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
+#: What texts are to be, where Python's own words would not say it.
+_NEEDED: dict[Callable[[str], Any], str] = {
+    int: 'give a whole number',
+    float: 'give a number',
+}
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -232,10 +242,12 @@ def _path(name: str, value: object) -> Path:
 
 def _img_size(value: object) -> int | tuple[int, int]:
     sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    if len(sides) != 2 or not all(_is_integer(s) and s >= MIN_IMG_SIZE for s in sides):
+    if len(sides) != 2 or not all(
+        _is_integer(s) and MIN_IMG_SIZE <= s <= MAX_IMG_SIZE for s in sides
+    ):
         raise SpecError(
-            f'img_size={value!r} must be a number of pixels, {MIN_IMG_SIZE} or more, '
-            'or two of them (height, width)'
+            f'img_size={value!r} must be a number of pixels, {MIN_IMG_SIZE} to '
+            f'{MAX_IMG_SIZE}, or two of them (height, width)'
         )
     height, width = sides
     return height if height == width else (height, width)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.false_colour import plot_false_colours
+from dynamicvis_geo.paths import output_path
 from dynamicvis_geo.plotting import PCAColours, fit_map_colours
 from dynamicvis_geo.plotting.colours import sample_rows
 from dynamicvis_geo.quicklooks import Quicklooks
@@ -82,13 +83,13 @@ def write_report(
         SourceError: if the source or an image cannot be read.
         OutputError: if the page cannot be written.
     """
+    path = output_path(output)
     run = open_run(source)
     quicklooks = None
     if images is not None:
         chosen = bands or recorded_bands(run.provenance)
         quicklooks = Quicklooks(images, chosen, _QUICKLOOK_PIXELS)
     page = _render(_content(run, quicklooks))
-    path = Path(output)
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,9 @@ def write_report(
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(f'cannot write {path}: {error}') from error
+        raise OutputError(
+            f'cannot write {path}: {error}; choose another --output'
+        ) from error
     return path
 
 

@@ -24,6 +24,9 @@ from torchgeo.datasets import (
 from dynamicvis_geo.datasets.chip_table import CHIP
 from dynamicvis_geo.errors import SpecError
 
+#: Most pixels of a side of a chip, or from chip to chip.
+LARGEST = 2**20
+
 #: Deviations below this share of a pixel are rounding, not geometry.
 TOLERANCE = 1e-3
 
@@ -49,10 +52,12 @@ def as_pair(
         height, width = (operator.index(v) for v in pair)
     except (TypeError, ValueError):
         height = width = 0
-    if min(height, width) < 1 or any(isinstance(v, bool) for v in pair):
+    if not 1 <= min(height, width) <= max(height, width) <= LARGEST or any(
+        isinstance(v, bool) for v in pair
+    ):
         raise SpecError(
-            f'{name}={value!r} must be a positive whole number of {unit}, or a pair '
-            '(height, width) of them'
+            f'{name}={value!r} must be a whole number of {unit} from 1 to {LARGEST}, '
+            'or a pair (height, width) of them'
         )
     return height, width
 

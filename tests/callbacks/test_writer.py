@@ -107,8 +107,9 @@ def test_features_beyond_float16_are_refused(tmp_path: Path) -> None:
         )
 
 
-def test_folder_of_geoparquet(tmp_path: Path) -> None:
-    path = tmp_path / 'out'
+@pytest.mark.parametrize('name', ['out', 'emb_v1.0'])
+def test_folder_of_geoparquet(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     predict(EmbeddingWriter(path, format='geoparquet'), Chips(10))
     assert {f.name for f in path.iterdir()} == {'data-00000.parquet', '_metadata.json'}
     assert values(path) == {f'chip-{i}': float(i) for i in range(10)}
@@ -239,13 +240,81 @@ def test_overwrite_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ['maps']
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
+
+
 @pytest.mark.parametrize('foreign', ['thesis.docx', 'scene.tif'])
-def test_overwrite_spares_a_folder_of_others(tmp_path: Path, foreign: str) -> None:
-    (tmp_path / foreign).write_text('years of work')
-    writer = EmbeddingWriter(tmp_path, overwrite=True)
+@pytest.mark.parametrize('others', [None, '{"camera": "Hasselblad"}'])
+def test_overwrite_spares_a_folder_of_others(
+    tmp_path: Path, foreign: str, others: str | None
+) -> None:
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / foreign).write_text('years of work')
+    if others is not None:
+        (tmp_path / 'images' / 'metadata.json').write_text(others)
+    before = contents(tmp_path)
+    for name, options in (('images', {}), ('images', {'format': 'geoparquet'})):
+        writer = EmbeddingWriter(tmp_path / name, overwrite=True, **options)
+        output = 'pooled' if options else 'grid'
+        with pytest.raises(OutputError, match='images'):
+            predict(writer, Chips(2), Unreachable(output))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('kind', ['geotiff', 'geoparquet'])
+def test_overwrite_spares_a_file_among_our_own(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / 'out'
+    output = 'pooled' if kind == 'geoparquet' else 'grid'
+    predict(EmbeddingWriter(path, kind), Chips(2), Task(output))
+    name = 'data-00007.parquet' if kind == 'geoparquet' else 'photo.tif'
+    (path / name).write_text('years of work')
+    before = contents(tmp_path)
+    writer = EmbeddingWriter(path, kind, overwrite=True)
+    with pytest.raises(OutputError, match='did not write'):
+        predict(writer, Chips(2), Unreachable(output))
+    assert contents(tmp_path) == before
+    (path / name).unlink()
+    predict(EmbeddingWriter(path, kind, overwrite=True), Chips(1), Task(output))
+
+
+@pytest.mark.parametrize('beside', ['out.parquet.partial/mine', 'out.failures.parquet'])
+def test_what_lies_beside_an_output_is_spared(tmp_path: Path, beside: str) -> None:
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).write_text('years of work')
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        writer = EmbeddingWriter(tmp_path / 'out.parquet', overwrite=overwrite)
+        with pytest.raises(OutputError, match='choose another name'):
+            predict(writer, Chips(2), Unreachable())
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        *('s3://bucket/x.parquet', 'gs://bucket/maps', 'az://a/x.zarr'),
+        *('https://example.org/x.parquet', '/vsis3/bucket/maps', 'file:///tmp/x'),
+    ],
+)
+def test_urls_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for form in (url, Path(url)):
+        with pytest.raises(OutputError, match='is a URL'):
+            EmbeddingWriter(form)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('path', ['', ' ', '/', '.' * 300, '~nobody-of-this-name/x'])
+def test_paths_that_are_none(path: str) -> None:
     with pytest.raises(OutputError):
-        predict(writer, Chips(2), Unreachable('grid'))
-    assert (tmp_path / foreign).read_text() == 'years of work'
+        EmbeddingWriter(path)
 
 
 def test_empty_folder_is_used(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from torch.utils.data import Subset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Task
 from tests.callbacks.test_writer import predict
@@ -40,3 +41,22 @@ def test_a_trainer_writes_and_extends_a_store(
             )
             np.testing.assert_array_equal(inside, sample['image'][0, ::8, ::8])
     assert {entry.name for entry in tmp_path.iterdir()} == {'scene', 'maps.zarr'}
+
+
+def test_overwrite_spares_a_store_with_something_else_in_it(
+    tmp_path: Path, make_chips: Callable[..., ChipDataset]
+) -> None:
+    chips, target = make_chips(), tmp_path / 'maps.zarr'
+    predict(EmbeddingWriter(target), chips, Task('grid'), collate_fn=collate)
+    photo = target / 'photos' / 'a.tif'
+    photo.parent.mkdir()
+    photo.write_text('years of work')
+    again = EmbeddingWriter(target, overwrite=True)
+    with pytest.raises(OutputError, match='photos'):
+        predict(again, chips, Task('grid'), collate_fn=collate)
+    photo.unlink()
+    photo.parent.rmdir()
+    again = EmbeddingWriter(target, overwrite=True)
+    predict(again, Subset(chips, [0]), Task('grid'), collate_fn=collate)
+    assert again.summary is not None
+    assert (again.summary.before, again.summary.written) == (0, 1)

@@ -229,7 +229,7 @@ def test_an_outage_ends_a_run_that_is_then_continued(
         (('--year', '2022'), 'either --roi or --points'),
         (('--roi=0,0,9', '--year', '2022'), '0,0,9'),
         (('--roi=0,0,1,1', '--year', '2022', '--buffer', '9', '--size', '8'), 'either'),
-        (('--roi=0,0,1,1', '--year', '2022', '--cloudy-pct', '130'), 'cloudy_pct'),
+        (('--roi=0,0,1,1', '--year', '2022', '--cloudy-pct', '130'), '--cloudy-pct'),
         ((), 'nothing to embed'),
     ],
 )

@@ -148,7 +148,7 @@ def test_output_that_exists_is_refused_before_any_work(
         ({'shape': (2, 64, 64)}, (), '2 bands'),
         ({}, ('--bands', '1,2,9'), '9'),
         ({}, ('--device', 'tpu'), "'tpu'.*auto, cpu"),
-        ({}, ('--input-range', '9,1'), 'input_range'),
+        ({}, ('--input-range', '9,1'), '--input-range'),
         ({}, ('--points', 'nowhere.csv'), 'nowhere.csv'),
         ({}, ('--points', '{tmp}/far.csv'), 'points lie outside'),
         ({}, ('--weights', '{tmp}/none.pth'), 'none.pth'),

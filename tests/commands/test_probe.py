@@ -205,7 +205,12 @@ def test_results_are_replaced_when_asked(
     (tmp_path / 'results.csv').write_text('old')
     (tmp_path / 'notes.txt').write_text('mine')
     assert run_cli(*command)[0] == 2
+    # Not ours: there is no results.json that says so.
+    assert run_cli(*command, '--overwrite')[0] == 2
     assert (tmp_path / 'results.csv').read_text() == 'old'
+    (tmp_path / 'results.csv').unlink()
+    assert run_cli(*command, '--overwrite')[0] == 0
+    (tmp_path / 'results.csv').write_text('old')
     assert run_cli(*command, '--overwrite')[0] == 0
     assert (tmp_path / 'results.csv').read_text().startswith('method,')
     assert (tmp_path / 'notes.txt').read_text() == 'mine'

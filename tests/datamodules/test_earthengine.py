@@ -9,6 +9,7 @@ from dynamicvis_geo import (
     BBox,
     EarthEngineClient,
     EarthEngineDataModule,
+    PointBuffer,
     SensorSpec,
     TemporalSpec,
 )
@@ -35,6 +36,94 @@ def test_an_area_in_all_its_forms_is_the_same_chips(tmp_path: Path) -> None:
     chips = [set(laid_out(roi=roi)['chip_id']) for roi in forms]
     assert all(ids == chips[0] for ids in chips)
     assert {name[:10] for name in chips[0]} == {'EPSG32632_', 'EPSG32633_'}
+
+
+def test_an_area_as_a_long_text_and_as_a_triangle() -> None:
+    circle = shapely.Point(12, 50.4).buffer(0.01, quad_segs=64)
+    assert len(circle.wkt) > 255
+    triangle = shapely.Polygon([(12, 50.4), (12.01, 50.4), (12, 50.41)])
+    for area in (circle, triangle):
+        ids = laid_out(roi=area.wkt)['chip_id'].tolist()
+        assert ids == laid_out(roi=area)['chip_id'].tolist()
+
+
+def square(lon: float, lat: float, metres: float) -> gpd.GeoSeries:
+    """A square around a place in its UTM zone, whose sides bend in no other CRS."""
+    return PointBuffer(lon, lat, metres).geometry.segmentize(50)
+
+
+def turned(area: gpd.GeoSeries, west: float) -> shapely.Polygon:
+    """An area in longitudes that are counted on from *west*."""
+    lon, lat = shapely.get_coordinates(area.to_crs(4326)[0]).T
+    return shapely.Polygon(zip((lon - west) % 360 + west, lat, strict=True))
+
+
+FIJI = square(179.99, -17, 5000)
+
+
+@pytest.mark.parametrize(
+    'roi',
+    [
+        PointBuffer(179.99, -17, 5000),
+        FIJI.to_crs(3460),
+        FIJI.to_crs(3832),
+        turned(FIJI, 0),
+        turned(FIJI, -360),
+        turned(FIJI, -180),
+    ],
+    ids=['buffer', 'Fiji 1986', 'Mercator of the Pacific', 'east', 'west', 'jumping'],
+)
+def test_an_area_across_the_antimeridian(roi: Any) -> None:
+    west, south, east, north = turned(FIJI, 0).bounds
+    chips = laid_out(roi=BBox(west, south, east - 360, north), size=512)
+    assert set(chips['crs']) == {'EPSG:32701', 'EPSG:32760'}
+    assert set(laid_out(roi=roi, size=512)['chip_id']) == set(chips['chip_id'])
+
+
+def test_a_line_across_the_antimeridian() -> None:
+    lines = ['179.9 -17, 180.1 -17', '179.9 -17, -179.9 -17', '-180.1 -17, -179.9 -17']
+    ids = [set(laid_out(roi=f'LINESTRING ({line})')['chip_id']) for line in lines]
+    assert ids[0] == ids[1] == ids[2]
+    assert {name[:10] for name in ids[0]} == {'EPSG32701_', 'EPSG32760_'}
+
+
+@pytest.mark.parametrize(
+    ('lat', 'code'), [(90, 3995), (90, 3413), (-90, 3031), (-90, 32761)]
+)
+def test_a_cap_around_a_pole(lat: int, code: int) -> None:
+    centre = gpd.GeoSeries([shapely.Point(0, lat)], crs=4326).to_crs(code)
+    chips = laid_out(roi=centre.buffer(20_000), size=512)
+    assert set(chips['crs']) == {'EPSG:32661' if lat > 0 else 'EPSG:32761'}
+    # A disk of this radius takes 48 squares of 5120 m, and those along its rim.
+    assert 48 <= len(chips) <= 48 + 36
+    assert chips.geometry.total_bounds[0] == -180
+
+
+@pytest.mark.parametrize('code', [4326, 3857, 32631, 32632, 3035])
+@pytest.mark.parametrize('west', [5.95, 6.0, 5.9])
+def test_an_area_at_the_border_of_zones(code: int, west: float) -> None:
+    box = shapely.box(west, 45, west + 0.1, 45.1)
+    area = gpd.GeoSeries([box], crs=4326)
+    chips = laid_out(roi=area.segmentize(0.0005).to_crs(code), size=512)
+    assert set(chips['chip_id']) == set(laid_out(roi=box, size=512)['chip_id'])
+    assert chips['crs'].nunique() == (2 if west == 5.95 else 1)
+
+
+def test_an_area_of_whole_chips_is_these_chips() -> None:
+    box = shapely.box(512_000, 5_120_000, 512_000 + 2 * 5120, 5_120_000 + 5120)
+    chips = laid_out(roi=gpd.GeoSeries([box], crs=32632), size=512)
+    assert len(chips) == 2
+
+
+@pytest.mark.parametrize('lon', [6, 180, -180])
+@pytest.mark.parametrize('lat', [45, 0, 56, 84, -80])
+def test_a_point_on_the_border_of_zones(lon: int, lat: int) -> None:
+    point = gpd.GeoSeries([shapely.Point(lon, lat)], crs=4326)
+    ids = {
+        laid_out(points=gpd.GeoDataFrame(geometry=point.to_crs(code)))['chip_id'][0]
+        for code in (4326, 3857, 4087)
+    }
+    assert len(ids) == 1
 
 
 def test_windows_in_all_their_forms() -> None:

@@ -220,7 +220,9 @@ def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
 
 def test_unusable_targets(tmp_path: Path) -> None:
     path = write_part(tmp_path / 'a.parquet', vectors(2), none=[None, None])
-    with pytest.raises(SpecError, match="no column 'cover'; its columns are id"):
+    with pytest.raises(
+        SpecError, match="no column 'cover'; name one of its columns: id"
+    ):
         PooledEmbeddings(path, 'cover')
     with pytest.raises(SpecError, match='all missing'):
         PooledEmbeddings(path, 'none')

@@ -113,8 +113,20 @@ def test_finished_maps_are_skipped_and_others_are_not_overwritten(
     again, _ = predict_maps(other_path, maps, output, overwrite=True)
     assert read_provenance(again[0])['probe']['classes'] == ['a', 'b']
     written[0].write_text('notes')
-    with pytest.raises(OutputError, match='not of this probe'):
-        predict_maps(probe, maps, output)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match='did not write'):
+            predict_maps(probe, maps, output, overwrite)
+    assert written[0].read_text() == 'notes'
+
+
+def test_metadata_of_others_are_not_overwritten(
+    maps: Path, probe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'metadata.json').write_text('{"camera": "Hasselblad"}')
+    with pytest.raises(OutputError, match=r'metadata\.json'):
+        predict_maps(probe, maps, tmp_path / 'out', overwrite=True)
+    assert len(list((tmp_path / 'out').iterdir())) == 1
 
 
 def test_regression_gives_values(maps: Path, tmp_path: Path) -> None:
