@@ -1,8 +1,8 @@
 """What batch size, threads, precision and device do to the features.
 
 The same chips are embedded in several ways, on one thread, and each way is compared
-with one chip at a time in float32. "Equal routing" gives a way the gate logits of that run,
-and so the same order of tokens: what is left is arithmetic.
+with one chip at a time in float32. "Equal routing" gives a way the gate logits of that
+run, and so the same order of tokens: what is left is arithmetic.
 
 Routing sorts thousands of numbers, so near-ties change places under any rounding; how
 much that moves the features depends on how strongly the mixers act, which for the

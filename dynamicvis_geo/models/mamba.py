@@ -96,11 +96,11 @@ class MambaMixer(nn.Module):
         tokens, gate = self.in_proj(x).chunk(2, dim=-1)
         h = form.causal_conv(tokens, self.conv1d.weight, self.conv1d.bias, directions)
         dt, B, C = self.x_proj(h).split(self.split_sizes, dim=-1)
-        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        double = self.A_log.dtype == torch.float64
         return form.selective_scan(
             h,
             F.linear(dt, self.dt_proj.weight),
-            -torch.exp(self.A_log.to(wide)),
+            -torch.exp(self.A_log if double else self.A_log.float()),
             B,
             C,
             self.D,

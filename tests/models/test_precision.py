@@ -154,3 +154,19 @@ def test_the_last_thread_to_leave_restores() -> None:
         leave.set()
         worker.join()
     assert observe() == before
+
+
+@pytest.mark.parametrize('setting', [nothing, medium, high, old_tf32])
+def test_settings_of_a_pytorch_that_has_the_old_ones_only(
+    setting: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if NEW:
+        monkeypatch.delattr(torch._C, '_get_fp32_precision_getter')
+    setting()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with float32_products():
+        assert torch.get_float32_matmul_precision() == 'highest'
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cudnn.allow_tf32
+    after = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    assert after == before
