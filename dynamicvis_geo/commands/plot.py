@@ -60,7 +60,7 @@ def _rgb(arguments: Namespace) -> None:
             some = f', such as {next(iter(cached))}' if cached else ''
             raise SpecError(
                 f'--chip {arguments.chip}: {source} is a cache of {len(cached)} chips'
-                f'{some}, but not of this one'
+                f'{some}, but not of this one: name one that it holds'
             )
         files = [cached[arguments.chip]]
     else:

@@ -105,12 +105,15 @@ def join_labels(
     everything = read_labels(labels, _text_columns(on))
     if target not in everything:
         raise SpecError(
-            f'{source}: no column {target!r} of labels; its columns are '
+            f'{source}: no column {target!r} of labels; name one of its columns: '
             f'{", ".join(map(str, everything.columns))}'
         )
     found = everything[everything[target].notna()].reset_index(drop=True)
     if found.empty:
-        raise SpecError(f'{source}: column {target!r} has no values: all missing')
+        raise SpecError(
+            f'{source}: column {target!r} has no values, all are missing: name another '
+            'column'
+        )
     if how == 'auto':
         how = _choose(table, found, on, max_distance_m)
     if how == 'id':

@@ -83,7 +83,10 @@ def as_problem(
         splits = {name: data.arrays(name) for name in SPLITS if len(data.rows(name))}
     for name in ('train', 'test'):
         if name not in splits or not len(splits[name][1]):
-            raise SpecError(f'split {name!r} has no samples: give it some')
+            raise SpecError(
+                f'split {name!r} has no samples: give it a share '
+                '(fractions=), or another split='
+            )
     dimensions = np.shape(splits['train'][0])[-1]
     labels = np.asarray(splits['train'][1])
     splits.setdefault('val', (np.empty((0, dimensions), np.float32), labels[:0]))

@@ -205,7 +205,7 @@ def fit_map_colours(
     if min(finite.shape) < 3:
         raise SpecError(
             f'maps have {finite.shape[0]} cells of {finite.shape[1]} channels: '
-            'three components need at least 3 of each'
+            'three components need at least 3 of each: give larger maps, or more'
         )
     return PCAColours.fit(finite, percentiles)
 

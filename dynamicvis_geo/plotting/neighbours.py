@@ -96,7 +96,8 @@ def plot_neighbours(
     rows, similarity = nearest_neighbours(embeddings, query, k)
     if not len(rows):
         raise SpecError(
-            'embeddings has no other row with a direction: there are no neighbours'
+            'embeddings has no other row with a direction, so there are no neighbours: '
+            'give more embeddings'
         )
     shown = [query, *rows.tolist()]
     found = {row: None if images is None else images(row) for row in shown}

@@ -168,7 +168,7 @@ CASES = [
     ((*SCENE, *OUT, '--points', 'points.csv', '--stride', '3'), 'stride=3'),
     (('embed', 'text.txt', *OUT), r'argument SOURCE: text\.txt: rasterio cannot'),
     (('embed', '', *OUT), "SOURCE: '' is no path"),
-    ((*SCENE, *OUT, '--weights', 'other.pth'), r'--weights: other\.pth has no'),
+    (('info', '--checkpoint', 'other.pth'), r'--checkpoint: other\.pth has no'),
     ((*SCENE, *OUT, '--weights', ''), "--weights: '' is no path"),
     (('info', '--checkpoint', 'text.txt'), r'--checkpoint: text\.txt is neither'),
     # Outputs.

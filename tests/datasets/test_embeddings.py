@@ -224,7 +224,7 @@ def test_unusable_targets(tmp_path: Path) -> None:
         SpecError, match="no column 'cover'; name one of its columns: id"
     ):
         PooledEmbeddings(path, 'cover')
-    with pytest.raises(SpecError, match='all missing'):
+    with pytest.raises(SpecError, match='all are missing'):
         PooledEmbeddings(path, 'none')
 
 

@@ -213,8 +213,11 @@ def test_labels_of_several_classes(tmp_path: Path) -> None:
         ({'on': ('a', 'b', 'c')}, 'or a pair'),
         ({'on': 'plot'}, 'no column plot of ids'),
         ({'on': ('site', 'id')}, "the embeddings have no column 'site'"),
-        ({'target': 'height'}, "no column 'height' of labels; its columns are id"),
-        ({'target': 'none'}, 'all missing'),
+        (
+            {'target': 'height'},
+            "no column 'height' of labels; name one of its columns: id",
+        ),
+        ({'target': 'none'}, 'all are missing'),
     ],
 )
 def test_unusable_arguments(
