@@ -413,6 +413,7 @@ def print_predict() -> None:
         return
     from dynamicvis_geo.models import BackboneConfig
     from dynamicvis_geo.tasks.features import FeatureExtraction
+    from dynamicvis_geo.transfer import CopiesAhead
 
     batch_size, batches, skipped = 32, 60, 10
 
@@ -431,7 +432,11 @@ def print_predict() -> None:
         (torch.rand(batch_size, 3, 512, 512) * 4000).pin_memory() for _ in range(2)
     ]
     samples = [{'image': images[i % 2]} for i in range(batches)]
-    loader = torch.utils.data.DataLoader(samples, batch_size=None)  # type: ignore[arg-type]
+
+    class Memory(CopiesAhead):
+        def predict_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(samples, batch_size=None)  # type: ignore[arg-type]
+
     clock = Clock()
     trainer = Trainer(
         accelerator='gpu',
@@ -442,7 +447,7 @@ def print_predict() -> None:
         enable_model_summary=False,
         callbacks=[clock],
     )
-    trainer.predict(module, loader, return_predictions=False)
+    trainer.predict(module, datamodule=Memory(), return_predictions=False)
     rate = (batches - skipped) * batch_size / clock.seconds
     model = module.backbone.cuda()
     seconds, _ = measure(prepare(model, batch_size, 'bf16', 'graph'))  # type: ignore[arg-type]

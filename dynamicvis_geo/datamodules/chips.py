@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset
@@ -20,6 +19,7 @@ from dynamicvis_geo.earthengine.fetch import Survey
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.samplers import ContiguousSampler
 from dynamicvis_geo.termination import in_worker
+from dynamicvis_geo.transfer import CopiesAhead
 
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks import EmbeddingWriter
@@ -32,7 +32,7 @@ FEATURES = (768, 16, 16)
 COUNTED = 10_000
 
 
-class ChipDataModule(LightningDataModule):
+class ChipDataModule(CopiesAhead):
     """The chips that samplers choose from datasets, divided among all processes.
 
     One DataLoader goes over the chips of all datasets, neighbours together; each

@@ -5,7 +5,6 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
@@ -65,7 +64,6 @@ class FeatureExtraction(LightningModule):
         )
         self.requires_grad_(False)
         self.eval()
-        self._copies: torch.cuda.Stream | None = None
         self._graphs = GraphedForward(self._last_map, self.parameters)
         # In a run with more processes than chips, some get none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -153,21 +151,6 @@ class FeatureExtraction(LightningModule):
         if self.pooling == 'mean':
             return features.mean((2, 3))
         return features.amax((2, 3))
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Copy page-locked batches to a GPU while it computes the one before."""
-        if device.type != 'cuda':
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        current = torch.cuda.current_stream(device)
-        if self._copies is None:
-            self._copies = torch.cuda.Stream(device)
-        with torch.cuda.stream(self._copies):
-            moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        current.wait_stream(self._copies)
-        apply_to_collection(moved, Tensor, lambda t: t.record_stream(current))
-        return moved
 
     def on_predict_start(self) -> None:
         """Refuse dataloaders that the processes of a run cannot share.

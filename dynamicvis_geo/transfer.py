@@ -1,0 +1,30 @@
+"""Batches on their way to a GPU."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+
+class CopiesAhead(LightningDataModule):
+    """Copies page-locked batches to a GPU while it computes the one before.
+
+    Lightning copies on the stream that computes, where a copy waits for all that was
+    asked for earlier.
+    """
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Copy a batch, on a stream of its own if the device is a GPU."""
+        if device.type != 'cuda':
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        computing = torch.cuda.current_stream(device)
+        copying = self.__dict__.setdefault('_copying', torch.cuda.Stream(device))
+        with torch.cuda.stream(copying):
+            moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        computing.wait_stream(copying)
+        apply_to_collection(moved, Tensor, lambda t: t.record_stream(computing))
+        return moved
