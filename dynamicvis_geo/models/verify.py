@@ -286,7 +286,7 @@ def _compare_one(
         alike = _run(ours, image, seed, reference.logits)
     # Weights that are equal in float32 are to stay so, or the order would differ.
     routing = {
-        name: F.softmax(logits, dim=1).double().log()
+        name: F.softmax(logits[..., 0], dim=-1)[..., None].double().log()
         for name, logits in reference.logits.items()
     }
     truth = _run(exact, image.double(), seed, routing)

@@ -19,7 +19,11 @@ from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
 from dynamicvis_geo.datasets.chips import ChipDataset
 
 D = 3
-PROVENANCE = {'model': {'weights': 'random'}, 'source': {'images': 'made up'}}
+PROVENANCE = {
+    'model': {'weights': 'random'},
+    'source': {'images': 'made up'},
+    'processing:software': {'dynamicvis-geo': '0.1.0'},
+}
 
 
 def scene(

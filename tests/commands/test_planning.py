@@ -135,8 +135,8 @@ def test_a_dry_run_goes_without_scenes_where_nobody_answers(
         ((EARTH,), ('more than 1,000,000 chips', 'at least 19,4', '122 UTM zones')),
         ((EARTH, '--size', '1', '--scale', '0.001'), ('more than 1,000,000 chips',)),
         (
-            ('--roi=10,50,11,51', '--size', '1000000000'),
-            ('above 4096 pixels a side', 'of 1000000000 pixels'),
+            ('--roi=10,50,11,51', '--size', '1000000'),
+            ('above 4096 pixels a side', 'of 1000000 pixels'),
         ),
         (('--roi=10,50,11,51', '--size', '40000'), ('of 40000 pixels',)),
         (('--roi=10,50,11,51', '--buffer', '40000'), ('of 8000 pixels',)),
