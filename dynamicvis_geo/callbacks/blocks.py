@@ -18,10 +18,11 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, Self
 
 import fsspec
 import numpy as np
@@ -366,11 +367,51 @@ class Store:
         """
         system, folder = self._place()
         with self._errors('write', name):
-            if not isinstance(system, LocalFileSystem):
+            if isinstance(system, LocalFileSystem):
+                with _temporary(Path(folder), name) as temporary:
+                    temporary.write_bytes(content)
+                    _replace(temporary, Path(folder, name))
+            else:
                 system.pipe_file(f'{folder}/{name}', content)
-                return
-            with _temporary(Path(folder), name, content) as temporary:
-                os.replace(temporary, Path(folder, name))
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[Path]:
+        """Give a local file to write to, which is put whole when that is over.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        system, folder = self._place()
+        local = isinstance(system, LocalFileSystem)
+        with self._errors('write', name), ExitStack() as stack:
+            scratch = folder if local else stack.enter_context(TemporaryDirectory())
+            temporary = stack.enter_context(_temporary(Path(scratch), name))
+            yield temporary
+            if local:
+                _replace(temporary, Path(folder, name))
+            else:
+                system.put_file(str(temporary), f'{folder}/{name}')
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file to read parts of it.
+
+        Raises:
+            OutputError: If it cannot be read.
+        """
+        system, folder = self._place()
+        with self._errors('read', name), system.open(f'{folder}/{name}') as file:
+            yield file
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one.
+
+        Raises:
+            OutputError: If it cannot be removed.
+        """
+        system, folder = self._place()
+        with self._errors('remove', name), suppress(FileNotFoundError):
+            system.rm_file(f'{folder}/{name}')
 
     def put_new(self, name: str, content: bytes) -> bool:
         """Write a file unless there is one; of several at once, one does.
@@ -413,22 +454,26 @@ class Store:
 
 
 @contextmanager
-def _temporary(folder: Path, name: str, content: bytes | memoryview) -> Iterator[Path]:
-    """Write content under a name that no process on any machine has."""
+def _temporary(folder: Path, name: str) -> Iterator[Path]:
+    """Give a name that no process on any machine has; what is left of it goes."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f'.{name}.{secrets.token_hex(8)}.partial'
     try:
-        with temporary.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _replace(temporary: Path, path: Path) -> None:
+    """Give a file its name when it is on disk."""
+    with temporary.open('rb') as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def _link_new(folder: Path, name: str, content: bytes) -> None:
-    with _temporary(folder, name, content) as temporary:
+    with _temporary(folder, name) as temporary:
+        temporary.write_bytes(content)
         try:
             os.link(temporary, folder / name)
         except OSError as error:
