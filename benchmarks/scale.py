@@ -69,6 +69,8 @@ def blocks(options: argparse.Namespace) -> None:
     from pyproj import CRS
 
     from dynamicvis_geo.callbacks import blocks as of
+    from dynamicvis_geo.callbacks.shards import Shard
+    from dynamicvis_geo.callbacks.store import Store
     from dynamicvis_geo.datasets.chip_table import CHIP
 
     side, crs, before = round(options.chips**0.5), [CRS(32633)], peak()
@@ -97,12 +99,12 @@ def blocks(options: argparse.Namespace) -> None:
     for block_chips in (1024, 32, 1):
         plan = of.make_plan(table, crs, block_chips)
         with tempfile.TemporaryDirectory() as folder:
-            run = of.begin(of.Store(folder), of.describe(plan, {}, {}))
+            run = of.begin(Store(folder), of.describe(plan, {}, {}))
             for number in range(0, len(plan), 2):
                 Path(folder, of.block_name(run, number, '.parquet')).touch()
             started = time.perf_counter()
-            done = of.finished(of.Store(folder), run, '.parquet')
-            left = of.share(done, of.Shard())
+            done = of.finished(Store(folder), run, '.parquet')
+            left = of.share(done, Shard())
             took = time.perf_counter() - started
             assert len(left) == len(plan) // 2
         print(f'| {len(plan)} | {took:.3f} |', flush=True)

@@ -2,36 +2,28 @@
 
 Every process works out the same :class:`Plan` from the arguments of the run alone: the
 chips in their order, cut into blocks. A block is done when its file is there, so what
-is left is a listing, and who does what is arithmetic (:class:`Shard`). There are no
-locks and no owners: a block done twice is the same file twice. Where that is,
-:class:`Store` says: a folder, or any place that fsspec knows.
+is left is a listing, and who does what is arithmetic (:func:`share`). There are no
+locks and no owners: a block done twice is the same file twice.
 
 What a block's file holds is not known here.
 """
 
-import errno
 import hashlib
 import itertools
 import json
 import operator
-import os
-import re
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, Self
+from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from pyproj import CRS
 
 from dynamicvis_geo.callbacks.settings import differences, table
+from dynamicvis_geo.callbacks.shards import Shard
+from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.chip_order import (
     Strides,
@@ -46,18 +38,6 @@ Ints = NDArray[np.int64]
 
 #: File that says what is being made, in the folder of the blocks.
 DESCRIPTION_FILE = 'run.json'
-
-#: What a file system answers that has no hard links.
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-
-#: Variables in which array jobs tell a process its number, from 0, and their number;
-#: AWS Batch and Kubernetes do not tell the second.
-_ARRAYS = (
-    ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),
-    ('AWS_BATCH_JOB_ARRAY_INDEX', None),
-    ('JOB_COMPLETION_INDEX', None),
-)
-_SLURM = tuple(f'SLURM_ARRAY_TASK_{name}' for name in ('ID', 'MIN', 'MAX', 'COUNT'))
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,290 +177,6 @@ def _fingerprint(
             ids = point_ids.take(pa.array(part)).to_pylist()
             digest.update(json.dumps(ids).encode())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several processes, or machines, that do a run together.
-
-    Attributes:
-        index: Its number, from 0.
-        count: How many there are.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that are no shard.
-
-        Raises:
-            SpecError: If `index` is not one of `count` numbers.
-        """
-        if not 0 <= self.index < self.count:
-            raise SpecError(
-                f'shard={self} (--shard) must be a number from 1 and how many there '
-                'are, such as 3/10'
-            )
-
-    def __str__(self) -> str:
-        """As on the command line, counted from 1."""
-        return f'{self.index + 1}/{self.count}'
-
-    @classmethod
-    def parse(cls, text: str, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read ``I/N``, counted from 1, or ``/N``: an array job tells its index.
-
-        Args:
-            text: What to read.
-            environ: Environment of the process.
-
-        Raises:
-            SpecError: If it is neither, or there is no array job.
-        """
-        found = re.fullmatch(r'(\d*)/(\d+)', text.strip())
-        if found is None:
-            raise SpecError(
-                f'shard={text!r} (--shard) must be I/N, such as 3/10 for the third of '
-                'ten, or /N in an array job'
-            )
-        number, count = found[1], int(found[2])
-        if number:
-            return cls(int(number) - 1, count)
-        told = _array_job(environ)
-        if told is None:
-            raise SpecError(
-                f'shard={text!r} (--shard) leaves the number of this shard to an array '
-                'job, and this is none that is known: give both, such as 3/10'
-            )
-        return cls(told[0], count)
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self | None:
-        """Return what an array job says; None outside one.
-
-        Known are arrays of Slurm, AWS Batch and Google Batch, and indexed jobs of
-        Kubernetes.
-
-        Raises:
-            SpecError: If it does not say how many there are, or its numbers have gaps.
-        """
-        told = _array_job(environ)
-        if told is None:
-            return None
-        index, count, name = told
-        if count is None:
-            raise SpecError(
-                f'{name}={index} says that this is one of several, but not of how '
-                'many: give --shard /N (shard=), or --shard 1/1 if it does all alone'
-            )
-        return cls(index, count)
-
-    def within(self, rank: int, world_size: int) -> 'Shard':
-        """Return the share of one of the processes among which a shard is divided."""
-        return Shard(self.index * world_size + rank, self.count * world_size)
-
-
-def _array_job(environ: Mapping[str, str]) -> tuple[int, int | None, str] | None:
-    """Return the index from 0, the count if it is told, and who told."""
-    if _SLURM[0] in environ:
-        return *_slurm(*(_number(environ, name) for name in _SLURM)), _SLURM[0]
-    for name, total in _ARRAYS:
-        if name in environ:
-            count = None if total is None else _number(environ, total)
-            return _number(environ, name), count, name
-    return None
-
-
-def _slurm(task: int, least: int, most: int, count: int) -> tuple[int, int]:
-    step, rest = divmod(most - least, max(1, count - 1))
-    index, off = divmod(task - least, max(1, step))
-    if rest or off or not 0 <= index < count:
-        # Of an array with gaps at least one task comes here, whatever its numbers.
-        raise SpecError(
-            f'SLURM_ARRAY_TASK_ID={task} is one of {count} from {least} to {most} with '
-            'gaps between them: use --array=1-N, or say --shard I/N'
-        )
-    return index, count
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    text = environ.get(name, '')
-    if not text.isdecimal():
-        raise SpecError(
-            f'{name}={text!r} must be a whole number, as an array job gives it: unset '
-            'it, or say --shard I/N'
-        )
-    return int(text)
-
-
-@dataclass(frozen=True)
-class Store:
-    """A folder, on this machine or behind any URL that fsspec knows.
-
-    Files are listed, read and put whole; nothing else is asked of the place. It is
-    plain text, so that any process may have it.
-
-    Attributes:
-        url: Path or URL of the folder.
-    """
-
-    url: str
-
-    def names(self) -> list[str]:
-        """Return the names of all files, in no order; none if there is no folder.
-
-        Raises:
-            OutputError: If they cannot be listed.
-        """
-        system, folder = self._place()
-        with self._errors('list', ''):
-            # Others write, too: what was listed before is not asked again.
-            system.invalidate_cache(folder)
-            try:
-                if isinstance(system, LocalFileSystem):
-                    return os.listdir(folder)
-                paths = system.ls(folder, detail=False)
-            except FileNotFoundError:
-                return []
-        return [path.rsplit('/', 1)[-1] for path in paths]
-
-    def read(self, name: str) -> bytes | None:
-        """Return what a file holds; None if there is none.
-
-        Raises:
-            OutputError: If it cannot be read.
-        """
-        system, folder = self._place()
-        with self._errors('read', name):
-            try:
-                content: bytes = system.cat_file(f'{folder}/{name}')
-            except FileNotFoundError:
-                return None
-        return content
-
-    def put(self, name: str, content: bytes | memoryview) -> None:
-        """Write a file, which appears whole, also in the place of another.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        system, folder = self._place()
-        with self._errors('write', name):
-            if isinstance(system, LocalFileSystem):
-                with _temporary(Path(folder), name) as temporary:
-                    temporary.write_bytes(content)
-                    _replace(temporary, Path(folder, name))
-            else:
-                system.pipe_file(f'{folder}/{name}', content)
-
-    @contextmanager
-    def whole(self, name: str) -> Iterator[Path]:
-        """Give a local file to write to, which is put whole when that is over.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        system, folder = self._place()
-        local = isinstance(system, LocalFileSystem)
-        with self._errors('write', name), ExitStack() as stack:
-            scratch = folder if local else stack.enter_context(TemporaryDirectory())
-            temporary = stack.enter_context(_temporary(Path(scratch), name))
-            yield temporary
-            if local:
-                _replace(temporary, Path(folder, name))
-            else:
-                system.put_file(str(temporary), f'{folder}/{name}')
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """Open a file to read parts of it.
-
-        Raises:
-            OutputError: If it cannot be read.
-        """
-        system, folder = self._place()
-        with self._errors('read', name), system.open(f'{folder}/{name}') as file:
-            yield file
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if there is one.
-
-        Raises:
-            OutputError: If it cannot be removed.
-        """
-        system, folder = self._place()
-        with self._errors('remove', name), suppress(FileNotFoundError):
-            system.rm_file(f'{folder}/{name}')
-
-    def put_new(self, name: str, content: bytes) -> bool:
-        """Write a file unless there is one; of several at once, one does.
-
-        Returns:
-            Whether it was written.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        system, folder = self._place()
-        with self._errors('write', name):
-            try:
-                if isinstance(system, LocalFileSystem):
-                    _link_new(Path(folder), name, content)
-                else:
-                    system.pipe_file(f'{folder}/{name}', content, mode='create')
-            except FileExistsError:
-                return False
-        return True
-
-    def _place(self) -> tuple[Any, str]:
-        """Return file system and folder, which fsspec keeps for each process."""
-        if '://' not in self.url:
-            # A path, which may hold what fsspec would take for a chain of URLs.
-            return LocalFileSystem(), os.path.abspath(os.path.expanduser(self.url))
-        try:
-            system, folder = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise OutputError(f"cannot use '{self.url}': {error}") from error
-        return system, folder.rstrip('/')
-
-    @contextmanager
-    def _errors(self, doing: str, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            place = f'{self.url.rstrip("/")}/{name}' if name else self.url
-            raise OutputError(f"cannot {doing} '{place}': {error}") from error
-
-
-@contextmanager
-def _temporary(folder: Path, name: str) -> Iterator[Path]:
-    """Give a name that no process on any machine has; what is left of it goes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f'.{name}.{secrets.token_hex(8)}.partial'
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Give a file its name when it is on disk."""
-    with temporary.open('rb') as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _link_new(folder: Path, name: str, content: bytes) -> None:
-    with _temporary(folder, name) as temporary:
-        temporary.write_bytes(content)
-        try:
-            os.link(temporary, folder / name)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with (folder / name).open('xb') as file:
-                file.write(content)
 
 
 @dataclass(frozen=True)

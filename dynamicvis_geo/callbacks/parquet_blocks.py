@@ -18,13 +18,7 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
-from dynamicvis_geo.callbacks.blocks import (
-    Description,
-    Ints,
-    Store,
-    block_name,
-    finished,
-)
+from dynamicvis_geo.callbacks.blocks import Description, Ints, block_name, finished
 from dynamicvis_geo.callbacks.geoparquet import (
     Extent,
     GeoParquetWriter,
@@ -33,6 +27,7 @@ from dynamicvis_geo.callbacks.geoparquet import (
     steady_memory,
 )
 from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
+from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import describe_embeddings
 
@@ -181,7 +176,9 @@ def merge_blocks(
             f"'{store.url}' lacks {missing} of {run.blocks} blocks: go on with the run "
             'to have all of them, or join what there is (partial=True)'
         )
-    files = [block_name(run, number, SUFFIX) for number in np.flatnonzero(done)]
+    files = [
+        block_name(run, number, SUFFIX) for number in np.flatnonzero(done).tolist()
+    ]
     with steady_memory():
         schema, extent, failed = _survey(store, files)
         rows = 0
@@ -255,7 +252,7 @@ def _group_rows(run: Description, schema: pa.Schema) -> int:
     kind = schema.field('embedding').type
     if not pa.types.is_fixed_size_list(kind):
         return 1
-    size = kind.list_size * kind.value_type.bit_width // 8
+    size: int = kind.list_size * kind.value_type.bit_width // 8
     least, most = ROW_GROUP_BYTES
     return max(1, min(max(run.chips * size // 16, least), most) // size)
 

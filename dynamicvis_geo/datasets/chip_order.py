@@ -96,8 +96,8 @@ def _grid_cells(
 
 def _whole(cells: NDArray[np.float64]) -> NDArray[np.int64]:
     """Count cells from a corner of the curve, with the origin in its middle."""
-    whole: NDArray[np.int64] = np.floor(cells).astype(np.int64)
-    return whole + 2 ** (_LEVEL - 1)
+    whole: NDArray[np.int64] = np.floor(cells + 2 ** (_LEVEL - 1)).astype(np.int64)
+    return whole
 
 
 def _hilbert(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.uint64]:

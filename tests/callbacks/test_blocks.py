@@ -1,12 +1,8 @@
 import json
 import multiprocessing
-import threading
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from uuid import uuid4
 
-import fsspec
 import geopandas as gpd
 import numpy as np
 import pytest
@@ -16,8 +12,6 @@ from dynamicvis_geo.callbacks.blocks import (
     DESCRIPTION_FILE,
     Description,
     Plan,
-    Shard,
-    Store,
     begin,
     block_name,
     describe,
@@ -26,6 +20,8 @@ from dynamicvis_geo.callbacks.blocks import (
     read_description,
     share,
 )
+from dynamicvis_geo.callbacks.shards import Shard
+from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.samplers import GridSampler, PointSampler
@@ -71,16 +67,6 @@ def points(count: int, name: str = 'plot') -> ChipDataset:
         crs=dataset.crs,
     )
     return ChipDataset([(dataset, PointSampler(dataset, frame, 32))])
-
-
-@pytest.fixture(params=['folder', 'memory'])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == 'folder':
-        yield Store(str(tmp_path / 'a::b' / 'out.partial'))
-        return
-    url = f'memory://{uuid4().hex}/out.partial'
-    yield Store(url)
-    fsspec.filesystem('memory').rm(url.rsplit('/', 1)[0], recursive=True)
 
 
 def assert_covers(plan: Plan, chips: ChipDataset) -> None:
@@ -231,51 +217,6 @@ def test_wrong_block_size(size: int) -> None:
         plan_of(ChipDataset([]), size)
 
 
-def test_store_lists_reads_and_puts(store: Store) -> None:
-    assert store.names() == []
-    assert store.read('one') is None
-    store.put('one', b'first')
-    store.put('one', memoryview(b'second'))
-    assert store.put_new('two', b'2')
-    assert not store.put_new('two', b'3')
-    assert store.read('one') == b'second'
-    assert store.read('two') == b'2'
-    assert sorted(store.names()) == ['one', 'two']
-
-
-def test_one_of_many_begins(store: Store) -> None:
-    ready, won = threading.Barrier(8), []
-
-    def put(number: int) -> None:
-        ready.wait()
-        if store.put_new('run.json', str(number).encode() * 10_000):
-            won.append(number)
-
-    threads = [threading.Thread(target=put, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert store.read('run.json') == str(won[0]).encode() * 10_000
-    assert store.names() == ['run.json']
-
-
-def test_what_a_store_refuses_names_the_place(tmp_path: Path) -> None:
-    (tmp_path / 'file').write_text('')
-    for store in (Store(f'{tmp_path}/file'), Store(f'file://{tmp_path}/file')):
-        with pytest.raises(OutputError, match=r"cannot write '.*file/one'"):
-            store.put('one', b'')
-        with pytest.raises(OutputError, match=r"cannot list '.*file'"):
-            store.names()
-    with pytest.raises(OutputError, match="cannot use 'nosuch://place'"):
-        Store('nosuch://place').names()
-    (tmp_path / 'folder' / 'one').mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"cannot write '.*folder/one'"):
-        Store(f'{tmp_path}/folder').put('one', b'')
-    assert [path.name for path in (tmp_path / 'folder').iterdir()] == ['one']
-
-
 def description(chips: ChipDataset, size: int, **settings: object) -> Description:
     return describe(plan_of(chips, size), settings, {'run': 'of a test'})
 
@@ -390,91 +331,6 @@ def test_shards_divided_among_processes_are_all_there_is() -> None:
         share(done, Shard(i, 3).within(rank, 4)) for i in range(3) for rank in range(4)
     ]
     assert sorted(np.concatenate(taken)) == list(range(40))
-
-
-@pytest.mark.parametrize(
-    ('text', 'environ', 'expected'),
-    [
-        ('1/1', {}, Shard(0, 1)),
-        ('3/10', {}, Shard(2, 10)),
-        ('3/10', {'JOB_COMPLETION_INDEX': '7'}, Shard(2, 10)),
-        ('/10', {'JOB_COMPLETION_INDEX': '7'}, Shard(7, 10)),
-        ('/4', {'AWS_BATCH_JOB_ARRAY_INDEX': '0'}, Shard(0, 4)),
-    ],
-)
-def test_shard_on_the_command_line(
-    text: str, environ: dict[str, str], expected: Shard
-) -> None:
-    shard = Shard.parse(text, environ)
-    assert shard == expected
-    assert Shard.parse(str(shard)) == shard
-
-
-@pytest.mark.parametrize(
-    ('text', 'environ'),
-    [
-        ('0/10', {}),
-        ('11/10', {}),
-        ('1/0', {}),
-        ('3', {}),
-        ('-1/3', {}),
-        ('a/b', {}),
-        ('/10', {}),
-        ('/10', {'JOB_COMPLETION_INDEX': '10'}),
-        ('/10', {'JOB_COMPLETION_INDEX': 'x'}),
-    ],
-)
-def test_what_is_no_shard(text: str, environ: dict[str, str]) -> None:
-    with pytest.raises(SpecError, match='--shard'):
-        Shard.parse(text, environ)
-
-
-def slurm(task: int, least: int, most: int, count: int) -> dict[str, str]:
-    numbers = {'ID': task, 'MIN': least, 'MAX': most, 'COUNT': count}
-    return {f'SLURM_ARRAY_TASK_{name}': str(value) for name, value in numbers.items()}
-
-
-@pytest.mark.parametrize(
-    ('environ', 'expected'),
-    [
-        ({}, None),
-        ({'SLURM_JOB_ID': '5', 'RANK': '1'}, None),
-        (slurm(1, 1, 10, 10), Shard(0, 10)),
-        (slurm(10, 1, 10, 10), Shard(9, 10)),
-        (slurm(0, 0, 9, 10), Shard(0, 10)),
-        (slurm(8, 0, 12, 4), Shard(2, 4)),
-        (slurm(5, 5, 5, 1), Shard(0, 1)),
-        ({'BATCH_TASK_INDEX': '2', 'BATCH_TASK_COUNT': '5'}, Shard(2, 5)),
-    ],
-)
-def test_shard_of_an_array_job(environ: dict[str, str], expected: Shard | None) -> None:
-    assert Shard.from_environment(environ) == expected
-
-
-@pytest.mark.parametrize(
-    'tasks', [[1, 2, 5], [1, 3, 4, 9], [0, 1, 2, 3, 5], [2, 3, 4, 9]]
-)
-def test_arrays_with_gaps_are_refused_somewhere(tasks: list[int]) -> None:
-    def shard(task: int) -> Shard | None:
-        return Shard.from_environment(slurm(task, tasks[0], tasks[-1], len(tasks)))
-
-    with pytest.raises(SpecError, match='gaps'):
-        [shard(task) for task in tasks]
-
-
-@pytest.mark.parametrize(
-    'environ',
-    [
-        {'AWS_BATCH_JOB_ARRAY_INDEX': '3'},
-        {'JOB_COMPLETION_INDEX': '3'},
-        {'BATCH_TASK_INDEX': '3'},
-        {'SLURM_ARRAY_TASK_ID': '3'},
-        {'BATCH_TASK_INDEX': '5', 'BATCH_TASK_COUNT': '5'},
-    ],
-)
-def test_array_jobs_that_do_not_say_enough(environ: dict[str, str]) -> None:
-    with pytest.raises(SpecError, match='--shard'):
-        Shard.from_environment(environ)
 
 
 def test_description_is_readable(store: Store) -> None:

@@ -14,8 +14,6 @@ import pytest
 from dynamicvis_geo.callbacks.blocks import (
     Description,
     Plan,
-    Shard,
-    Store,
     begin,
     block_name,
     describe,
@@ -29,6 +27,8 @@ from dynamicvis_geo.callbacks.parquet_blocks import (
     merge_blocks,
 )
 from dynamicvis_geo.callbacks.predictions import Failure, Predictions
+from dynamicvis_geo.callbacks.shards import Shard
+from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import read_provenance
