@@ -1,7 +1,7 @@
 """Whether time and memory stay flat as chips and processes grow.
 
-Run it from the root of the repository: ``python -m benchmarks.scale plan``, or
-``python -m benchmarks.scale predict``.
+Run it from the root of the repository: ``python -m benchmarks.scale plan``,
+``python -m benchmarks.scale blocks``, or ``python -m benchmarks.scale predict``.
 """
 
 import argparse
@@ -29,6 +29,7 @@ def peak() -> float:
 def plan(options: argparse.Namespace) -> None:
     """Lay out the chips of a large area, as each process of a run does for itself."""
     from dynamicvis_geo import EarthEngineDataModule
+    from dynamicvis_geo.callbacks.blocks import make_plan
 
     module = EarthEngineDataModule(roi=ROI, time=TIME, size=options.size)
     # Importing takes more than planning, and is the same for one chip.
@@ -46,16 +47,67 @@ def plan(options: argparse.Namespace) -> None:
     module.setup('predict')
     note('table of the chips, in order')
     chips = module.chips
+    run = make_plan(chips.table, chips.source_crs, 1024, strides=chips.strides)
+    note('blocks of the run')
     wanted = 0
     for batch in module.predict_dataloader().batch_sampler or ():
         wanted += len(batch)
     note('what this process does')
     assert wanted == len(chips)
     zones = len(chips.datasets)
-    print(f'{len(chips)} chips of {options.size} px in {zones} UTM zones\n')
+    print(f'{len(chips)} chips of {options.size} px in {zones} UTM zones, ')
+    print(f'{len(run)} blocks\n')
     print('| step | s | peak MB more than after the imports |\n|---|---|---|')
     for step, seconds, memory in rows:
         print(f'| {step} | {seconds:.1f} | {memory:.0f} |')
+
+
+def blocks(options: argparse.Namespace) -> None:
+    """Cut a square grid and as many points into blocks; tell what is left of them."""
+    import numpy as np
+    import pyarrow as pa
+    from pyproj import CRS
+
+    from dynamicvis_geo.callbacks import blocks as of
+    from dynamicvis_geo.callbacks.shards import Shard
+    from dynamicvis_geo.callbacks.store import Store
+    from dynamicvis_geo.datasets.chip_table import CHIP
+
+    side, crs, before = round(options.chips**0.5), [CRS(32633)], peak()
+    count = side * side
+    table = np.zeros(count, CHIP)
+    table['width'] = table['height'] = 128
+    table['xres'] = table['yres'] = 10
+    table['x'] = np.tile(np.arange(side) * 1280.0, side)
+    table['y'] = np.repeat(np.arange(side) * 1280.0, side)
+    scattered = table.copy()
+    scattered['x'] += np.random.default_rng(0).integers(0, 1000, count) * 10
+    ids = pa.array([f'plot {i}' for i in range(count)])
+    print(f'{count} chips in two tables, {peak() - before:.0f} MB with all ids\n')
+    print('| plan | s | peak MB, tables included |\n|---|---|---|')
+
+    def measure(name: str, do: Callable[[], of.Plan]) -> of.Plan:
+        started = time.perf_counter()
+        plan = do()
+        took = time.perf_counter() - started
+        print(f'| {name} | {took:.2f} | {peak() - before:.0f} |', flush=True)
+        return plan
+
+    measure('grid', lambda: of.make_plan(table, crs, 1024, strides=[(128, 128)]))
+    measure('points', lambda: of.make_plan(scattered, crs, 1024, point_ids=ids))
+    print('\n| blocks, half of them done | s to tell what is left |\n|---|---|')
+    for block_chips in (1024, 32, 1):
+        plan = of.make_plan(table, crs, block_chips)
+        with tempfile.TemporaryDirectory() as folder:
+            run = of.begin(Store(folder), of.describe(plan, {}, {}))
+            for number in range(0, len(plan), 2):
+                Path(folder, of.block_name(run, number, '.parquet')).touch()
+            started = time.perf_counter()
+            done = of.finished(Store(folder), run, '.parquet')
+            left = of.share(done, Shard())
+            took = time.perf_counter() - started
+            assert len(left) == len(plan) // 2
+        print(f'| {len(plan)} | {took:.3f} |', flush=True)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -113,6 +165,7 @@ def watch(
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], None]] = {
     'plan': plan,
+    'blocks': blocks,
     'predict': predict,
 }
 
@@ -122,6 +175,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest='what', required=True)
     command = commands.add_parser('plan', help=plan.__doc__)
     command.add_argument('--size', type=int, default=128)
+    command = commands.add_parser('blocks', help=blocks.__doc__)
+    command.add_argument('--chips', type=int, default=1_000_000)
     command = commands.add_parser('predict', help=predict.__doc__)
     command.add_argument('--chips', type=int, default=20_000)
     command.add_argument('--processes', type=int, nargs='+', default=[1, 2, 4])

@@ -216,7 +216,7 @@ class GeoParquetWriter:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | pa.NativeFile,
         schema: pa.Schema,
         extent: Extent,
         provenance: Mapping[str, Any],
@@ -224,7 +224,7 @@ class GeoParquetWriter:
         """Create the file.
 
         Args:
-            path: The file.
+            path: The file, or what takes its bytes.
             schema: As :func:`embedding_schema` gives it.
             extent: That of all rows that will be written.
             provenance: What made the embeddings.

@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import geopandas as gpd
 import numpy as np
 from numpy.typing import NDArray
 
-#: Chips whose places are turned into geometries at a time.
+#: Chips whose places are worked with at a time.
 SLAB = 50_000
-#: The finest Hilbert curve of GeoPandas divides each side into 2**16 - 1 steps.
-_LEVEL = 16
-_STEPS = 2**_LEVEL - 1
+#: Pixels from chip to chip, (down, across), of each source of a table; None if its
+#: chips do not lie on a grid.
+Strides = Sequence[tuple[int, int] | None]
+
+#: Cells of the curve on each side, as a power of two: the Earth in centimetres.
+_LEVEL = 32
+#: Shares of a pixel that are rounding: the grids of samplers allow for as much.
+_ROUNDING = 1e-3
 
 
-def hilbert_order(table: NDArray[np.void]) -> NDArray[np.int64]:
+def hilbert_order(
+    table: NDArray[np.void], distance: NDArray[np.uint64]
+) -> NDArray[np.int64]:
     """Return the rows of a table of chips in an order that keeps neighbours together.
 
-    The order is by source, then by time window, then along a Hilbert curve whose cells
-    are as large as the smallest chip of the source: of chips that lie side by side,
-    ``4**k`` in a row fill a square, or nearly so. Chips in one cell keep their order.
+    The order is by source, then by time window, then along the curve. Chips in one cell
+    of the curve keep their order.
 
     Args:
         table: Chips, as :class:`~dynamicvis_geo.datasets.ChipDataset` keeps them.
+        distance: Of each chip, as :func:`along_curve` gives it.
     """
-    distance = np.zeros(len(table), np.uint32)
-    for source in np.unique(table['source']):
-        rows = np.flatnonzero(table['source'] == source)
-        distance[rows] = _distances(table, rows)
     order: NDArray[np.int64] = np.lexsort(
         (distance, table['end'], table['start'], table['source'])
     )
     return order
+
+
+def along_curve(table: NDArray[np.void], strides: Strides = ()) -> NDArray[np.uint64]:
+    """Return how far along a Hilbert curve each chip lies.
+
+    The curve is fixed to the origin of the CRS. The cells of a grid are as large as its
+    stride and hold a chip each, so that chips whose distances have the same quotient by
+    ``4**k`` fill an aligned square of ``2**k`` chips a side. Elsewhere cells are as
+    large as the smallest chip of the source.
+
+    Args:
+        table: Chips, as :class:`~dynamicvis_geo.datasets.ChipDataset` keeps them.
+        strides: Of each source; those that are missing count as None.
+    """
+    distance = np.zeros(len(table), np.uint64)
+    for source in np.unique(table['source']):
+        rows = np.flatnonzero(table['source'] == source)
+        stride = strides[source] if source < len(strides) else None
+        cell = None if stride else _smallest_side(table, rows)
+        for part in slabs(rows):
+            chips = table[part]
+            if stride is not None:
+                x, y = _grid_cells(chips, stride)
+            else:
+                x = (chips['x'] + chips['width'] * chips['xres'] / 2) / cell
+                y = (chips['y'] - chips['height'] * chips['yres'] / 2) / cell
+            distance[part] = _hilbert(_whole(x), _whole(y))
+    return distance
 
 
 def reorder(table: NDArray[np.void], order: NDArray[np.int64]) -> None:
@@ -47,20 +77,41 @@ def slabs(rows: NDArray[np.int64], length: int = SLAB) -> Iterator[NDArray[np.in
         yield rows[start : start + length]
 
 
-def _distances(table: NDArray[np.void], rows: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Return how far along the curve the centres of some chips lie."""
-    side = {
-        name: table[name][rows] * table[res][rows]
+def _smallest_side(table: NDArray[np.void], rows: NDArray[np.int64]) -> float:
+    return min(
+        float((table[name][rows] * table[res][rows]).min())
         for name, res in (('width', 'xres'), ('height', 'yres'))
-    }
-    x = table['x'][rows] + side['width'] / 2
-    y = table['y'][rows] - side['height'] / 2
-    cell = min(side['width'].min(), side['height'].min())
-    west, south = x.min() - cell / 2, y.min() - cell / 2
-    extent = max(x.max() - west, y.max() - south, _STEPS * cell)
-    bounds = (west, south, west + extent, south + extent)
-    distance = np.empty(len(rows), np.uint32)
-    for part in slabs(np.arange(len(rows))):
-        points = gpd.GeoSeries(gpd.points_from_xy(x[part], y[part]))
-        distance[part] = points.hilbert_distance(bounds, level=_LEVEL)
+    )
+
+
+def _grid_cells(
+    chips: NDArray[np.void], stride: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return in which cell of its grid each chip lies: what hangs from its corner."""
+    down, across = stride
+    x = (chips['x'] / chips['xres'] + _ROUNDING) / across
+    y = (chips['y'] / chips['yres'] + _ROUNDING) / down - 1
+    return x, y
+
+
+def _whole(cells: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Count cells from a corner of the curve, with the origin in its middle."""
+    whole: NDArray[np.int64] = np.floor(cells + 2 ** (_LEVEL - 1)).astype(np.int64)
+    return whole
+
+
+def _hilbert(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the distances of cells along the curve.
+
+    GeoPandas' own curve is too coarse for a zone of small chips (16 bits a side), and
+    makes a geometry of each.
+    """
+    distance = np.zeros(len(x), np.uint64)
+    for bit in range(_LEVEL - 1, -1, -1):
+        right, up = x >> bit & 1, y >> bit & 1
+        distance = distance << np.uint64(2) | (3 * right ^ up).astype(np.uint64)
+        # The lower quarters are turned, so that the curve goes on from one to the next.
+        lower, turned = up == 0, (up == 0) & (right == 1)
+        x, y = np.where(turned, ~x, x), np.where(turned, ~y, y)
+        x, y = np.where(lower, y, x), np.where(lower, x, y)
     return distance

@@ -24,7 +24,13 @@ from torchgeo.datasets import GeoDataset
 from dynamicvis_geo.chip_keys import chip_keys
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
 from dynamicvis_geo.datasets.chip_ids import chip_ids, crs_name
-from dynamicvis_geo.datasets.chip_order import hilbert_order, reorder, slabs
+from dynamicvis_geo.datasets.chip_order import (
+    Strides,
+    along_curve,
+    hilbert_order,
+    reorder,
+    slabs,
+)
 from dynamicvis_geo.datasets.chip_table import (
     CHIP,
     GeoSlice,
@@ -119,12 +125,12 @@ class ChipDataset(Dataset[Found]):
         self._point_ids = _gather_point_ids(pairs, tables)
         table = join_tables(tables)
         refuse_double(table, self._crs, self.datasets)
+        self._sources = [describe(*pair) for pair in pairs]
         if order == 'hilbert':
-            rows = hilbert_order(table)
+            rows = hilbert_order(table, along_curve(table, self.strides))
             reorder(table, rows)
             if self._point_ids is not None:
                 self._point_ids = self._point_ids.take(pa.array(rows))
-        self._sources = [describe(*pair) for pair in pairs]
         self._process = os.getpid()
         self._expected: Tensor | None = None
         self._ahead: ReadAhead[list[Found]] | None = None
@@ -313,6 +319,20 @@ class ChipDataset(Dataset[Found]):
     def source_crs(self) -> list[CRS]:
         """CRS of each pair of dataset and sampler."""
         return list(self._crs)
+
+    @property
+    def strides(self) -> Strides:
+        """Pixels from chip to chip, (down, across), of each pair; None without a grid.
+
+        That is what a sampler says of itself, as :class:`.GridSampler` does.
+        """
+        strides = [source['sampler'].get('stride') for source in self._sources]
+        return [None if stride is None else tuple(stride) for stride in strides]
+
+    @property
+    def point_ids(self) -> pa.StringArray | None:
+        """Point of each chip, null for none; None if no sampler has points."""
+        return self._point_ids
 
     @property
     def provenance(self) -> dict[str, Any]:

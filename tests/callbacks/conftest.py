@@ -1,6 +1,8 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import torch
 from rasterio.transform import from_origin
 from torchgeo.datasets import RasterDataset
 
+from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets.chips import ChipDataset
 
 MakeChips = Callable[..., ChipDataset]
@@ -63,6 +66,16 @@ def make_chips(tmp_path: Path) -> MakeChips:
         return ChipDataset([(dataset, queries)])
 
     return make
+
+
+@pytest.fixture(params=['folder', 'memory'])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == 'folder':
+        yield Store(str(tmp_path / 'a::b' / 'out.partial'))
+        return
+    url = f'memory://{uuid4().hex}/out.partial'
+    yield Store(url)
+    fsspec.filesystem('memory').rm(url.rsplit('/', 1)[0], recursive=True)
 
 
 @pytest.fixture(autouse=True)

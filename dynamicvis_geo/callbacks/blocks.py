@@ -1,0 +1,324 @@
+"""How the work of a run is divided, so that nobody has to be asked.
+
+Every process works out the same :class:`Plan` from the arguments of the run alone: the
+chips in their order, cut into blocks. A block is done when its file is there, so what
+is left is a listing, and who does what is arithmetic (:func:`share`). There are no
+locks and no owners: a block done twice is the same file twice.
+
+What a block's file holds is not known here.
+"""
+
+import hashlib
+import itertools
+import json
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from dynamicvis_geo.callbacks.settings import differences, table
+from dynamicvis_geo.callbacks.shards import Shard
+from dynamicvis_geo.callbacks.store import Store
+from dynamicvis_geo.datasets.chip_ids import crs_name
+from dynamicvis_geo.datasets.chip_order import (
+    Strides,
+    along_curve,
+    hilbert_order,
+    slabs,
+)
+from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.provenance import jsonable, to_json
+
+Ints = NDArray[np.int64]
+
+#: File that says what is being made, in the folder of the blocks.
+DESCRIPTION_FILE = 'run.json'
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The chips of a run in their order, cut into blocks.
+
+    Attributes:
+        rows: Rows of the chip table, in the order in which they are worked on and
+            stand in the output. It does not depend on the size of the blocks.
+        starts: Where in `rows` each block begins, and their end: ``[blocks + 1]``.
+        fingerprint: Equal for plans of the same chips in the same order.
+        block_chips: Chips that a block has at most.
+    """
+
+    rows: Ints
+    starts: Ints
+    fingerprint: str
+    block_chips: int
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self.starts) - 1
+
+    def block(self, number: int) -> Ints:
+        """Return the rows of the chip table that are a block's.
+
+        Raises:
+            IndexError: If there is no such block.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f'block {number} of {len(self)}')
+        return self.rows[self.starts[number] : self.starts[number + 1]]
+
+    def block_of(self, chips: int) -> Ints:
+        """Return the block of every row of the chip table, -1 for those of none.
+
+        Args:
+            chips: Number of rows of the table.
+        """
+        blocks = np.full(chips, -1, np.int64)
+        blocks[self.rows] = np.repeat(np.arange(len(self)), np.diff(self.starts))
+        return blocks
+
+
+def make_plan(
+    chips: NDArray[np.void],
+    crs: Sequence[CRS],
+    block_chips: int,
+    *,
+    strides: Strides = (),
+    point_ids: pa.StringArray | None = None,
+    rows: Ints | None = None,
+) -> Plan:
+    """Bring chips into an order and cut it into blocks.
+
+    The order is by source, by time window, and along a Hilbert curve. Of a grid, a
+    block is an aligned square of the lattice of chips, ``2**k`` a side, in one time
+    window; of other chips a run of `block_chips` along the curve. A block never has
+    chips of two sources.
+
+    Args:
+        chips: The chip table, :attr:`.ChipDataset.table`.
+        crs: CRS of each source, :attr:`.ChipDataset.source_crs`.
+        block_chips: Chips that a block has at most; squares have the largest power of 4
+            that this allows.
+        strides: :attr:`.ChipDataset.strides`.
+        point_ids: :attr:`.ChipDataset.point_ids`.
+        rows: Rows of the table to plan, ascending; all by default.
+
+    Raises:
+        SpecError: If `block_chips` is not a positive whole number.
+    """
+    try:
+        size = 0 if isinstance(block_chips, bool) else operator.index(block_chips)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise SpecError(
+            f'block_chips={block_chips!r} (--block-chips) must be a positive whole '
+            'number of chips'
+        )
+    planned = chips if rows is None else chips[rows]
+    distance = along_curve(planned, strides)
+    order = hilbert_order(planned, distance)
+    starts = _starts(planned, order, distance[order], strides, size)
+    if rows is not None:
+        order = np.asarray(rows, np.int64)[order]
+    return Plan(order, starts, _fingerprint(chips, crs, point_ids, order), size)
+
+
+def _starts(
+    chips: NDArray[np.void],
+    order: Ints,
+    distance: NDArray[np.uint64],
+    strides: Strides,
+    size: int,
+) -> Ints:
+    """Return where blocks begin in the order, and its end."""
+    # The largest square of 2**level a side that is not too large.
+    level = (size.bit_length() - 1) // 2
+    source = chips['source'][order]
+    tile = _changes(distance >> np.uint64(2 * level))
+    for name in ('start', 'end'):
+        tile |= _changes(chips[name][order])
+    first = np.flatnonzero(_changes(source))
+    begins = np.zeros(len(order), dtype=bool)
+    for low, high in itertools.pairwise([*first, len(order)]):
+        stride = strides[source[low]] if source[low] < len(strides) else None
+        if stride is None:
+            begins[low:high:size] = True
+        else:
+            begins[low:high] = tile[low:high]
+            begins[low] = True
+    return np.append(np.flatnonzero(begins), len(order)).astype(np.int64)
+
+
+def _changes(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say which values differ from the one before."""
+    changes = np.ones(len(values), dtype=bool)
+    changes[1:] = values[1:] != values[:-1]
+    return changes
+
+
+def _fingerprint(
+    chips: NDArray[np.void],
+    crs: Sequence[CRS],
+    point_ids: pa.StringArray | None,
+    order: Ints,
+) -> str:
+    digest = hashlib.sha256(json.dumps([crs_name(one) for one in crs]).encode())
+    for part in slabs(order):
+        some = chips[part]
+        for name in chips.dtype.names or ():
+            # Adding 0 makes one zero of two.
+            digest.update((some[name] + 0).tobytes())
+        if point_ids is not None:
+            ids = point_ids.take(pa.array(part)).to_pylist()
+            digest.update(json.dumps(ids).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is being made, as the first process of a run writes it down for all others.
+
+    Attributes:
+        settings: What decides the numbers, as plain values by name.
+        plan: Fingerprint of the plan.
+        chips: Chips of the plan.
+        blocks: Blocks of the plan.
+        block_chips: Chips that a block has at most.
+        provenance: What goes into the output; it is kept, and not compared.
+    """
+
+    settings: Mapping[str, Any]
+    plan: str
+    chips: int
+    blocks: int
+    block_chips: int
+    provenance: Mapping[str, Any]
+
+    @property
+    def compared(self) -> dict[str, Any]:
+        """What must be equal in all processes that work on one output."""
+        return {
+            **self.settings,
+            'block_chips': self.block_chips,
+            'chips': f'{self.chips}, fingerprint {self.plan[:12]}',
+        }
+
+    @property
+    def word(self) -> str:
+        """Stands in the names of the blocks, so that no others are taken for them."""
+        text = json.dumps(jsonable(self.compared), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def describe(
+    plan: Plan, settings: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> Description:
+    """Describe a run by its plan, what decides its numbers, and where all came from."""
+    return Description(
+        settings,
+        plan.fingerprint,
+        len(plan.rows),
+        len(plan),
+        plan.block_chips,
+        provenance,
+    )
+
+
+def read_description(store: Store) -> Description | None:
+    """Return what is being made in a store; None if nothing is.
+
+    Raises:
+        OutputError: If that cannot be read.
+    """
+    content = store.read(DESCRIPTION_FILE)
+    if content is None:
+        return None
+    try:
+        return Description(**json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise OutputError(
+            f"'{store.url}/{DESCRIPTION_FILE}' is damaged ({error}): remove the folder "
+            f"'{store.url}' to start anew"
+        ) from error
+
+
+def begin(store: Store, description: Description) -> Description:
+    """Begin a run, or join one that has begun.
+
+    Returns:
+        The description in the store: that of the process that was the first.
+
+    Raises:
+        OutputError: If another run has begun there; the message holds a table of the
+            differences.
+    """
+    content = to_json(description.__dict__, indent=2).encode()
+    new = store.put_new(DESCRIPTION_FILE, content)
+    there = read_description(store)
+    if there is None:
+        raise OutputError(
+            f"'{store.url}/{DESCRIPTION_FILE}' is gone: another process has ended or "
+            'removed this run'
+        )
+    rows = [] if new else differences(there.compared, jsonable(description.compared))
+    if rows:
+        raise OutputError(
+            f"'{store.url}' holds what was begun with other settings:\n"
+            + table(rows, ('setting', 'there', 'now'))
+            + '\nfinish it with the same settings, choose another output, or start '
+            'anew with --overwrite (overwrite=True)'
+        )
+    return there
+
+
+def block_name(description: Description, number: int, suffix: str) -> str:
+    """Return the name of a block's file.
+
+    Args:
+        description: Of the run.
+        number: Of the block, from 0.
+        suffix: Of the format, such as '.parquet'.
+    """
+    return f'block-{description.word}-{number:08d}{suffix}'
+
+
+def finished(store: Store, description: Description, suffix: str) -> NDArray[np.bool_]:
+    """Say of every block whether it is done: one listing.
+
+    Args:
+        store: Where the blocks are.
+        description: Of the run.
+        suffix: Of the format, such as '.parquet'.
+
+    Raises:
+        OutputError: If the store cannot be listed.
+    """
+    start, end = f'block-{description.word}-', suffix
+    middle = slice(len(start), -len(end) or None)
+    numbers = [
+        int(name[middle])
+        for name in store.names()
+        if name.startswith(start) and name.endswith(end) and name[middle].isdecimal()
+    ]
+    done = np.zeros(description.blocks, dtype=bool)
+    done[numbers] = True
+    return done
+
+
+def share(done: NDArray[np.bool_], shard: Shard) -> Ints:
+    """Return the numbers of the blocks that are a shard's to do.
+
+    They are dealt out by their own numbers, and not by their places among those that
+    are left: shards look at different times, and would leave some to each other.
+
+    Args:
+        done: Of every block, as :func:`finished` says.
+        shard: Whose.
+    """
+    numbers = np.arange(shard.index, len(done), shard.count)
+    return numbers[~done[numbers]]

@@ -1,0 +1,193 @@
+"""Files that are listed, read and put whole, in any place that fsspec knows."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from dynamicvis_geo.errors import OutputError
+
+#: What a file system answers that has no hard links.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder, on this machine or behind any URL that fsspec knows.
+
+    Files are listed, read and put whole; nothing else is asked of the place. It is
+    plain text, so that any process may have it.
+
+    Attributes:
+        url: Path or URL of the folder.
+    """
+
+    url: str
+
+    def names(self) -> list[str]:
+        """Return the names of all files, in no order; none if there is no folder.
+
+        Raises:
+            OutputError: If they cannot be listed.
+        """
+        system, folder = self._place()
+        with self._errors('list', ''):
+            # Others write, too: what was listed before is not asked again.
+            system.invalidate_cache(folder)
+            try:
+                if isinstance(system, LocalFileSystem):
+                    return os.listdir(folder)
+                paths = system.ls(folder, detail=False)
+            except FileNotFoundError:
+                return []
+        return [path.rsplit('/', 1)[-1] for path in paths]
+
+    def read(self, name: str) -> bytes | None:
+        """Return what a file holds; None if there is none.
+
+        Raises:
+            OutputError: If it cannot be read.
+        """
+        system, folder = self._place()
+        with self._errors('read', name):
+            try:
+                content: bytes = system.cat_file(f'{folder}/{name}')
+            except FileNotFoundError:
+                return None
+        return content
+
+    def put(self, name: str, content: bytes | memoryview) -> None:
+        """Write a file, which appears whole, also in the place of another.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        system, folder = self._place()
+        with self._errors('write', name):
+            if isinstance(system, LocalFileSystem):
+                with _temporary(Path(folder), name) as temporary:
+                    temporary.write_bytes(content)
+                    _replace(temporary, Path(folder, name))
+            else:
+                system.pipe_file(f'{folder}/{name}', content)
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[Path]:
+        """Give a local file to write to, which is put whole when that is over.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        system, folder = self._place()
+        local = isinstance(system, LocalFileSystem)
+        with self._errors('write', name), ExitStack() as stack:
+            scratch = folder if local else stack.enter_context(TemporaryDirectory())
+            temporary = stack.enter_context(_temporary(Path(scratch), name))
+            yield temporary
+            if local:
+                _replace(temporary, Path(folder, name))
+            else:
+                system.put_file(str(temporary), f'{folder}/{name}')
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file to read parts of it.
+
+        Raises:
+            OutputError: If it cannot be read.
+        """
+        system, folder = self._place()
+        with self._errors('read', name), system.open(f'{folder}/{name}') as file:
+            yield file
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one.
+
+        Raises:
+            OutputError: If it cannot be removed.
+        """
+        system, folder = self._place()
+        with self._errors('remove', name), suppress(FileNotFoundError):
+            system.rm_file(f'{folder}/{name}')
+
+    def put_new(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one; of several at once, one does.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        system, folder = self._place()
+        with self._errors('write', name):
+            try:
+                if isinstance(system, LocalFileSystem):
+                    _link_new(Path(folder), name, content)
+                else:
+                    system.pipe_file(f'{folder}/{name}', content, mode='create')
+            except FileExistsError:
+                return False
+        return True
+
+    def _place(self) -> tuple[Any, str]:
+        """Return file system and folder, which fsspec keeps for each process."""
+        if '://' not in self.url:
+            # A path, which may hold what fsspec would take for a chain of URLs.
+            return LocalFileSystem(), os.path.abspath(os.path.expanduser(self.url))
+        try:
+            system, folder = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise OutputError(f"cannot use '{self.url}': {error}") from error
+        return system, folder.rstrip('/')
+
+    @contextmanager
+    def _errors(self, doing: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            place = f'{self.url.rstrip("/")}/{name}' if name else self.url
+            raise OutputError(f"cannot {doing} '{place}': {error}") from error
+
+
+@contextmanager
+def _temporary(folder: Path, name: str) -> Iterator[Path]:
+    """Give a name that no process on any machine has; what is left of it goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f'.{name}.{secrets.token_hex(8)}.partial'
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Give a file its name when it is on disk."""
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    with path.open('rb') as file:
+        os.fsync(file.fileno())
+
+
+def _link_new(folder: Path, name: str, content: bytes) -> None:
+    with _temporary(folder, name) as temporary:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        try:
+            os.link(temporary, folder / name)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with (folder / name).open('xb') as file:
+                file.write(content)
