@@ -15,16 +15,19 @@ class CopiesAhead(LightningDataModule):
     asked for earlier.
     """
 
+    _copying: torch.cuda.Stream | None = None
+
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
         """Copy a batch, on a stream of its own if the device is a GPU."""
         if device.type != 'cuda':
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if self._copying is None:
+            self._copying = torch.cuda.Stream(device)
         computing = torch.cuda.current_stream(device)
-        copying = self.__dict__.setdefault('_copying', torch.cuda.Stream(device))
-        with torch.cuda.stream(copying):
+        with torch.cuda.stream(self._copying):
             moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        computing.wait_stream(copying)
+        computing.wait_stream(self._copying)
         apply_to_collection(moved, Tensor, lambda t: t.record_stream(computing))
         return moved

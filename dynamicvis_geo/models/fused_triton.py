@@ -510,7 +510,7 @@ def _rank_kernel(
     tl.store(ids + sample * keep + place, i, has_i & (place < keep))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['rows'])
 def _join_kernel(
     y,
     gate,
