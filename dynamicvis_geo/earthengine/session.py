@@ -314,8 +314,8 @@ def _credentials(client: 'EarthEngineClient') -> Any:
     if client.url is not None:
         # A mistake in the address is told before what it would take to use it.
         requests_session = _state.get_state().requests_session
-        assert requests_session is not None
-        requests_session.head(client.url)
+        if requests_session is not None:
+            requests_session.head(client.url)
     raise missing
 
 

@@ -7,7 +7,7 @@ import pytest
 from .triton_tools import compile_kernel, run_cases
 
 pytest.importorskip('triton')
-fused_triton = pytest.importorskip('dynamicvis_geo.models.fused_triton')
+fused_kernels = pytest.importorskip('dynamicvis_geo.models.fused_kernels')
 patches_triton = pytest.importorskip('dynamicvis_geo.models.patches_triton')
 
 
@@ -32,7 +32,7 @@ def test_tokens_compile_ahead(capability: int, step: str) -> None:
         'x_token' if step == 'patches' else 'x_channel': 1,
     }
     kernel = compile_kernel(
-        fused_triton._tokens_kernel,
+        fused_kernels.tokens_kernel,
         capability,
         fused_tensors | dict.fromkeys(float_tensors.split(), 'fp32'),
         constants,
@@ -44,20 +44,20 @@ def test_tokens_compile_ahead(capability: int, step: str) -> None:
 @pytest.mark.parametrize('capability', [80, 90])
 def test_small_kernels_compile_ahead(capability: int) -> None:
     compile_kernel(
-        fused_triton._rank_kernel,
+        fused_kernels.rank_kernel,
         capability,
         {'weights': 'fp32', 'ids': 'i32', 'rank': 'i32'},
         {'BLOCK': 64, 'TILE': 128},
     )
     compile_kernel(
-        fused_triton._gather_kernel,
+        fused_kernels.gather_kernel,
         capability,
         {'tokens': 'fp32', 'ids': 'i32', 'scale': 'fp32', 'sequence': 'bf16'},
         {'TILE': 8, 'WIDTH': 512},
         floats=('eps',),
     )
     compile_kernel(
-        fused_triton._join_kernel,
+        fused_kernels.join_kernel,
         capability,
         {'y': 'bf16', 'gate': 'bf16', 'joined': 'bf16'},
         {'DIRECTIONS': 2, 'ROWS': 16, 'CHANNELS': 128},
