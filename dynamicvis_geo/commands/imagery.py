@@ -36,8 +36,8 @@ def check_imagery(arguments: Namespace) -> None:
     ):
         options = ', '.join(f'--{name.replace("_", "-")}' for name in given)
         raise SpecError(
-            f'{options} ask for Earth Engine, but SOURCE is {arguments.source}: leave '
-            'out one or the other'
+            f'only Earth Engine takes {options}, but SOURCE is {arguments.source}: '
+            'leave out one or the other'
         )
     if arguments.source is None and arguments.bands is not None:
         raise SpecError(
