@@ -293,8 +293,8 @@ class DynamicVis(nn.Module):
         for stage, width in enumerate(self.widths):
             kernel, stride = patch_sizes[stage], strides[stage]
             grid = (
-                _conv_size(grid[0], kernel, stride),
-                _conv_size(grid[1], kernel, stride),
+                conv_size(grid[0], kernel, stride),
+                conv_size(grid[1], kernel, stride),
             )
             if stage == 0:
                 self.grid = grid
@@ -559,7 +559,8 @@ def _fit_pos_embed(
         state_dict[key] = resized.flatten(2).transpose(1, 2).to(old.dtype)
 
 
-def _conv_size(pixels: int, kernel: int, stride: int) -> int:
+def conv_size(pixels: int, kernel: int, stride: int) -> int:
+    """Count the outputs of a convolution that is padded by half its kernel."""
     return (pixels + 2 * (kernel // 2) - kernel) // stride + 1
 
 

@@ -27,12 +27,14 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor, nn
 
+from dynamicvis_geo.models.dynamicvis import conv_size
 from dynamicvis_geo.models.fused_kernels import (
     gather_kernel,
     join_kernel,
     rank_kernel,
     tokens_kernel,
 )
+from dynamicvis_geo.models.graphs import state_of
 from dynamicvis_geo.models.mamba import MambaBlock, MambaMixer, RMSNorm
 from dynamicvis_geo.models.patches_triton import convolve_tokens, split_filters
 from dynamicvis_geo.models.scan_triton import launch_conv, launch_scan
@@ -61,16 +63,13 @@ def can_fuse(stages: Iterable[nn.Module], x: Tensor) -> bool:
     """
     if x.dtype != torch.float32 or torch.is_grad_enabled() or not x.numel():
         return False
-    size = x.shape[-2:]
+    height, width = x.shape[-2:]
     for stage in cast(Iterable[Any], stages):
         conv = stage[0].projection
-        size = torch.Size(
-            (side + 2 * padding - kernel) // stride + 1
-            for side, padding, kernel, stride in zip(
-                size, conv.padding, conv.kernel_size, conv.stride, strict=True
-            )
-        )
-        if not len(stage[1]) or not all(_can_fuse(m, size.numel()) for m in stage[1]):
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        height = conv_size(height, kernel, stride)
+        width = conv_size(width, kernel, stride)
+        if not len(stage[1]) or not all(_can_fuse(m, height * width) for m in stage[1]):
             return False
     return True
 
@@ -153,7 +152,7 @@ def run_stage(
     keep, pooled = count // first.reduction, first.global_tokens
     length = pooled + keep
     sequence = patches.new_empty(batch, length, width, dtype=dtype)
-    tile = max(1, _TILE_NUMBERS // triton.next_power_of_2(width))
+    tile = _tile(width)
 
     def pass_over(
         source: Tensor,
@@ -172,7 +171,11 @@ def run_stage(
             tokens_kernel[(triton.cdiv(count, run), batch)](
                 *(source, tokens, added, rank, weights),
                 embed.projection.bias if patch_norm is not None else None,
-                *((None, None) if last_norm is None else _affine(last_norm)),
+                *(
+                    (None, None)
+                    if last_norm is None
+                    else (last_norm.weight, last_norm.bias)
+                ),
                 position if patch_norm is not None else None,
                 None if following is None else following.spatial_gate.weight,
                 logits,
@@ -270,10 +273,7 @@ _made = WeakKeyDictionary()
 
 def _kept(module: nn.Module, name: object, make: Callable[[Any], _T]) -> _T:
     """Keep what is made of the weights of a module, until they change."""
-    state = [
-        (p.data_ptr(), 0 if p.is_inference() else p._version)
-        for p in module.parameters()
-    ]
+    state = state_of(module.parameters())
     known = _made.setdefault(module, {})
     if name not in known or known[name][0] != state:
         known[name] = state, make(module)
@@ -345,7 +345,7 @@ def _gather(
     if not keep:
         return
     width = tokens.shape[2]
-    tile = max(1, _TILE_NUMBERS // triton.next_power_of_2(width))
+    tile = _tile(width)
     with torch.cuda.device_of(tokens):
         gather_kernel[(triton.cdiv(keep, tile), batch)](
             *(tokens, ids, norm.weight, sequence, ids.stride(0)),
@@ -355,5 +355,7 @@ def _gather(
         )
 
 
-def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    return norm.weight, norm.bias
+def _tile(width: int) -> int:
+    """Say how many tokens of so many channels a kernel works on at once."""
+    tile: int = max(1, _TILE_NUMBERS // triton.next_power_of_2(width))
+    return tile

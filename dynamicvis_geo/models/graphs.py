@@ -52,7 +52,7 @@ class GraphedForward:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Give the output for ``[B, ...]``, in memory of its own."""
-        weights = [(p.data_ptr(), _version(p)) for p in self._parameters()]
+        weights = state_of(self._parameters())
         if weights != self._weights:
             self._seen.clear()
             self._recordings.clear()
@@ -96,5 +96,6 @@ def _kind(image: Tensor) -> _Kind:
     return tuple(image.shape[1:]), image.dtype, image.device, autocast
 
 
-def _version(parameter: Tensor) -> int:
-    return 0 if parameter.is_inference() else parameter._version
+def state_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Give what differs once tensors are replaced or written to."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

@@ -67,20 +67,11 @@ def unavailable() -> str | None:
     return None
 
 
-def selective_scan(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    gate: Tensor,
-) -> Tensor:
+def selective_scan(*tensors: Tensor) -> Tensor:
     """Run the recurrence of :func:`dynamicvis_geo.models.scan.selective_scan`."""
     # On a CPU the operator has the kernel in C; the interpreter is called past it.
     kernel = _selective_scan if _INTERPRETED else scan_operator
-    return operators.selective_scan(u, dt, A, B, C, D, dt_bias, gate, kernel=kernel)
+    return operators.selective_scan(*tensors, kernel=kernel)
 
 
 def causal_conv(
@@ -163,18 +154,9 @@ def launch_scan(
 
 
 @scan_operator.register_kernel('cuda')
-def _selective_scan(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    gate: Tensor,
-) -> Tensor:
-    scan.check_scan_shapes(u, dt, A, B, C, D, dt_bias, gate)
-    return launch_scan(u, dt, A, B, C, D, dt_bias, gate)
+def _selective_scan(*tensors: Tensor) -> Tensor:
+    scan.check_scan_shapes(*tensors)
+    return launch_scan(*tensors)
 
 
 def launch_conv(
