@@ -28,14 +28,16 @@ SENSOR = SensorSpec()
 ROI = BBox(8, 49, 11, 51.5)
 
 
-def places(dataset: Any, count: int, size: int, stride: int) -> list[Any]:
-    """Chips in rows of 16, *stride* pixels apart."""
+def places(
+    dataset: Any, count: int, size: int, stride: int, columns: int = 16
+) -> list[Any]:
+    """Chips in rows of so many columns, *stride* pixels apart."""
     x, y, t = dataset.bounds
     left, bottom = round(x.start + 30_000, -1), round(y.start + 30_000, -1)
     found = []
     for i in range(count):
-        east = left + i % 16 * stride * 10
-        north = bottom + i // 16 * stride * 10
+        east = left + i % columns * stride * 10
+        north = bottom + i // columns * stride * 10
         found.append(
             (slice(east, east + size * 10, 10), slice(north, north + size * 10, 10), t)
         )

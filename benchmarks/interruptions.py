@@ -1,17 +1,17 @@
-"""Whether a run that is killed again and again ends with the table of one that is not.
+"""Whether runs that are killed again and again end with the table of one that is not.
 
-A run of two processes over some hundred chips, with faults on the image server, is
-killed (SIGKILL) at random moments, the parent or one of its processes, and started
-again, until it ends; then another such run begins, until there were as many kills as
-asked for. Each table must equal that of an undisturbed run, row by row. Linux only.
+Runs over some hundred chips, with faults on the image server, are killed (SIGKILL) at
+random moments, from the start to the merge: a parent, one of its ranks, or a worker of
+a DataLoader. They are started again until the output is there; then another run begins,
+until there were as many kills as asked for. Runs are by turns of two processes (ddp)
+and of three shards, which are started in any order, some twice, two at once. Each table
+must equal that of an undisturbed run, row by row and byte by byte up to the footer,
+which holds the provenance, and nothing else may be left. Linux only.
 From the root of the repository: ``python -m benchmarks.interruptions``.
 """
 
 import argparse
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import psutil
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Means(nn.Module):
         return nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)[..., None, None]
 
 
-def job(url: str, path: Path, chips: int, processes: int) -> None:
+def job(url: str, path: Path, chips: int, processes: int, shard: str) -> None:
     """Run to the end."""
     torch.set_num_threads(1)
     side = round(chips**0.5)
@@ -67,7 +68,7 @@ def job(url: str, path: Path, chips: int, processes: int) -> None:
     trainer = Trainer(
         accelerator='cpu',
         devices=processes,
-        callbacks=[EmbeddingWriter(path, flush_chips=4)],
+        callbacks=[EmbeddingWriter(path, block_chips=4, shard=shard)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -78,87 +79,156 @@ def job(url: str, path: Path, chips: int, processes: int) -> None:
     trainer.predict(task, datamodule=data, return_predictions=False)
 
 
-def start(url: str, path: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
+def start(
+    url: str, path: Path, chips: int, processes: int = 1, shard: str = '1/1'
+) -> psutil.Popen:
     command = [sys.executable, '-m', 'benchmarks.interruptions', '--job', str(path)]
-    command += ['--url', url, '--chips', str(options.chips)]
-    command += ['--processes', str(options.processes)]
+    command += ['--url', url, '--chips', str(chips)]
+    command += ['--processes', str(processes), '--shard', shard]
     log = path.with_suffix('.log').open('ab')
-    return subprocess.Popen(command, stdout=log, stderr=log)
+    return psutil.Popen(command, stdout=log, stderr=log)
 
 
-def family(process: int) -> list[int]:
-    """A process and those that it started which are of the run, not their workers."""
-    file = Path(f'/proc/{process}/task/{process}/children')
-    children = [int(child) for child in file.read_text().split()]
-    return [process, *children]
+def blocks(path: Path) -> set[str]:
+    return {block.name for block in Path(f'{path}.partial').glob('block-*')}
 
 
-def disturb(
-    path: Path,
-    url: str,
-    options: argparse.Namespace,
-    chance: random.Random,
-    most: int,
-) -> int:
-    """Kill runs until there were enough, or one has ended; return how many."""
-    for kills in range(most):
-        process = start(url, path, options)
-        folder = Path(f'{path}.partial')
-        known = set(folder.glob('part-*.parquet'))
-        # From before the first chip, to some chips on, to the last moments.
-        parts = chance.choice((0, 0, 1, 1, 2, 3))
-        while (
-            process.poll() is None
-            and len(set(folder.glob('part-*.parquet')) - known) < parts
-        ):
-            time.sleep(0.01)
-        time.sleep(chance.random() * (12.0 if parts == 0 else 0.5))
-        if process.poll() is not None:
-            return kills
-        victim = chance.choice(family(process.pid))
-        os.kill(victim, signal.SIGKILL)
-        process.wait()
-        finished = len(list(folder.glob('part-*.parquet')))
-        who = 'parent' if victim == process.pid else 'child'
-        print(f'{path.stem}, kill {kills + 1}: {who}; {finished} parts', flush=True)
-    return most
+def merging(path: Path) -> bool:
+    return any(path.parent.glob(f'.{path.name}.*.partial'))
+
+
+def role(job: psutil.Popen, process: psutil.Process) -> str:
+    """Name a process that a job has started; others than ranks are forked."""
+    if 'multiprocessing' in ' '.join(process.cmdline()):
+        return 'helper'
+    launched = process.ppid() == job.pid and 'LOCAL_RANK' in process.environ()
+    return 'rank' if launched else 'worker'
+
+
+class Run:
+    """One output, and all that was started to make it."""
+
+    def __init__(
+        self, url: str, path: Path, chips: int, chance: random.Random, sharded: bool
+    ) -> None:
+        self.url, self.path, self.chips, self.chance = url, path, chips, chance
+        self.shards = [f'{i}/3' for i in (1, 2, 3)] if sharded else ['1/1']
+        self.processes = 1 if sharded else 2
+        self.started: list[psutil.Process] = []
+        self.kills = 0
+
+    def start(self, shard: str) -> psutil.Popen:
+        """Start a shard."""
+        return start(self.url, self.path, self.chips, self.processes, shard)
+
+    def disturb(self, most: int) -> None:
+        """Kill what is started, so often at most, or until the output is there."""
+        while self.kills < most and not self.path.exists():
+            # Two shards at once, which may be the same one.
+            shards = self.chance.choices(self.shards, k=len(self.shards[:2]))
+            jobs = [self.start(shard) for shard in shards]
+            for one in jobs:
+                self.strike(one)
+            for one in jobs:
+                self.wait(one)
+
+    def strike(self, job: psutil.Popen) -> None:
+        """Kill a process of a job at a random moment."""
+        known = blocks(self.path)
+        moment = self.chance.choice(('start', 'block', 'blocks', 'merge'))
+        most = {'block': 1, 'blocks': self.chance.randint(2, 10)}.get(moment)
+        while job.poll() is None:
+            if moment == 'start' or (moment == 'merge' and merging(self.path)):
+                break
+            if most is not None and len(blocks(self.path) - known) >= most:
+                break
+            time.sleep(0.002)
+        time.sleep(self.chance.random() * {'start': 12, 'merge': 0.05}.get(moment, 0.5))
+        try:
+            family = [job, *job.children(recursive=True)]
+            self.started += family
+            names = ['parent', *(role(job, one) for one in family[1:])]
+            # A rank or worker as often as the parent, though there are more.
+            name = self.chance.choice(sorted(set(names)))
+            victim = self.chance.choice(
+                [one for one, it in zip(family, names, strict=True) if it == name]
+            )
+            victim.kill()
+        except psutil.NoSuchProcess:
+            return
+        self.kills += 1
+        print(
+            f'{self.path.stem}, kill {self.kills}: {name}, at {moment}; '
+            f'{len(blocks(self.path))} blocks{", merging" * merging(self.path)}',
+            flush=True,
+        )
+
+    def wait(self, job: psutil.Popen) -> int:
+        """Return how a job ends."""
+        try:
+            return int(job.wait(300))
+        except psutil.TimeoutExpired:
+            print(f'{self.path.stem}: HUNG', flush=True)
+            job.kill()
+            return -1
+
+    def end(self) -> list[int]:
+        """Start all that there is to start once more, and wait for everything."""
+        jobs = [self.start(shard) for shard in self.shards]
+        codes = [self.wait(one) for one in jobs]
+        _, alive = psutil.wait_procs(self.started, timeout=120)
+        if alive:
+            print(f'{self.path.stem}: still alive: {alive}')
+        return codes
+
+
+def content(path: Path) -> bytes:
+    """Return a Parquet file without its footer."""
+    whole = path.read_bytes()
+    return whole[: -8 - int.from_bytes(whole[-8:-4], 'little')]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--kills', type=int, default=50)
+    parser.add_argument('--kills-a-run', type=int, default=15)
     parser.add_argument('--chips', type=int, default=300)
-    parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--job', type=Path, help=argparse.SUPPRESS)
     parser.add_argument('--url', help=argparse.SUPPRESS)
+    parser.add_argument('--processes', type=int, help=argparse.SUPPRESS)
+    parser.add_argument('--shard', help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job is not None:
-        job(options.url, options.job, options.chips, options.processes)
+        job(options.url, options.job, options.chips, options.processes, options.shard)
         return
     with tempfile.TemporaryDirectory() as folder, EarthEngineServer() as server:
         undisturbed = Path(folder, 'undisturbed.parquet')
-        assert start(server.url, undisturbed, options).wait() == 0
+        assert start(server.url, undisturbed, options.chips).wait() == 0
         expected = gpd.read_parquet(undisturbed)
         server.set(kinds=FAULTS, rate=0.1)
-        chance, kills, run = random.Random(options.seed), 0, 0
+        chance, kills, number = random.Random(options.seed), 0, 0
         while kills < options.kills:
-            run += 1
-            path = Path(folder, f'run-{run}.parquet')
-            more = disturb(path, server.url, options, chance, options.kills - kills)
-            kills += more
-            code = start(server.url, path, options).wait()
-            if code != 0:
+            number += 1
+            path = Path(folder, f'run-{number}.parquet')
+            sharded = number % 2 == 0
+            run = Run(server.url, path, options.chips, chance, sharded)
+            run.disturb(min(options.kills_a_run, options.kills - kills))
+            codes = run.end()
+            kills += run.kills
+            if any(codes):
                 print(path.with_suffix('.log').read_text()[-5000:])
             table = gpd.read_parquet(path)
-            left = sorted(e.name for e in Path(folder).glob(f'*run-{run}.*'))
+            left = sorted(e.name for e in Path(folder).glob(f'*run-{number}.*'))
             print(
-                f'{path.stem}: killed {more} times, ended with {code}; {len(table)} of '
-                f'{len(expected)} rows; equal row by row: {table.equals(expected)}; '
+                f'{path.stem} by {"shards" if sharded else "ddp"}: killed {run.kills} '
+                f'times, ended with {codes}; {len(table)} of {len(expected)} rows; '
+                f'equal row by row: {table.equals(expected)}, '
+                f'byte by byte: {content(path) == content(undisturbed)}; '
                 f'files: {", ".join(left)}',
                 flush=True,
             )
-        print(f'{kills} kills in {run} runs')
+        print(f'{kills} kills in {number} runs')
 
 
 if __name__ == '__main__':

@@ -1,17 +1,22 @@
 """Whether time and memory stay flat as chips and processes grow.
 
 Run it from the root of the repository: ``python -m benchmarks.scale plan``,
-``python -m benchmarks.scale blocks``, or ``python -m benchmarks.scale predict``.
+and ``blocks``, ``merge`` or ``predict`` in place of ``plan``.
 """
 
 import argparse
+import multiprocessing
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -49,9 +54,8 @@ def plan(options: argparse.Namespace) -> None:
     chips = module.chips
     run = make_plan(chips.table, chips.source_crs, 1024, strides=chips.strides)
     note('blocks of the run')
-    wanted = 0
-    for batch in module.predict_dataloader().batch_sampler or ():
-        wanted += len(batch)
+    module.take([run.block(number) for number in range(len(run))])
+    wanted = module.predict_dataloader().dataset.chips
     note('what this process does')
     assert wanted == len(chips)
     zones = len(chips.datasets)
@@ -110,6 +114,89 @@ def blocks(options: argparse.Namespace) -> None:
         print(f'| {len(plan)} | {took:.3f} |', flush=True)
 
 
+def merge(options: argparse.Namespace) -> None:
+    """Join blocks of random embeddings; compare with a plain copy of their bytes."""
+    print('| chips of a block | blocks | GB | copy, MB/s | merge | CPU s | GB | MB |')
+    print('|---|---|---|---|---|---|---|---|')
+    for block_chips in options.block_chips:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, 'out.parquet')
+            apart(write_blocks, path, options.chips, block_chips)
+            blocks = sorted(Path(f'{path}.partial').glob('block-*'))
+            size = sum(block.stat().st_size for block in blocks)
+            copied = [copy(blocks, Path(folder, 'copy'))]
+            seconds, used, memory = apart(join_blocks, path)
+            copied.append(copy(blocks, Path(folder, 'copy')))
+            disk = 2 * size / 1e6 / sum(copied)
+            speed = size / 1e6 / seconds
+            output = path.stat().st_size / 1e9
+            print(
+                f'| {block_chips} | {len(blocks)} | {size / 1e9:.2f} | {disk:.0f} | '
+                f'{speed:.0f} ({speed / disk:.2f}) | {used:.1f} | {output:.2f} | '
+                f'{memory:.0f} |',
+                flush=True,
+            )
+
+
+def apart(do: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(do, *arguments).result()
+
+
+def write_blocks(path: Path, chips: int, block_chips: int) -> None:
+    """Have all blocks of an output of random embeddings, D = 768."""
+    import numpy as np
+
+    from benchmarks.scale_job import strip
+    from dynamicvis_geo import ChipDataset
+    from dynamicvis_geo.callbacks.blocks import begin, block_name, describe, make_plan
+    from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, encode_block
+    from dynamicvis_geo.callbacks.predictions import Predictions
+    from dynamicvis_geo.callbacks.store import Store
+
+    there = ChipDataset([strip(chips)])
+    plan = make_plan(there.table, there.source_crs, block_chips, strides=there.strides)
+    store = Store(f'{path}.partial')
+    run = begin(store, describe(plan, {'dtype': 'float32', 'format': 'geoparquet'}, {}))
+    random = np.random.default_rng(0)
+    for number in range(len(plan)):
+        rows = plan.block(number)
+        features = random.standard_normal((len(rows), 768), np.float32)
+        predictions = [Predictions(rows, features, np.ones(len(rows), np.float32))]
+        content = encode_block(there, rows, predictions, datetime.now(UTC))
+        # Not Store.put, which waits for the disk each time.
+        Path(store.url, block_name(run, number, SUFFIX)).write_bytes(content)
+    os.sync()
+
+
+def copy(files: Sequence[Path], to: Path) -> float:
+    """Read files and write one, on disk at the end; return the seconds."""
+    started = time.perf_counter()
+    with to.open('wb') as target:
+        for file in files:
+            target.write(file.read_bytes())
+        target.flush()
+        os.fsync(target.fileno())
+    return time.perf_counter() - started
+
+
+def join_blocks(path: Path) -> tuple[float, float, float]:
+    """Return seconds, those of the CPU, and MB at most, above those of the imports."""
+    from dynamicvis_geo.callbacks.blocks import read_description
+    from dynamicvis_geo.callbacks.parquet_merge import GeoParquet
+    from dynamicvis_geo.callbacks.store import Store
+
+    before = psutil.Process().memory_info().rss / 1e6
+    store = Store(f'{path}.partial')
+    run = read_description(store)
+    assert run is not None
+    started, used = time.perf_counter(), time.process_time()
+    GeoParquet(str(path), 'float32').merge(store, run, partial=False)
+    seconds, used = time.perf_counter() - started, time.process_time() - used
+    return seconds, used, peak() - before
+
+
 def predict(options: argparse.Namespace) -> None:
     """Embed many chips of a synthetic dataset with a small model, and watch memory."""
     print('| processes | writer | s | chips/s | MB at a tenth | MB at the end | peak |')
@@ -166,6 +253,7 @@ def watch(
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], None]] = {
     'plan': plan,
     'blocks': blocks,
+    'merge': merge,
     'predict': predict,
 }
 
@@ -177,6 +265,9 @@ def main() -> None:
     command.add_argument('--size', type=int, default=128)
     command = commands.add_parser('blocks', help=blocks.__doc__)
     command.add_argument('--chips', type=int, default=1_000_000)
+    command = commands.add_parser('merge', help=merge.__doc__)
+    command.add_argument('--chips', type=int, default=1_000_000)
+    command.add_argument('--block-chips', type=int, nargs='+', default=[4096])
     command = commands.add_parser('predict', help=predict.__doc__)
     command.add_argument('--chips', type=int, default=20_000)
     command.add_argument('--processes', type=int, nargs='+', default=[1, 2, 4])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         load_backbone,
     )
     from dynamicvis_geo.provenance import read_provenance
-    from dynamicvis_geo.samplers import ContiguousSampler, GridSampler, PointSampler
+    from dynamicvis_geo.samplers import GridSampler, PointSampler
     from dynamicvis_geo.specs import (
         BBox,
         OutputSpec,
@@ -51,7 +51,6 @@ _MODULES = {
     'ChipDataModule': 'datamodules',
     'ChipDataset': 'datasets',
     'ChipProgress': 'callbacks',
-    'ContiguousSampler': 'samplers',
     'DynamicVis': 'models',
     'DynamicVis_B_Weights': 'models',
     'DynamicVis_L_Weights': 'models',
@@ -90,7 +89,6 @@ __all__ = [
     'ChipDataModule',
     'ChipDataset',
     'ChipProgress',
-    'ContiguousSampler',
     'DynamicVis',
     'DynamicVis_B_Weights',
     'DynamicVis_L_Weights',

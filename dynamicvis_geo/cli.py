@@ -17,6 +17,7 @@ from typing import TextIO
 from dynamicvis_geo.arguments import MODULES, predict
 from dynamicvis_geo.arguments.common import Parser
 from dynamicvis_geo.errors import DynamicVisGeoError
+from dynamicvis_geo.paths import is_gdal_path, is_url
 from dynamicvis_geo.termination import EXIT_CODE, Terminated, say, terminable
 
 #: What the shell sees after an error of the user's, as after wrong arguments.
@@ -89,7 +90,8 @@ def _named(message: str, arguments: argparse.Namespace) -> str:
     found = []
     for name, given in vars(arguments).items():
         for value in given if isinstance(given, list) else [given]:
-            if name in ('weights', 'checkpoint') or isinstance(value, Path):
+            known = isinstance(value, Path) or is_url(value) or is_gdal_path(value)
+            if name in ('weights', 'checkpoint') or known:
                 path = rf'(?<![\w.-]){re.escape(str(value))}(?![\w.-])'
                 if (place := re.search(path, message)) is not None:
                     found.append((place.start(), name))

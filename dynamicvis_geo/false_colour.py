@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import rasterio
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
@@ -17,7 +16,7 @@ from rasterio.io import MemoryFile
 from tqdm import tqdm
 
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.paths import output_path
+from dynamicvis_geo.paths import Place, local_output
 from dynamicvis_geo.plotting.colours import (
     MISSING,
     PCAColours,
@@ -27,6 +26,7 @@ from dynamicvis_geo.plotting.colours import (
 )
 from dynamicvis_geo.plotting.features import chip_label, plot_sheet, sheet, show
 from dynamicvis_geo.provenance import PROVENANCE_KEY, refuse_others
+from dynamicvis_geo.rasters import open_raster
 from dynamicvis_geo.runs import Run, read_feature_map, spread
 
 #: Maps from which the colours are fitted, at most.
@@ -39,7 +39,7 @@ _MAX_MOSAICS = 12
 _SHEET_MAPS = 48
 
 
-def fit_file_colours(files: Sequence[Path]) -> PCAColours:
+def fit_file_colours(files: Sequence[Place]) -> PCAColours:
     """Fit one PCA to feature maps, to 256 of them if there are more.
 
     Args:
@@ -53,7 +53,7 @@ def fit_file_colours(files: Sequence[Path]) -> PCAColours:
     return fit_map_colours([read_feature_map(file) for file in chosen])
 
 
-def write_false_colour(path: Path, target: Path, colours: PCAColours) -> None:
+def write_false_colour(path: Place, target: Path, colours: PCAColours) -> None:
     """Write the false colour of a feature map as a GeoTIFF.
 
     It has three bands of uint8, the CRS and the transform of the map, and values from 1
@@ -70,12 +70,12 @@ def write_false_colour(path: Path, target: Path, colours: PCAColours) -> None:
         SpecError: if it has other channels than the colours.
         OutputError: if the file cannot be written.
     """
-    target = output_path(target)
+    target = local_output(target)
     coloured = colours(np.moveaxis(read_feature_map(path), 0, -1))
     missing = ~np.isfinite(coloured).all(axis=-1)
     values = np.rint(1 + 254 * np.nan_to_num(coloured)).astype(np.uint8)
     values[missing] = 0
-    with rasterio.open(path) as source:
+    with open_raster(path) as source:
         crs, transform, tags = source.crs, source.transform, source.tags()
     kept = {
         n: tags[n] for n in ('chip_id', 'start', 'end', PROVENANCE_KEY) if n in tags
@@ -112,7 +112,7 @@ def write_false_colour(path: Path, target: Path, colours: PCAColours) -> None:
         ) from error
 
 
-def write_false_colours(files: Sequence[Path], folder: Path) -> PCAColours:
+def write_false_colours(files: Sequence[Place], folder: Path) -> PCAColours:
     """Write the false colour of each map into a folder, under the name of the map.
 
     Args:
@@ -128,8 +128,8 @@ def write_false_colours(files: Sequence[Path], folder: Path) -> PCAColours:
         OutputError: if the folder is that of the maps, has another file under the name
             of one, or cannot be written.
     """
-    folder = output_path(folder)
-    if any(file.parent.resolve() == folder.resolve() for file in files):
+    folder = local_output(folder)
+    if any(str(file.parent.resolve()) == str(folder.resolve()) for file in files):
         raise OutputError(
             f'{folder} holds the feature maps: choose another folder for their colours'
         )
@@ -228,7 +228,7 @@ class Canvas:
         self.picture[np.ix_(rows, columns)] = picture[np.ix_(i, j)]
 
 
-def progress(files: Iterable[Path]) -> Iterator[Path]:
+def progress(files: Iterable[Place]) -> Iterator[Place]:
     """Show how far we are, when there are many files."""
     files = list(files)
     yield from tqdm(files, unit='map', disable=len(files) < 100, leave=False)

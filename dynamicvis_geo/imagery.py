@@ -162,7 +162,7 @@ class Imagery:
     def _image(self, name: str, place: Place) -> Image:
         try:
             chip = self._chip(place)
-            sample = chip[0]
+            found = chip[0]
         except SpecError as error:
             raise SpecError(f'{name}: {error}') from error
         except EarthEngineError as error:
@@ -171,8 +171,7 @@ class Imagery:
         dataset, row = chip.datasets[0], chip.chips.iloc[0]
         bounds = _bounds(row[['minx', 'miny', 'maxx', 'maxy']])
         start, end = _window(row)
-        if isinstance(sample, ChipFailure):
-            sample = None
+        sample = None if isinstance(found, ChipFailure) else found
         valid = _valid_fraction(sample, dataset, row)
         if sample is None or valid == 0:
             raise self._no_imagery(f'{name}: {place}', row['chip_id'], start, end)

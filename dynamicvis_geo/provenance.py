@@ -16,7 +16,6 @@ import dataclasses
 import json
 import math
 import mmap
-import os
 import platform
 import shlex
 import sys
@@ -29,6 +28,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.paths import (
+    AnyPath,
+    Place,
+    input_path,
+    kind_of,
+    open_file,
+    parquet_source,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -164,24 +171,27 @@ def to_json(provenance: Mapping[str, Any], indent: int | None = None) -> str:
     )
 
 
-def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_provenance(path: AnyPath) -> dict[str, Any]:
     """Read back what made an output.
 
     Args:
-        path: A ``.parquet`` file, a GeoTIFF, a ``metadata.json``, or a folder that this
-            package wrote.
+        path: A ``.parquet`` file, a GeoTIFF, a ``metadata.json``, or a folder or Zarr
+            store that this package wrote; or the URL of one.
 
     Returns:
         The provenance.
 
     Raises:
         OutputError: If there is nothing at `path`, or it carries no provenance.
+        SpecError: If `path` is a URL that cannot be used.
+        SourceError: If its store cannot be reached.
     """
-    path = Path(path)
-    if not path.exists():
+    path = input_path(path)
+    kind = kind_of(path)
+    if kind is None:
         raise OutputError(f"cannot read the provenance of '{path}': it does not exist")
     try:
-        text = _read_folder(path) if path.is_dir() else _read_file(path)
+        text = _read_folder(path) if kind == 'folder' else _read_file(path)
         provenance = None if text is None else json.loads(text)
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot read the provenance of '{path}': {error}") from error
@@ -193,11 +203,11 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     return provenance
 
 
-def carries_provenance(path: Path) -> bool:
+def carries_provenance(path: Place) -> bool:
     """Whether a file says that this package wrote it."""
-    if not path.is_file() or not path.stat().st_size:
+    if kind_of(path) != 'file' or not path.stat().st_size:
         return False
-    if path.suffix.lower() in ('.tif', '.tiff'):
+    if isinstance(path, Path) and path.suffix.lower() in ('.tif', '.tiff'):
         # GDAL takes a hundred times as long to open a file of many bands.
         tag = f'name="{PROVENANCE_KEY}"'.encode()
         with (
@@ -212,7 +222,7 @@ def carries_provenance(path: Path) -> bool:
     return True
 
 
-def refuse_others(paths: Iterable[Path]) -> None:
+def refuse_others(paths: Iterable[Place]) -> None:
     """Refuse to replace files that this package did not write.
 
     Raises:
@@ -226,36 +236,36 @@ def refuse_others(paths: Iterable[Path]) -> None:
             )
 
 
-def _names_us(provenance: Mapping[str, Any], path: Path) -> bool:
+def _names_us(provenance: Mapping[str, Any], path: Place) -> bool:
     """Whether this package wrote it: a file of JSON could be anybody's."""
     software = provenance.get('processing:software', provenance.get('software'))
     told = isinstance(software, Mapping) and 'dynamicvis-geo' in software
     return told or not (path.is_dir() or path.suffix == '.json')
 
 
-def _read_folder(path: Path) -> str | None:
+def _read_folder(path: Place) -> str | None:
     for name in (METADATA_FILE, PARQUET_METADATA_FILE):
         if (path / name).is_file():
             return _read_file(path / name)
     return None
 
 
-def _read_file(path: Path) -> str | None:
+def _read_file(path: Place) -> str | None:
     if path.suffix == '.json':
         return path.read_text(encoding='utf-8')
     # Read by content, not by name: users rename files.
-    with path.open('rb') as file:
+    with open_file(path) as file:
         magic = file.read(4)
     if magic == b'PAR1':
         import pyarrow.parquet as pq
 
-        tags = pq.read_metadata(path).metadata or {}
+        tags = pq.read_metadata(parquet_source(path)).metadata or {}
         value = tags.get(PROVENANCE_KEY.encode())
         return None if value is None else str(value, 'utf-8')
     if magic[:2] in (b'II', b'MM'):
-        import rasterio
+        from dynamicvis_geo.rasters import open_raster
 
-        with rasterio.open(path) as image:
+        with open_raster(path) as image:
             tag: str | None = image.tags().get(PROVENANCE_KEY)
         return tag
     return None

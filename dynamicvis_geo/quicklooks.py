@@ -1,12 +1,10 @@
 """Images of chips, found among local files and read in a size to look at."""
 
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import rasterio
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio.enums import Resampling
@@ -16,10 +14,12 @@ from rasterio.windows import Window
 from dynamicvis_geo.datasets.scene_files import (
     ALWAYS,
     SceneFile,
-    find_files,
+    find_images,
     inspect,
 )
 from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.paths import AnyPath, Place, image_path
+from dynamicvis_geo.rasters import open_raster
 
 Bounds = tuple[float, float, float, float]
 
@@ -38,14 +38,14 @@ class Quicklooks:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         bands: tuple[int, int, int] = (1, 2, 3),
         pixels: int = 256,
     ) -> None:
         """Look at the names and headers of the files.
 
         Args:
-            path: a GeoTIFF, a folder of them, or a cache of chips.
+            path: a GeoTIFF, or a folder of them, also at a URL; or a cache of chips.
             bands: the bands of scenes that stand for red, green and blue; cached chips
                 have these three in order.
             pixels: the longest side of what is read.
@@ -53,11 +53,11 @@ class Quicklooks:
         Raises:
             SourceError: if there is no image, or one cannot be read.
         """
-        self.path, self.bands, self.pixels = Path(path), bands, pixels
+        self.path, self.bands, self.pixels = image_path(path), bands, pixels
         self.cached = cached_chips(self.path)
         self._scenes: list[SceneFile] = []
         if not self.cached:
-            self._scenes = [inspect(file, bands) for file in find_files(self.path)]
+            self._scenes = [inspect(file, bands) for file in find_images(self.path)]
 
     def __call__(self, chip: pd.Series) -> NDArray[np.float32] | None:
         """Read the image of a chip.
@@ -81,14 +81,16 @@ class Quicklooks:
                 continue
             if scene.crs != crs:
                 continue
-            part = read_image(Path(scene.path), self.bands, bounds, self.pixels)
+            part = read_image(scene.path, self.bands, bounds, self.pixels)
             image = part if image is None else np.where(np.isnan(image), part, image)
         return None if image is None or np.isnan(image).all() else image
 
 
-def cached_chips(path: Path) -> dict[str, Path]:
+def cached_chips(path: Place | str) -> dict[str, Path]:
     """Return the files of a cache of chips by the ids of the chips; none elsewhere."""
     found: dict[str, Path] = {}
+    if not isinstance(path, Path):
+        return found
     for file in sorted(path.glob('??/[!.]*.tif'), key=lambda f: f.stat().st_mtime):
         match = _CACHED.fullmatch(file.name)
         if match:
@@ -97,7 +99,7 @@ def cached_chips(path: Path) -> dict[str, Path]:
 
 
 def read_image(
-    path: Path,
+    path: AnyPath,
     bands: tuple[int, int, int] = (1, 2, 3),
     bounds: Bounds | None = None,
     pixels: int = 2048,
@@ -119,7 +121,7 @@ def read_image(
         SourceError: if the image cannot be read, or lacks these bands.
     """
     try:
-        with rasterio.open(path) as source:
+        with open_raster(path) as source:
             chosen = [1] if source.count < 3 and bands == (1, 2, 3) else list(bands)
             if max(chosen) > source.count:
                 raise SourceError(

@@ -1,6 +1,5 @@
 """What a run wrote, read back: the chips, their embeddings, and what made them."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rasterio
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio.errors import RasterioError
@@ -20,7 +18,9 @@ from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.embedding_files import one_line, scaled, vector_columns
 from dynamicvis_geo.datasets.footprints import footprints
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
+from dynamicvis_geo.paths import AnyPath, Place, input_path, kind_of, parquet_source
 from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
+from dynamicvis_geo.rasters import open_raster
 
 #: Files of a folder of feature maps whose headers are read, at most; each takes 10 ms.
 MAX_HEADERS = 5_000
@@ -38,7 +38,8 @@ class Run:
     """An output of this package.
 
     Attributes:
-        path: the GeoParquet file, the folder of feature maps, or one map.
+        path: the GeoParquet file, the folder of feature maps, or one map; a URL is a
+            ``UPath``.
         kind: 'pooled' or 'grid'.
         chips: a row each chip, EPSG:4326: ``id``, ``crs``, ``minx`` to ``maxy``,
             ``width``, ``height``, ``start`` and ``end`` (UTC), ``valid_fraction``,
@@ -50,7 +51,7 @@ class Run:
         provenance: what made it; empty if the output does not say.
     """
 
-    path: Path
+    path: Place
     kind: Literal['pooled', 'grid']
     chips: gpd.GeoDataFrame
     total: int
@@ -58,29 +59,30 @@ class Run:
     provenance: dict[str, Any]
 
 
-def open_run(path: str | os.PathLike[str]) -> Run:
+def open_run(path: AnyPath) -> Run:
     """Read all but the embeddings of an output.
 
     Args:
         path: a GeoParquet file of pooled embeddings, a folder of feature maps, or one
-            of them.
+            of them; or the URL of one.
 
     Raises:
         SourceError: if it is neither, or cannot be read.
     """
-    path = Path(path)
-    if not path.exists():
+    path = input_path(path)
+    kind = kind_of(path)
+    if kind is None:
         raise SourceError(
             f'{path}: no such file or folder; give what dynamicvis-geo embed wrote, a '
             '.parquet file or a folder of feature maps. An interrupted run has no '
             'output under its name yet: repeat it, and it continues'
         )
-    if path.is_dir() or path.suffix.lower() in ('.tif', '.tiff'):
+    if kind == 'folder' or path.suffix.lower() in ('.tif', '.tiff'):
         return _open_folder(path)
     return _open_parquet(path)
 
 
-def read_embeddings(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+def read_embeddings(path: AnyPath) -> NDArray[np.float32]:
     """Read all embeddings of a GeoParquet file, in the order of its rows.
 
     Args:
@@ -93,10 +95,11 @@ def read_embeddings(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     Raises:
         SourceError: if the file cannot be read, or its lists differ in length.
     """
+    path = input_path(path)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(parquet_source(path)) as file:
             rows, start = np.empty((0, 0), np.float32), 0
-            columns = vector_columns(Path(path), file.schema_arrow)
+            columns = vector_columns(path, file.schema_arrow)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns).combine_chunks()
                 if not len(table):
@@ -114,18 +117,21 @@ def read_embeddings(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     return rows
 
 
-def feature_map_files(path: str | os.PathLike[str]) -> list[Path]:
+def feature_map_files(path: AnyPath) -> list[Place]:
     """Return the feature maps of a folder, or the one file that a path names.
 
     Raises:
         SourceError: if there are none.
     """
-    path = Path(path)
-    if path.is_file():
+    path = input_path(path)
+    kind = kind_of(path)
+    if kind == 'file':
         return [path]
-    if not path.exists():
+    if kind is None:
         raise SourceError(f'{path}: no such file or folder; give feature maps')
-    files = sorted(file for file in path.glob('*.tif') if not file.name.startswith('.'))
+    files: list[Place] = sorted(
+        file for file in path.glob('*.tif') if not file.name.startswith('.')
+    )
     if not files:
         raise SourceError(
             f'{path}: no feature map (*.tif) in it; give a folder that dynamicvis-geo '
@@ -134,14 +140,14 @@ def feature_map_files(path: str | os.PathLike[str]) -> list[Path]:
     return files
 
 
-def read_feature_map(path: Path) -> NDArray[np.float32]:
+def read_feature_map(path: Place) -> NDArray[np.float32]:
     """Read a feature map, float32 ``[D, h, w]``.
 
     Raises:
         SourceError: if the file cannot be read.
     """
     try:
-        with rasterio.open(path) as file:
+        with open_raster(path) as file:
             features: NDArray[np.float32] = file.read(out_dtype='float32')
     except RasterioError as error:
         raise SourceError(
@@ -194,11 +200,11 @@ def spread(count: int, most: int) -> NDArray[np.int64]:
     )
 
 
-def _open_parquet(path: Path) -> Run:
+def _open_parquet(path: Place) -> Run:
     try:
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(parquet_source(path))
         columns = [n for n in schema.names if n not in ('embedding', 'bbox')]
-        chips = gpd.read_parquet(path, columns=columns)
+        chips = gpd.read_parquet(parquet_source(path), columns=columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(
             f'{path}: it cannot be read as GeoParquet ({one_line(error)}); give a '
@@ -224,16 +230,16 @@ def _open_parquet(path: Path) -> Run:
         middle = chips.geometry.representative_point()
         chips['centre_lon'], chips['centre_lat'] = middle.x, middle.y
     # The metadata of the schema lack what was written when the file was closed.
-    metadata = pq.read_metadata(path).metadata or {}
+    metadata = pq.read_metadata(parquet_source(path)).metadata or {}
     provenance = read_provenance(path) if PROVENANCE_KEY.encode() in metadata else {}
     return Run(path, 'pooled', chips, len(chips), _length(path, schema), provenance)
 
 
-def _length(path: Path, schema: pa.Schema) -> int:
+def _length(path: Place, schema: pa.Schema) -> int:
     kind = schema.field('embedding').type
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(parquet_source(path)) as file:
         for batch in file.iter_batches(1, columns=['embedding']):
             return len(batch['embedding'][0])
     return 0
@@ -256,7 +262,7 @@ def _matrix(column: pa.Array) -> NDArray[np.float32]:
     return values.astype(np.float32, copy=False).reshape(len(column), -1)
 
 
-def _open_folder(path: Path) -> Run:
+def _open_folder(path: Place) -> Run:
     files = feature_map_files(path)
     chosen = [files[i] for i in spread(len(files), MAX_HEADERS)]
     headers = [_header(file) for file in chosen]
@@ -278,9 +284,9 @@ def _open_folder(path: Path) -> Run:
     return Run(path, 'grid', chips, len(files), dimensions, provenance)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _header(path: Place) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        with rasterio.open(path) as file:
+        with open_raster(path) as file:
             tags: dict[str, str] = file.tags()
             if file.crs is None:
                 raise SourceError(
@@ -316,7 +322,7 @@ def _time(text: str | None) -> Any:
 
 
 def check_picture_path(
-    path: Path, suffixes: Sequence[str], overwrite: bool, source: Path
+    path: Path, suffixes: Sequence[str], overwrite: bool, source: Place | str
 ) -> None:
     """Refuse to write where it cannot be, or would destroy something.
 
@@ -336,7 +342,7 @@ def check_picture_path(
             if len(suffixes) > 1
             else f'--output {path}: its name must end in {suffixes[0]}'
         )
-    if path.resolve() == source.resolve():
+    if isinstance(source, Path) and path.resolve() == source.resolve():
         raise OutputError(f'--output {path} is the input: choose another name')
     if path.is_dir():
         raise OutputError(f'--output {path} is a folder: add the name of a file')

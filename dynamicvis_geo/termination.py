@@ -167,11 +167,6 @@ def ending() -> Iterator[None]:
         _set(before)
 
 
-def first_knows(exception: BaseException) -> bool:
-    """Return whether the process that started this one ends by the same signal."""
-    return isinstance(exception, Terminated) and _run.first == os.getppid()
-
-
 class _Run:
     """The processes of the present run on this machine."""
 

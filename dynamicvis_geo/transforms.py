@@ -100,11 +100,12 @@ class Preprocess(nn.Module):
                 "give float32 (with a Trainer: precision='bf16-mixed', not 'bf16-true')"
             )
         with torch.autocast(image.device.type, enabled=False):
-            values = (image.float() - self.low.float()) / self.span.float()
-            levels = (values.nan_to_num(0.0).clamp(0, 1) * 255).floor()
+            # In place: new memory for every step takes a CPU longer than the steps.
+            levels = (image.float() - self.low.float()).div_(self.span.float())
+            levels = levels.nan_to_num_(0.0).clamp_(0, 1).mul_(255).floor_()
             if self.img_size is not None:
                 levels = _resize(levels, *self.img_size)
-            return (levels / 255 - self.mean.float()) / self.std.float()
+            return levels.div_(255).sub_(self.mean.float()).div_(self.std.float())
 
 
 def _resize(levels: Tensor, height: int, width: int) -> Tensor:
@@ -114,5 +115,5 @@ def _resize(levels: Tensor, height: int, width: int) -> Tensor:
     for size in ((shape[-2], width), (height, width)):
         if levels.shape[-2:] != size:
             levels = F.interpolate(levels, size, mode='bicubic', antialias=True)
-            levels = (levels + 0.5).floor().clamp(0, 255)
+            levels = levels.add_(0.5).floor_().clamp_(0, 255)
     return levels.reshape(*shape[:-2], height, width)

@@ -7,8 +7,9 @@ import psutil
 import pytest
 
 from tests.processes import start
+from tests.stores import bucket, s3_server, upload, web
 
-__all__ = ('start',)
+__all__ = ('bucket', 's3_server', 'start', 'upload', 'web')
 
 #: Bytes by which a process may grow before what is garbage in it is collected.
 GROWTH = 2**28

@@ -26,20 +26,24 @@ NOT_RUN = {
     'make demo',
     'make test',
     'pip install .',
+    "pip install '.[ray]'",
+    "pip install '.[s3]'",
     "pip install '.[zarr]'",
     'earthengine authenticate',
     'earthengine set_project my-project',
     '.venv/bin/python -m tests.earthengine_server',
     'sbatch embed.slurm',
+    'python examples/ray_shards.py --shards 100 --gpus 1 -- --roi '
+    's3://bucket/region.geojson --year 2022 --output s3://bucket/region.parquet',
 }
 
-#: Commands of ours that are read, not run: they start other processes, or need the
-#: official code. Tests of their own run such commands.
-READ_ONLY = ('--devices', '--nodes', 'verify')
+#: Commands of ours that are read, not run: they start other processes, or need a store
+#: or the official code. Tests of their own run such commands.
+READ_ONLY = ('--devices', '--nodes', 's3://', 'verify')
 
 #: Blocks that are no Python, console or YAML: language, page, and how many.
 OTHER = {
-    ('bash', 'running-at-scale.md'): 2,
+    ('bash', 'running-at-scale.md'): 3,
     ('text', 'troubleshooting.md'): None,
     ('text', 'concepts.md'): 1,
 }
@@ -98,7 +102,7 @@ def run(command: str, where: str, url: str) -> None:
     if given is None:
         assert command in NOT_RUN, f'{where}: run or list {command!r}'
         return
-    if any(word in given for word in READ_ONLY):
+    if any(word in part for word in READ_ONLY for part in given):
         cli._parse(given)
         return
     codes = [codes for words, codes in CODES.items() if words in command]
@@ -111,7 +115,14 @@ def run(command: str, where: str, url: str) -> None:
 
 def check_yaml(block: Block, path: Path) -> None:
     path.write_text(block.code)
-    if 'writer' in yaml.safe_load(block.code):
+    content = yaml.safe_load(block.code)
+    if content.get('kind') == 'Job':
+        (container,) = content['spec']['template']['spec']['containers']
+        script = container['command'][-1]
+        subprocess.run(['bash', '-n'], input=script, text=True, check=True)
+        given = re.split(_PROGRAM, script)[1].partition('||')[0]
+        cli._parse(given.split())
+    if 'writer' in content:
         with pytest.raises(SystemExit) as end:
             cli.main(['predict', '--config', str(path), '--print_config'])
         assert not end.value.code
@@ -165,9 +176,10 @@ def test_documentation_is_built(tmp_path: Path) -> None:
         check=True,
     )
     page = (tmp_path / 'reference' / 'callbacks.html').read_text(encoding='utf-8')
-    assert 'flush_seconds' in page
+    assert 'block_chips' in page
     page = (tmp_path / 'reference' / 'commands.html').read_text(encoding='utf-8')
     assert '--retry-failed' in page
+    assert '--partial' in page
     for path in tmp_path.rglob('*.html'):
         text = path.read_text(encoding='utf-8')
         assert not re.search(r'<(script|link|img)[^>]*(src|href)="https?:', text), path

@@ -1,18 +1,27 @@
 """The scripts and the notebook of examples/ do what they say."""
 
+import os
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import geopandas as gpd
 import nbformat
+import psutil
 import pytest
+import torch
+from geopandas.testing import assert_geodataframe_equal
 from nbclient import NotebookClient
 
+from dynamicvis_geo.cli import main
 from tests.documents.blocks import ROOT
 from tests.documents.fixtures import earth, inputs, small_backbones
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.fixtures import running_server, server
-from tests.processes import HANG
+from tests.processes import HANG, Process, Start, wait_for
 
 __all__ = ('earth', 'inputs', 'running_server', 'server', 'small_backbones')
 
@@ -58,7 +67,8 @@ def test_scripts(
     assert run('similar_places.py', 'plots.parquet').count('\n') == 5
     assert Path('plots.png').exists()
     assert {path.name for path in EXAMPLES.glob('*.py')} == {
-        *('embed_points.py', 'linear_probe.py', 'similar_places.py')
+        *('embed_points.py', 'linear_probe.py', 'similar_places.py'),
+        'ray_shards.py',
     }
 
 
@@ -81,3 +91,93 @@ def test_notebook(
     )
     client.execute()
     assert 'image/png' in notebook.cells[-2].outputs[0].data
+
+
+#: A cluster of this machine with two workers, and a script on it.
+ON_RAY = """
+import runpy
+import sys
+import ray
+
+ray.init(num_cpus=2, include_dashboard=False)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.fixture
+def ray_environment() -> Iterator[dict[str, str]]:
+    pytest.importorskip('ray')
+    # Names of sockets must be short, and Ray keeps a token at home.
+    with TemporaryDirectory(prefix='ray') as folder:
+        yield {
+            **os.environ,
+            'HOME': folder,
+            'RAY_TMPDIR': folder,
+            'RAY_USAGE_STATS_ENABLED': '0',
+            'RAY_AUTH_MODE': 'disabled',
+            'PYTHONPATH': str(ROOT),
+        }
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As Ray's workers have it: sums of several threads are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def at_work(run: Process) -> list[psutil.Process]:
+    """Workers of a Ray cluster that are in a shard."""
+    found = []
+    for process in psutil.Process(run.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if 'ray::embed' in process.cmdline():
+                found.append(process)
+    return found
+
+
+@pytest.mark.usefixtures('one_thread')
+def test_shards_on_ray_survive_the_death_of_a_worker(
+    server: EarthEngineServer,
+    start: Start,
+    ray_environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv('RS_EMBED_DYNAMICVIS_IMG', '64')
+    points = [f'{i},{10.2 + 0.02 * i},50.4' for i in range(6)]
+    (tmp_path / 'points.csv').write_text('\n'.join(['id,lon,lat', *points]))
+    arguments = [
+        *('--points', str(tmp_path / 'points.csv'), '--on-missing', 'fill'),
+        *('--start', '2022-06-01', '--end', '2022-07-21', '--cloudy-pct', '90'),
+        *('--ee-url', server.url, '--project', 'p', '--size', '64', '--quiet'),
+        *('--weights', 'random', '--device', 'cpu', '--num-workers', '0'),
+        *('--block-chips', '1', '--output'),
+    ]
+    # One shard gets no further until it is killed.
+    server.set(script=[*[None] * 3, 'hang'], hang_s=HANG)
+    output = tmp_path / 'shards.parquet'
+    run = start(
+        *('-c', ON_RAY, EXAMPLES / 'ray_shards.py', '--shards', 3),
+        *('--', *arguments, output),
+        env={**ray_environment, 'RS_EMBED_DYNAMICVIS_IMG': '64'},
+    )
+    try:
+        wait_for(lambda: server.counts()['requests'] > 3, run)
+        wait_for(lambda: len(at_work(run)) == 1, run)
+        assert not output.exists()
+        at_work(run)[0].kill()
+        log = run.communicate(timeout=HANG)[0]
+    finally:
+        run.terminate()
+        run.wait()
+    assert run.returncode == 0, log
+    assert f'Wrote {output}' in log
+    table = gpd.read_parquet(output)
+    assert len(table) == 6
+    server.set()
+    assert main(['embed', *arguments, str(tmp_path / 'one.parquet')]) == 0
+    assert_geodataframe_equal(table, gpd.read_parquet(tmp_path / 'one.parquet'))

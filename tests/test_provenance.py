@@ -16,12 +16,15 @@ from lightning.pytorch import LightningModule, Trainer
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import (
     PROVENANCE_KEY,
+    carries_provenance,
     describe_embeddings,
     jsonable,
     read_provenance,
     run_provenance,
     to_json,
 )
+from tests.outputs import PROVENANCE, write_grid, write_pooled
+from tests.stores import Upload
 
 
 @dataclass(frozen=True)
@@ -112,3 +115,27 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     for name in names:
         with pytest.raises(OutputError, match=name):
             read_provenance(tmp_path / name)
+
+
+def test_stores_are_read_too(tmp_path: Path, upload: Upload) -> None:
+    write_pooled(tmp_path / 'e.parquet')
+    write_grid(tmp_path / 'maps')
+    store = tmp_path / 'maps.zarr'
+    (store / 'EPSG_32633').mkdir(parents=True)
+    (store / 'EPSG_32633' / 'zarr.json').write_text('{}')
+    (store / 'metadata.json').write_text(to_json(PROVENANCE))
+    maps = upload(tmp_path / 'maps')
+    for url in (
+        upload(tmp_path / 'e.parquet'),
+        maps,
+        next(maps.glob('*.tif')),
+        maps / 'metadata.json',
+        upload(store),
+    ):
+        assert read_provenance(url) == read_provenance(str(url)) == PROVENANCE
+        assert carries_provenance(url) == ('.' in url.name and url.suffix != '.zarr')
+    other = upload(tmp_path / 'maps.zarr' / 'EPSG_32633' / 'zarr.json', 'other.json')
+    assert not carries_provenance(other)
+    for url in (other, maps / 'none.tif', maps.parent / 'none'):
+        with pytest.raises(OutputError, match=str(url)):
+            read_provenance(url)

@@ -6,16 +6,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from geopandas.testing import assert_geodataframe_equal
+from upath import UPath
 
 from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.runs import (
+    feature_map_files,
     find_chip,
     open_run,
     read_embeddings,
+    read_feature_map,
     recorded_bands,
     spread,
 )
 from tests.outputs import PROVENANCE, write_grid, write_pooled
+from tests.stores import Upload
 
 
 def test_pooled_run_is_read_back(tmp_path: Path) -> None:
@@ -124,3 +129,35 @@ def test_recorded_bands_are_those_of_the_images() -> None:
     assert recorded_bands(PROVENANCE) == (3, 2, 1)
     for broken in ({}, {'source': 'x'}, {'source': {'sources': [{'bands': ['B4']}]}}):
         assert recorded_bands(broken) == (1, 2, 3)
+
+
+def test_runs_are_read_back_from_stores(
+    tmp_path: Path, upload: Upload, web: str
+) -> None:
+    embedding = write_pooled(tmp_path / 'e.parquet')
+    features = write_grid(tmp_path / 'maps')
+    local = open_run(tmp_path / 'e.parquet')
+    in_memory = UPath('memory://test-runs/e.parquet')
+    in_memory.write_bytes((tmp_path / 'e.parquet').read_bytes())
+    for url in (upload(tmp_path / 'e.parquet'), f'{web}/e.parquet', in_memory):
+        run = open_run(url)
+        assert (run.kind, str(run.path)) == ('pooled', str(url))
+        assert (run.total, run.dimensions) == (local.total, local.dimensions)
+        assert_geodataframe_equal(run.chips, local.chips)
+        assert run.provenance == local.provenance
+        assert np.array_equal(read_embeddings(url), embedding)
+    run = open_run(str(upload(tmp_path / 'maps')))
+    expected = open_run(tmp_path / 'maps')
+    assert (run.kind, run.total, run.provenance) == ('grid', 4, expected.provenance)
+    assert_geodataframe_equal(
+        run.chips.drop(columns='file'), expected.chips.drop(columns='file')
+    )
+    for file, one in zip(feature_map_files(run.path), features, strict=True):
+        assert np.array_equal(read_feature_map(file), one)
+
+
+def test_what_is_not_in_a_store_is_told_in_one_line(bucket: str, web: str) -> None:
+    for url in (f'{bucket}/none.parquet', f'{web}/none.parquet', 'memory://none'):
+        with pytest.raises(SourceError, match=f'^{url}: no such file') as caught:
+            open_run(url)
+        assert '\n' not in str(caught.value)

@@ -37,7 +37,7 @@ LAST_HANGS = {'script': [None] * 11, 'kinds': ['hang'], 'rate': 1, 'hang_s': HAN
 
 
 def rows(folder: Path) -> int:
-    return sum(pq.read_metadata(part).num_rows for part in folder.glob('part-*'))
+    return sum(pq.read_metadata(part).num_rows for part in folder.glob('block-*'))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def options(server: EarthEngineServer, tmp_path: Path) -> tuple[Any, ...]:
         *('embed', '--points', tmp_path / 'points.csv', '--on-missing', 'fill'),
         *('--start', '2022-06-01', '--end', '2022-07-21', '--cloudy-pct', 90),
         *('--ee-url', server.url, '--project', 'p', '--size', 64, '--batch-size', 1),
-        *('--weights', 'random', '--device', 'cpu', '--flush-chips', 1, '--quiet'),
+        *('--weights', 'random', '--device', 'cpu', '--block-chips', 1, '--quiet'),
         *('--max-concurrency', 1, '--output', tmp_path / 'e.parquet'),
     )
 
@@ -95,7 +95,9 @@ def test_a_command_keeps_what_is_done(
     kept = rows(parts)
     assert kept >= done
     told, word = log.splitlines()[-2:]
-    assert told.startswith(f'dynamicvis-geo: {kept} chips are finished and kept'), log
+    assert told.startswith(
+        f'dynamicvis-geo: {kept} of 12 chips are finished and kept'
+    ), log
     assert word == 'dynamicvis-geo: terminated'
     assert 'Traceback' not in log, log
 
@@ -150,14 +152,14 @@ def test_a_trainer_of_the_users_keeps_what_is_done(
         *(tmp_path / 'hold', '--processes', processes, '--workers', workers),
     )
     parts = tmp_path / 'a.parquet.partial'
-    # Each stops after five batches of two, with at least four chips on disk.
-    wait_for(lambda: rows(parts) >= 4 * processes, run)
+    # Each stops after five batches of two, with two blocks of four chips on disk.
+    wait_for(lambda: rows(parts) >= 8 * processes, run)
     SEND[whom](run)
     log = run.communicate(timeout=HANG)[0]
     assert run.returncode == 143, log
     assert not living(run.pid)
-    assert rows(parts) >= 4 * processes
-    assert f'{rows(parts)} chips are finished and kept' in log
+    assert rows(parts) >= 8 * processes
+    assert f'{rows(parts)} of 40 chips are finished and kept' in log
     assert 'Traceback' not in log, log
 
 
@@ -182,8 +184,9 @@ def test_the_handler_of_the_user_is_called_and_restored(
 ) -> None:
     mine = signal.getsignal(signal.SIGTERM)
     path = tmp_path / 'a.parquet'
+    writer = EmbeddingWriter(path, block_chips=4)
     with pytest.raises(SystemExit) as raised:
-        predict(EmbeddingWriter(path), Chips(12), SignalsItself(), batch_size=2)
+        predict(writer, Chips(12), SignalsItself(), batch_size=2)
     assert raised.value.code == 143
     assert handler == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is mine

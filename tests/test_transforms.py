@@ -88,6 +88,15 @@ def test_missing_values_count_as_dark() -> None:
     assert levels_of(Preprocess(None)(image)).max() == 0
 
 
+@pytest.mark.parametrize('size', [None, 16, 32])
+def test_the_image_stays_as_it_was(size: int | None) -> None:
+    image = torch.from_numpy(scene(32, 32))
+    image[0, 0, 0] = torch.nan
+    before = image.clone()
+    Preprocess(size)(image)
+    torch.testing.assert_close(image, before, rtol=0, atol=0, equal_nan=True)
+
+
 def test_autocast_and_casts_of_the_module_change_nothing() -> None:
     image = torch.from_numpy(scene(50, 50))
     expected = Preprocess(64)(image)

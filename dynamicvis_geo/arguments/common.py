@@ -2,12 +2,21 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias, TypeVar
 
 from dynamicvis_geo.errors import DynamicVisGeoError
-from dynamicvis_geo.paths import input_path, output_path
+from dynamicvis_geo.paths import (
+    Place,
+    image_path,
+    input_path,
+    local_input,
+    local_output,
+    output_path,
+)
 
+T = TypeVar('T')
 Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
 
 
@@ -161,24 +170,41 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def source(text: str) -> Path:
-    """Read the path of something to be read."""
-    try:
-        return input_path(text)
-    except DynamicVisGeoError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def source(text: str) -> Place:
+    """Read the path or URL of something to be read."""
+    return _checked(input_path, text)
+
+
+def images(text: str) -> Place | str:
+    """Read the path, the URL or GDAL's name of images."""
+    return _checked(image_path, text)
+
+
+def local_source(text: str) -> Path:
+    """Read the path of something to be read that cannot be a URL."""
+    return _checked(local_input, text)
 
 
 def checkpoint(text: str) -> str:
     """Read the path of a checkpoint, or a name that stands for one."""
-    source(text)
+    if not text.startswith('hf://'):
+        local_source(text)
     return text
 
 
-def output(text: str) -> Path:
-    """Read the path of something to be written."""
+def output(text: str) -> Place:
+    """Read the path or URL of something to be written."""
+    return _checked(output_path, text)
+
+
+def local_output_path(text: str) -> Path:
+    """Read the path of something to be written that cannot be a URL."""
+    return _checked(local_output, text)
+
+
+def _checked(check: Callable[[str], T], text: str) -> T:
     try:
-        return output_path(text)
+        return check(text)
     except DynamicVisGeoError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -9,6 +9,9 @@ from dynamicvis_geo.arguments.common import (
     add_weights,
     bands,
     command,
+    images,
+    local_output_path,
+    local_source,
     metres,
     output,
     percent,
@@ -19,8 +22,9 @@ from dynamicvis_geo.arguments.common import (
 
 
 def add_commands(commands: Commands) -> None:
-    """Add embed, fetch, cache and demo."""
+    """Add embed, merge, fetch, cache and demo."""
     _add_embed(commands)
+    _add_merge(commands)
     _add_fetch(commands)
     _add_cache(commands)
     _add_demo(commands)
@@ -39,10 +43,11 @@ def _add_embed(commands: Commands) -> None:
     )
     parser.add_argument(
         'source',
-        type=source,
+        type=images,
         nargs='?',
         metavar='SOURCE',
-        help='a GeoTIFF, or a folder of them; without it, chips come from Earth Engine',
+        help='a GeoTIFF, or a folder of them, or a URL or GDAL path (/vsi...) of such; '
+        'without it, chips come from Earth Engine',
     )
     parser.add_argument(
         '--output',
@@ -51,6 +56,12 @@ def _add_embed(commands: Commands) -> None:
         metavar='OUT',
         help='file that ends in .parquet; with --grid a folder, or a name that ends in '
         '.zarr',
+    )
+    parser.add_argument(
+        '--shard',
+        metavar='I/N',
+        help='do one of N equal shares, the I-th from 1, beside others; or /N in an '
+        'array job, which tells I (default: as an array job says, else everything)',
     )
     _add_output(parser.add_argument_group('output'))
     chips = parser.add_argument_group('chips')
@@ -76,6 +87,13 @@ def _add_embed(commands: Commands) -> None:
         choices=('raise', 'fill', 'skip'),
         help='for a chip without imagery: stop, fill it with zeros, or leave it out '
         '(default: raise)',
+    )
+    imagery.add_argument(
+        '--shards-at-once',
+        type=positive,
+        metavar='N',
+        help='shards that run at a time, among which --max-concurrency is divided '
+        '(default: all of them)',
     )
     features = parser.add_argument_group('features')
     features.add_argument(
@@ -109,18 +127,12 @@ def _add_output(group: argparse._ActionsContainer) -> None:
         help='start anew: remove what OUT holds, and what an interrupted run has left',
     )
     group.add_argument(
-        '--flush-chips',
+        '--block-chips',
         type=positive,
-        default=4096,
         metavar='N',
-        help='chips that a killed process may lose (default: 4096)',
-    )
-    group.add_argument(
-        '--flush-seconds',
-        type=positive,
-        default=60,
-        metavar='N',
-        help='seconds after which a finished chip is on disk (default: 60)',
+        help='chips that are put on disk together, at most; a killed process loses so '
+        'many (default: as OUT was begun, else 64 on a CPU, 4096 vectors or 256 maps '
+        'on a GPU, or fewer)',
     )
     group.add_argument(
         '--on-error',
@@ -133,6 +145,24 @@ def _add_output(group: argparse._ActionsContainer) -> None:
         '--retry-failed',
         action='store_true',
         help='compute just the chips that are listed as failed',
+    )
+
+
+def _add_merge(commands: Commands) -> None:
+    parser = command(
+        commands,
+        'merge',
+        'make an output of what unfinished runs have left',
+        'Join the blocks that lie beside OUT, where embed has been ended, or its last '
+        'shard has. Exits with 3 if the images of some chips could not be had.',
+    )
+    parser.add_argument(
+        'out', type=output, metavar='OUT', help='--output of that embed'
+    )
+    parser.add_argument(
+        '--partial',
+        action='store_true',
+        help='join what there is, also if blocks are missing; the run may still go on',
     )
 
 
@@ -173,7 +203,7 @@ def _add_cache(commands: Commands) -> None:
         'Show what a cache of chips holds, or remove its chips.',
     )
     parser.add_argument('action', choices=('info', 'clear'))
-    parser.add_argument('folder', type=source, metavar='FOLDER')
+    parser.add_argument('folder', type=local_source, metavar='FOLDER')
 
 
 def _add_demo(commands: Commands) -> None:
@@ -187,7 +217,7 @@ def _add_demo(commands: Commands) -> None:
     )
     parser.add_argument(
         '--output',
-        type=output,
+        type=local_output_path,
         default=Path('demo-output'),
         metavar='FOLDER',
         help='folder for the files (default: demo-output); those of an earlier demo '
@@ -260,7 +290,10 @@ def _add_imagery(group: argparse._ActionsContainer) -> None:
         'Score+ (default: no mask)',
     )
     group.add_argument(
-        '--cache', type=output, metavar='FOLDER', help='keep fetched chips here'
+        '--cache',
+        type=local_output_path,
+        metavar='FOLDER',
+        help='keep fetched chips here',
     )
     group.add_argument('--project', metavar='ID', help='Google Cloud project')
     group.add_argument(
@@ -272,5 +305,5 @@ def _add_imagery(group: argparse._ActionsContainer) -> None:
         '--max-concurrency',
         type=positive,
         metavar='N',
-        help='requests in flight, of all processes together (default: 32)',
+        help='requests in flight, of all processes and shards together (default: 32)',
     )

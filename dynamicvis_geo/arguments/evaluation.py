@@ -7,8 +7,9 @@ from dynamicvis_geo.arguments.common import (
     Commands,
     command,
     count,
+    local_output_path,
+    local_source,
     metres,
-    output,
     positive,
     source,
 )
@@ -46,7 +47,7 @@ def _add_probe(commands: Commands) -> None:
     )
     parser.add_argument(
         '--output',
-        type=output,
+        type=local_output_path,
         default=Path('probe-output'),
         metavar='DIR',
         help='folder for the results (default: probe-output)',
@@ -139,7 +140,10 @@ def _add_predict_map(commands: Commands) -> None:
         'Interrupted and started again, it continues where it stopped.',
     )
     parser.add_argument(
-        'probe', type=source, metavar='PROBE', help='probe.ckpt, written by probe'
+        'probe',
+        type=local_source,
+        metavar='PROBE',
+        help='probe.ckpt, written by probe',
     )
     parser.add_argument(
         'maps',
@@ -149,7 +153,7 @@ def _add_predict_map(commands: Commands) -> None:
     )
     parser.add_argument(
         '--output',
-        type=output,
+        type=local_output_path,
         required=True,
         metavar='DIR',
         help='folder for the maps',

@@ -7,8 +7,9 @@ from dynamicvis_geo.arguments.common import (
     add_weights,
     checkpoint,
     command,
-    output,
-    source,
+    images,
+    local_output_path,
+    local_source,
 )
 
 
@@ -50,7 +51,7 @@ def _add_verify(commands: Commands) -> None:
     )
     parser.add_argument(
         'images',
-        type=source,
+        type=images,
         nargs='*',
         metavar='IMAGE',
         help='GeoTIFFs, each resized to one input (default: two generated images)',
@@ -68,8 +69,8 @@ def _add_convert(commands: Commands) -> None:
         'Write the backbone alone, which is smaller and loads faster; its metadata '
         'says which file it was taken from.',
     )
-    parser.add_argument('checkpoint', type=source, metavar='CHECKPOINT')
-    parser.add_argument('out', type=output, metavar='OUT.safetensors')
+    parser.add_argument('checkpoint', type=local_source, metavar='CHECKPOINT')
+    parser.add_argument('out', type=local_output_path, metavar='OUT.safetensors')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace an output that exists'
     )

@@ -7,7 +7,8 @@ from dynamicvis_geo.arguments.common import (
     Commands,
     bands,
     command,
-    output,
+    images,
+    local_output_path,
     positive,
     source,
 )
@@ -45,7 +46,12 @@ def _add_rgb(kinds: Commands) -> None:
         'cache. All bands have one stretch, from the 2nd to the 98th percentile of '
         'their values.',
     )
-    _add_input(parser, 'a GeoTIFF, a folder of them, or a cache of chips')
+    parser.add_argument(
+        'input',
+        type=images,
+        metavar='INPUT',
+        help='a GeoTIFF, a folder of them, or a cache of chips',
+    )
     _add_output(parser, _FIGURE)
     parser.add_argument(
         '--chip', metavar='ID', help='a chip of a cache, instead of a contact sheet'
@@ -147,7 +153,7 @@ def _add_report(commands: Commands) -> None:
     _add_input(parser, 'a .parquet file of pooled embeddings, or a folder of maps')
     parser.add_argument(
         '--output',
-        type=output,
+        type=local_output_path,
         metavar='FILE',
         help='file that ends in .html (default: the name of the input, with '
         '.report.html)',
@@ -168,7 +174,7 @@ def _add_input(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _add_output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
-        '--output', type=output, required=True, metavar='FILE', help=what
+        '--output', type=local_output_path, required=True, metavar='FILE', help=what
     )
     _add_overwrite(parser)
 
@@ -182,7 +188,7 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--images',
-        type=source,
+        type=images,
         metavar='PATH',
         help='where the images of the chips are: the GeoTIFF or the folder that was '
         'embedded, or the cache of chips',

@@ -8,12 +8,15 @@ locks and no owners: a block done twice is the same file twice.
 What a block's file holds is not known here.
 """
 
+import base64
 import hashlib
 import itertools
 import json
 import operator
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.chip_order import (
+    Origins,
     Strides,
     along_curve,
     hilbert_order,
@@ -48,18 +52,26 @@ class Plan:
         rows: Rows of the chip table, in the order in which they are worked on and
             stand in the output. It does not depend on the size of the blocks.
         starts: Where in `rows` each block begins, and their end: ``[blocks + 1]``.
-        fingerprint: Equal for plans of the same chips in the same order.
+        fingerprint: Equal for plans of the same chips in the same order, whatever is
+            left out.
         block_chips: Chips that a block has at most.
+        left_out: Of all chips, in the order of the plan, whether they are left out.
     """
 
     rows: Ints
     starts: Ints
     fingerprint: str
     block_chips: int
+    left_out: NDArray[np.bool_]
 
     def __len__(self) -> int:
         """Return the number of blocks."""
         return len(self.starts) - 1
+
+    @property
+    def square(self) -> int:
+        """Chips a side of the squares into which a grid is cut."""
+        return 1 << _level(self.block_chips)
 
     def block(self, number: int) -> Ints:
         """Return the rows of the chip table that are a block's.
@@ -88,8 +100,9 @@ def make_plan(
     block_chips: int,
     *,
     strides: Strides = (),
+    origins: Origins = (),
     point_ids: pa.StringArray | None = None,
-    rows: Ints | None = None,
+    left_out: NDArray[np.bool_] | str = '',
 ) -> Plan:
     """Bring chips into an order and cut it into blocks.
 
@@ -104,8 +117,11 @@ def make_plan(
         block_chips: Chips that a block has at most; squares have the largest power of 4
             that this allows.
         strides: :attr:`.ChipDataset.strides`.
+        origins: A corner of the squares of each source, in its CRS; None, or nothing,
+            for the origin of the CRS.
         point_ids: :attr:`.ChipDataset.point_ids`.
-        rows: Rows of the table to plan, ascending; all by default.
+        left_out: Of every row of the table, whether the plan is without it, such as
+            what an output holds already; or :attr:`Description.left_out`.
 
     Raises:
         SpecError: If `block_chips` is not a positive whole number.
@@ -119,13 +135,33 @@ def make_plan(
             f'block_chips={block_chips!r} (--block-chips) must be a positive whole '
             'number of chips'
         )
-    planned = chips if rows is None else chips[rows]
-    distance = along_curve(planned, strides)
-    order = hilbert_order(planned, distance)
-    starts = _starts(planned, order, distance[order], strides, size)
-    if rows is not None:
-        order = np.asarray(rows, np.int64)[order]
-    return Plan(order, starts, _fingerprint(chips, crs, point_ids, order), size)
+    distance = along_curve(chips, strides, origins)
+    order = hilbert_order(chips, distance)
+    if isinstance(left_out, str):
+        gone = _unpack(left_out, len(chips))
+    else:
+        gone = left_out[order]
+    rows = order[~gone]
+    starts = _starts(chips, rows, distance[rows], strides, size)
+    return Plan(rows, starts, _fingerprint(chips, crs, point_ids, order), size, gone)
+
+
+def _pack(flags: NDArray[np.bool_]) -> str:
+    """Write flags as a short text; none of them set as an empty one."""
+    if not flags.any():
+        return ''
+    return base64.b64encode(zlib.compress(np.packbits(flags).tobytes())).decode()
+
+
+def _unpack(text: str, count: int) -> NDArray[np.bool_]:
+    if not text:
+        return np.zeros(count, dtype=bool)
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    # Of another table, which its fingerprint will tell.
+    flags = np.zeros(count, dtype=bool)
+    known = np.unpackbits(bits, count=min(count, 8 * len(bits)))
+    flags[: len(known)] = known
+    return flags
 
 
 def _starts(
@@ -136,10 +172,8 @@ def _starts(
     size: int,
 ) -> Ints:
     """Return where blocks begin in the order, and its end."""
-    # The largest square of 2**level a side that is not too large.
-    level = (size.bit_length() - 1) // 2
     source = chips['source'][order]
-    tile = _changes(distance >> np.uint64(2 * level))
+    tile = _changes(distance >> np.uint64(2 * _level(size)))
     for name in ('start', 'end'):
         tile |= _changes(chips[name][order])
     first = np.flatnonzero(_changes(source))
@@ -152,6 +186,11 @@ def _starts(
             begins[low:high] = tile[low:high]
             begins[low] = True
     return np.append(np.flatnonzero(begins), len(order)).astype(np.int64)
+
+
+def _level(size: int) -> int:
+    """Return the largest level whose square, 2**level a side, is not too large."""
+    return (size.bit_length() - 1) // 2
 
 
 def _changes(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -186,17 +225,22 @@ class Description:
     Attributes:
         settings: What decides the numbers, as plain values by name.
         plan: Fingerprint of the plan.
+        total: Chips of the table, those left out among them.
         chips: Chips of the plan.
         blocks: Blocks of the plan.
         block_chips: Chips that a block has at most.
+        left_out: Which chips of the table are not in the plan, as a text: others who
+            plan later may find more of them done.
         provenance: What goes into the output; it is kept, and not compared.
     """
 
     settings: Mapping[str, Any]
     plan: str
+    total: int
     chips: int
     blocks: int
     block_chips: int
+    left_out: str
     provenance: Mapping[str, Any]
 
     @property
@@ -205,13 +249,13 @@ class Description:
         return {
             **self.settings,
             'block_chips': self.block_chips,
-            'chips': f'{self.chips}, fingerprint {self.plan[:12]}',
+            'chips': f'{self.total}, fingerprint {self.plan[:12]}',
         }
 
-    @property
+    @cached_property
     def word(self) -> str:
         """Stands in the names of the blocks, so that no others are taken for them."""
-        text = json.dumps(jsonable(self.compared), sort_keys=True)
+        text = json.dumps(jsonable([self.compared, self.left_out]), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -222,9 +266,11 @@ def describe(
     return Description(
         settings,
         plan.fingerprint,
+        len(plan.left_out),
         len(plan.rows),
         len(plan),
         plan.block_chips,
+        _pack(plan.left_out),
         provenance,
     )
 
@@ -242,9 +288,61 @@ def read_description(store: Store) -> Description | None:
         return Description(**json.loads(content))
     except (ValueError, TypeError) as error:
         raise OutputError(
-            f"'{store.url}/{DESCRIPTION_FILE}' is damaged ({error}): remove the folder "
-            f"'{store.url}' to start anew"
+            f"'{store.url}/{DESCRIPTION_FILE}' is damaged, or of another version of "
+            f'dynamicvis_geo ({error}): finish the run with that one, or remove the '
+            f"folder '{store.url}' to start anew"
         ) from error
+
+
+def offer(store: Store, description: Description) -> Description:
+    """Write down what is to be made, unless another process has done so already.
+
+    Returns:
+        The description in the store: that of the process that was the first.
+
+    Raises:
+        OutputError: If it cannot be written or read.
+    """
+    content = to_json(asdict(description), indent=2).encode()
+    store.put_new(DESCRIPTION_FILE, content)
+    there = read_description(store)
+    if there is None:
+        raise OutputError(
+            f"'{store.url}/{DESCRIPTION_FILE}' is gone: another process has ended or "
+            'removed this run'
+        )
+    return there
+
+
+def require_same(store: Store, there: Description, mine: Description) -> None:
+    """Refuse to go on with what was begun in another way.
+
+    Args:
+        store: Where it was begun.
+        there: What was begun there.
+        mine: What is to be made now.
+
+    Raises:
+        OutputError: If they differ; the message holds a table of the differences.
+    """
+    rows = differences(there.compared, jsonable(mine.compared))
+    if not rows:
+        return
+    ways = (
+        'finish it with the same settings, choose another output, or start anew with '
+        '--overwrite (overwrite=True)'
+    )
+    if [name for name, *_ in rows] == ['chips']:
+        ways = (
+            'finish it with the same places and times first, and extend it then; or '
+            "make an output of what is done with 'dynamicvis-geo merge --partial', and "
+            'remove this folder; or start anew with --overwrite (overwrite=True)'
+        )
+    raise OutputError(
+        f"'{store.url}' holds what was begun with other settings:\n"
+        + table(rows, ('setting', 'there', 'now'))
+        + f'\n{ways}'
+    )
 
 
 def begin(store: Store, description: Description) -> Description:
@@ -257,22 +355,8 @@ def begin(store: Store, description: Description) -> Description:
         OutputError: If another run has begun there; the message holds a table of the
             differences.
     """
-    content = to_json(description.__dict__, indent=2).encode()
-    new = store.put_new(DESCRIPTION_FILE, content)
-    there = read_description(store)
-    if there is None:
-        raise OutputError(
-            f"'{store.url}/{DESCRIPTION_FILE}' is gone: another process has ended or "
-            'removed this run'
-        )
-    rows = [] if new else differences(there.compared, jsonable(description.compared))
-    if rows:
-        raise OutputError(
-            f"'{store.url}' holds what was begun with other settings:\n"
-            + table(rows, ('setting', 'there', 'now'))
-            + '\nfinish it with the same settings, choose another output, or start '
-            'anew with --overwrite (overwrite=True)'
-        )
+    there = offer(store, description)
+    require_same(store, there, description)
     return there
 
 
@@ -285,6 +369,14 @@ def block_name(description: Description, number: int, suffix: str) -> str:
         suffix: Of the format, such as '.parquet'.
     """
     return f'block-{description.word}-{number:08d}{suffix}'
+
+
+def leave(store: Store, description: Description) -> None:
+    """Remove the blocks of a run whose output another process has made meanwhile."""
+    for name in store.names():
+        if name.startswith(f'block-{description.word}-'):
+            store.remove(name)
+    store.remove_if_empty()
 
 
 def finished(store: Store, description: Description, suffix: str) -> NDArray[np.bool_]:

@@ -29,19 +29,18 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyproj
 import shapely
 
-from dynamicvis_geo.callbacks.run_folder import whole_file
-from dynamicvis_geo.chip_keys import chip_keys
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
 
@@ -55,6 +54,8 @@ _ARROW_TYPES = {
 }
 _TIME = pa.timestamp('us', tz='UTC')
 _BBOX = pa.struct([(name, pa.float64()) for name in ('xmin', 'ymin', 'xmax', 'ymax')])
+#: Kinds of geometries in WKB, of which footprints are two.
+_KINDS = {1: 'Point', 2: 'LineString', 3: 'Polygon', 6: 'MultiPolygon'}
 _UNDATED = pd.Timestamp.min.ceil('s').tz_localize('UTC')
 
 
@@ -96,6 +97,67 @@ def embedding_schema(
     return pa.schema(fields)
 
 
+def chip_schema(points: bool) -> pa.Schema:
+    """Schema of a table of the chips of feature maps, which has no embeddings.
+
+    Args:
+        points: Whether the chips have points.
+    """
+    fields = [
+        ('id', pa.string()),
+        *((name, pa.timestamp('ns', tz='UTC')) for name in ('start', 'end')),
+        ('centre_lon', pa.float64()),
+        ('centre_lat', pa.float64()),
+        ('crs', pa.string()),
+        *((name, pa.float64()) for name in ('minx', 'miny', 'maxx', 'maxy')),
+        ('width', pa.int32()),
+        ('height', pa.int32()),
+        ('xres', pa.float64()),
+        ('yres', pa.float64()),
+        ('valid_fraction', pa.float32()),
+        *([('point_id', pa.string())] if points else []),
+        ('geometry', pa.binary()),
+        ('bbox', _BBOX),
+    ]
+    return pa.schema(fields)
+
+
+def chip_rows(
+    rows: gpd.GeoDataFrame, valid_fraction: npt.NDArray[np.float32]
+) -> pa.Table:
+    """Return rows of the chip table in the columns of :func:`chip_schema`.
+
+    Args:
+        rows: Rows of the chip table, EPSG:4326.
+        valid_fraction: float32 ``[N]``; NaN is written as null.
+    """
+    return _table(rows, chip_schema('point_id' in rows), valid_fraction, {})
+
+
+def _table(
+    rows: gpd.GeoDataFrame,
+    schema: pa.Schema,
+    valid_fraction: npt.NDArray[np.float32],
+    columns: Mapping[str, Any],
+) -> pa.Table:
+    outlines = rows.geometry.to_numpy()
+    known: dict[str, Any] = {
+        'id': rows['chip_id'].astype(str),
+        **{name: _utc(rows[name]) for name in ('start', 'end')},
+        'valid_fraction': pa.array(valid_fraction, pa.float32(), from_pandas=True),
+        'geometry': shapely.to_wkb(outlines),
+        'bbox': pa.StructArray.from_arrays(
+            list(shapely.bounds(outlines).T), fields=list(_BBOX)
+        ),
+        **columns,
+    }
+    arrays = [
+        _array(known.get(field.name, rows.get(field.name)), field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
 def embedding_table(
     rows: gpd.GeoDataFrame,
     embedding: npt.NDArray[np.float32],
@@ -117,33 +179,21 @@ def embedding_table(
         OutputError: If `dtype` cannot hold an embedding.
     """
     count, dimensions = embedding.shape
-    start, end = (_utc(rows[name]) for name in ('start', 'end'))
-    nominal = start.fillna(_UNDATED)
+    nominal = _utc(rows['start']).fillna(_UNDATED)
     if valid_fraction is None:
         valid_fraction = np.full(count, np.nan, np.float32)
     stored, scale = _quantize(embedding, dtype)
-    columns: dict[str, Any] = {
-        'id': rows['chip_id'].astype(str),
-        'embedding': pa.FixedSizeListArray.from_arrays(
-            pa.array(stored.reshape(-1), _ARROW_TYPES[dtype]), dimensions
-        ),
+    vectors = pa.FixedSizeListArray.from_arrays(
+        pa.array(stored.reshape(-1), _ARROW_TYPES[dtype]), dimensions
+    )
+    columns = {
+        'embedding': vectors,
         'scale': scale,
         'datetime': nominal,
         'timestamp': nominal,
-        'start': start,
-        'end': end,
-        'valid_fraction': pa.array(valid_fraction, pa.float32(), from_pandas=True),
-        'geometry': shapely.to_wkb(rows.geometry.to_numpy()),
-        'bbox': pa.StructArray.from_arrays(
-            list(shapely.bounds(rows.geometry.to_numpy()).T), fields=list(_BBOX)
-        ),
     }
     schema = embedding_schema(dimensions, 'point_id' in rows, dtype)
-    arrays = [
-        _array(columns.get(field.name, rows.get(field.name)), field.type)
-        for field in schema
-    ]
-    return pa.table(arrays, schema=schema)
+    return _table(rows, schema, valid_fraction, columns)
 
 
 def _quantize(
@@ -198,17 +248,37 @@ class Extent:
         self.lower = np.full(2, np.inf)
         self.upper = np.full(2, -np.inf)
 
-    def add(self, rows: pa.Table | pa.RecordBatch) -> None:
-        """Take account of the geometries of some rows."""
+    @classmethod
+    def of(cls, rows: pa.Table) -> Self:
+        """Return that of some rows."""
+        extent = cls()
         if not rows.num_rows:
-            return
-        footprints = shapely.from_wkb(
-            rows.column('geometry').to_numpy(zero_copy_only=False)
-        )
-        self.types.update(gpd.GeoSeries(footprints).geom_type)
-        bounds = shapely.total_bounds(footprints)
-        self.lower = np.fmin(self.lower, bounds[:2])
-        self.upper = np.fmax(self.upper, bounds[2:])
+            return extent
+        outlines = rows.column('geometry')
+        # After the order of bytes (little endian): the kind.
+        kinds = pc.unique(pc.binary_slice(outlines, 1, 5)).to_pylist()
+        extent.types = {_KINDS[int.from_bytes(kind, 'little')] for kind in kinds}
+        columns = [pc.struct_field(rows.column('bbox'), [i]) for i in range(4)]
+        least = [pc.min(column).as_py() for column in columns[:2]]
+        most = [pc.max(column).as_py() for column in columns[2:]]
+        extent.lower, extent.upper = np.array(least, float), np.array(most, float)
+        return extent
+
+    @classmethod
+    def read(cls, metadata: Mapping[bytes, bytes]) -> Self:
+        """Read what the metadata of a file say."""
+        extent = cls()
+        column = json.loads(metadata[b'geo'])['columns']['geometry']
+        extent.types = set(column['geometry_types'])
+        if 'bbox' in column:
+            extent.lower, extent.upper = np.reshape(column['bbox'], (2, 2))
+        return extent
+
+    def add(self, other: Self) -> None:
+        """Take account of another one."""
+        self.types |= other.types
+        self.lower = np.fmin(self.lower, other.lower)
+        self.upper = np.fmax(self.upper, other.upper)
 
 
 class GeoParquetWriter:
@@ -220,6 +290,8 @@ class GeoParquetWriter:
         schema: pa.Schema,
         extent: Extent,
         provenance: Mapping[str, Any],
+        metadata: Mapping[str | bytes, str] | None = None,
+        compression: Literal['zstd', 'none'] = 'zstd',
     ) -> None:
         """Create the file.
 
@@ -228,15 +300,33 @@ class GeoParquetWriter:
             schema: As :func:`embedding_schema` gives it.
             extent: That of all rows that will be written.
             provenance: What made the embeddings.
+            metadata: More for the footer of the file.
+            compression: Of all columns.
         """
-        metadata = {'geo': _geo_metadata(extent), PROVENANCE_KEY: to_json(provenance)}
-        self._schema = schema.with_metadata(metadata)
+        # Not at the end: of a folder, readers see only what the schema holds.
+        self._schema = schema.with_metadata(
+            {
+                'geo': _geo_metadata(extent),
+                PROVENANCE_KEY: to_json(provenance),
+                **(metadata or {}),
+            }
+        )
+        names = [name for name in schema.names if name not in ('embedding', 'bbox')]
+        # Of a file without embeddings, no name is wrong.
+        floats = (
+            'embedding' in schema.names
+            and schema.field('embedding').type.value_type == pa.float32()
+        )
         self._file = pq.ParquetWriter(
             path,
             self._schema,
-            compression='zstd',
-            # Floats hardly repeat: a dictionary costs time and saves nothing.
+            compression=compression,
+            # Floats hardly repeat: a dictionary costs time and saves nothing. Their
+            # first bytes do, which puts a tenth less into the file.
             use_dictionary=['crs'],
+            use_byte_stream_split=['embedding.list.element'] if floats else False,
+            # Nobody looks for rows by the least and greatest of all features.
+            write_statistics=[*names, *(f'bbox.{field.name}' for field in _BBOX)],
         )
 
     def write(self, table: pa.Table) -> None:
@@ -268,50 +358,6 @@ def steady_memory() -> Iterator[None]:
         yield
     finally:
         pa.set_memory_pool(pool)
-
-
-def write_geoparquet(
-    path: Path,
-    table: pa.Table,
-    provenance: Mapping[str, Any],
-    row_group: int | None = None,
-) -> None:
-    """Write a table with footprints as a file that appears whole, and is on disk then.
-
-    Args:
-        path: The file.
-        table: Rows with ``geometry`` (WKB, EPSG:4326) and ``bbox``.
-        provenance: What made them.
-        row_group: Rows of a row group; one row group for all by default.
-    """
-    extent = Extent()
-    extent.add(table)
-    with (
-        whole_file(path) as temporary,
-        GeoParquetWriter(temporary, table.schema, extent, provenance) as writer,
-    ):
-        for first in range(0, table.num_rows, row_group or max(1, table.num_rows)):
-            writer.write(table.slice(first, row_group).combine_chunks())
-
-
-def read_keys(path: Path) -> pa.StringArray:
-    """Return the keys of all rows of a file.
-
-    Raises:
-        OutputError: If it cannot be read.
-    """
-    try:
-        names = pq.read_schema(path).names
-        columns = [name for name in ('id', 'point_id') if name in names]
-        table = pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(
-            f"'{path}' cannot be read ({error}): it was damaged after it was written; "
-            'remove it, and its chips are computed again'
-        ) from error
-    ids = table['id'].combine_chunks()
-    points = table['point_id'].combine_chunks() if 'point_id' in columns else None
-    return chip_keys(ids, points)
 
 
 def _geo_metadata(extent: Extent) -> str:

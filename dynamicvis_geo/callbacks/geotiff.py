@@ -1,7 +1,9 @@
 """Feature maps as one GeoTIFF a chip."""
 
-from pathlib import Path
-from typing import Any, ClassVar
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +12,16 @@ import pyarrow as pa
 from rasterio.io import MemoryFile
 from rasterio.transform import from_bounds
 
-from dynamicvis_geo.callbacks.predictions import Predictions
-from dynamicvis_geo.callbacks.run_folder import write_atomically
-from dynamicvis_geo.callbacks.sink import Job
+from dynamicvis_geo.callbacks.blocks import Description
+from dynamicvis_geo.callbacks.parquet_blocks import (
+    Merged,
+    gather,
+    list_failures,
+    map_shape,
+    row_keys,
+)
+from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
+from dynamicvis_geo.callbacks.store import Store, Target
 from dynamicvis_geo.provenance import (
     METADATA_FILE,
     PROVENANCE_KEY,
@@ -20,92 +29,102 @@ from dynamicvis_geo.provenance import (
     to_json,
 )
 
+if TYPE_CHECKING:
+    from dynamicvis_geo.callbacks.formats import Work
+
 # A tile's sides are multiples of 16 (TIFF 6.0, section 15); 512 is GDAL's own for COGs.
 _TILE_STEP = 16
 _TILE_MAX = 512
 
 
 class GeoTIFFFolder:
-    """Writes one GeoTIFF a chip into a folder, and ``metadata.json`` beside them."""
+    """One GeoTIFF a chip, and ``metadata.json``: see :class:`~.formats.Format`."""
 
     output: ClassVar[str] = 'grid'
     dtypes: ClassVar[tuple[str, ...]] = ('float32',)
-    metadata: ClassVar[str] = METADATA_FILE
     #: GDAL and QGIS leave statistics of a.tif in a.tif.aux.xml.
     members: ClassVar[tuple[str, ...]] = ('*.tif', '*.tif.aux.xml', METADATA_FILE)
 
-    def __init__(self, job: Job) -> None:
-        """Prepare to write; see :class:`~dynamicvis_geo.callbacks.sink.Sink`."""
-        self.job = job
-        self.dimensions = job.dimensions
+    def __init__(self, url: str, dtype: str) -> None:
+        """Say where the output is, and the type of its numbers."""
+        self._place = Target.of(url)
+        self._folder = Store(url)
 
-    @classmethod
-    def recover(cls, target: Path) -> None:
-        """Nothing: files appear when they are complete."""
-
-    @classmethod
-    def finished(cls, target: Path) -> pa.StringArray:
+    def held(self) -> pa.StringArray:
         """Ids of the chips that have a file."""
-        return pa.array([path.stem for path in target.glob('*.tif')], pa.string())
+        names = [n for n in self._folder.names() if n.endswith('.tif')]
+        ids = [n.removesuffix('.tif') for n in names if not n.startswith('.')]
+        return pa.array(sorted(ids), pa.string())
 
-    def write(self, predictions: Predictions) -> None:
-        """Write the chips of one batch."""
-        if self.job.chips is None or not len(predictions.chip):
+    def check(self, chips: ChipTable) -> None:
+        """Take any chips."""
+
+    def origins(self, chips: ChipTable) -> Sequence[tuple[float, float] | None]:
+        """Let tiles of the plan hang from the origin of each CRS."""
+        return [None] * len(chips.source_crs)
+
+    def write_maps(self, work: Work, number: int, predictions: Predictions) -> None:
+        """Write the feature maps of a block, each whole."""
+        if not len(predictions.chip):
             return
         features = predictions.embedding
-        self.dimensions = features.shape[1]
         valid = predictions.valid_fraction
-        provenance = self._provenance()
-        rows = self.job.chips.rows(predictions.chip)
+        provenance = _provenance(work.run, features.shape[1])
+        rows = work.chips.rows(predictions.chip)
         for i, (_, chip) in enumerate(rows.iterrows()):
-            write_feature_map(
-                self.job.target / f'{chip["chip_id"]}.tif',
+            content = encode_feature_map(
                 features[i],
                 chip,
                 provenance,
                 None if valid is None else float(valid[i]),
             )
+            self._folder.put(f'{chip["chip_id"]}.tif', content)
 
-    def flush(self) -> None:
-        """Nothing is held between batches."""
+    def merge(self, store: Store, run: Description, partial: bool) -> Merged:
+        """Write what all files share, and the list of failures."""
+        gathered = gather(store, run, partial, ['id', 'point_id'])
+        dimensions = run.provenance.get('emb:dimensions')
+        if gathered.schema is not None:
+            dimensions = map_shape(gathered)[0]
+        text = to_json(_provenance(run, dimensions), indent=2) + '\n'
+        self._folder.put(METADATA_FILE, text.encode())
+        failed = list_failures(
+            self._place.parent,
+            self._place.failures,
+            gathered.failed,
+            lambda: row_keys(gathered.done),
+        )
+        return Merged(gathered.done.num_rows, failed, gathered.missing)
 
-    def assemble(self) -> None:
-        """Nothing remains to be done."""
 
-    def complete(self) -> None:
-        """Write what all files share."""
-        text = to_json(self._provenance(), indent=2) + '\n'
-        write_atomically(self.job.target / METADATA_FILE, text.encode())
-
-    def _provenance(self) -> dict[str, Any]:
-        return {**self.job.provenance, **describe_embeddings('pixel', self.dimensions)}
+def _provenance(run: Description, dimensions: int | None) -> dict[str, Any]:
+    return {**run.provenance, **describe_embeddings('pixel', dimensions)}
 
 
-def write_feature_map(
-    path: Path,
+def encode_feature_map(
     features: npt.NDArray[np.float32],
     chip: pd.Series,
     provenance: dict[str, Any],
     valid_fraction: float | None = None,
-) -> None:
-    """Write the feature map of one chip as a cloud-optimised GeoTIFF.
+) -> bytes:
+    """Make a cloud-optimised GeoTIFF of the feature map of one chip.
 
     Each feature cell covers its part of the chip: the map has the chip's CRS and
     bounds, north up, and the chip's size over the number of cells as its resolution.
-    The file appears under its name only when it is complete.
 
     Args:
-        path: File to write.
         features: float32 ``[D, h, w]``, the first row northernmost.
         chip: Row of the chip table: ``chip_id``, ``crs``, ``minx``, ``miny``, ``maxx``,
             ``maxy`` (CRS units), ``start``, ``end``.
         provenance: What made the features.
         valid_fraction: Share of the chip's pixels that were not masked, 0..1.
+
+    Returns:
+        The file.
     """
     with MemoryFile() as memory:
         _encode(memory, features, chip, _tags(chip, provenance, valid_fraction))
-        # Python, unlike GDAL, always says when the disk is full.
-        write_atomically(path, memory.getbuffer())
+        return bytes(memory.getbuffer())
 
 
 def _encode(

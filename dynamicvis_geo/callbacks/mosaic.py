@@ -1,16 +1,16 @@
-"""Where the feature maps of a grid of chips lie in one array."""
+"""Where the feature maps of a grid of chips lie in one array, and who writes them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dynamicvis_geo.datasets.chip_table import CHIP
 from dynamicvis_geo.errors import OutputError
 
 Ints = NDArray[np.int64]
@@ -206,19 +206,17 @@ class Layout:
         chips: NDArray[np.void],
         maps: tuple[int, int, int],
         dtype: str,
-        existing: Layout | None = None,
+        square: int | None,
     ) -> Layout:
-        """Lay out an array that holds chips, and what an existing array holds.
+        """Lay out an array that holds chips.
 
         Args:
-            grid: Lattice of *chips* and of the existing array.
+            grid: Lattice of *chips*.
             chips: The chips.
             maps: ``(D, h, w)``, the shape of the feature map of a chip.
             dtype: Type of the values.
-            existing: The array that is there already.
-
-        Returns:
-            The layout; *existing* itself if all chips have their place in it.
+            square: Chips a side of the squares in which work is done, which hang from
+                the north-west corner of *grid*; None if it is not done in squares.
 
         Raises:
             OutputError: If the feature maps do not fit together.
@@ -226,34 +224,17 @@ class Layout:
         dimensions, *map_size = maps
         height, width = map_size
         grid.check_cells((height, width))
-        corners = grid.offsets(chips) * map_size // grid.size
-        times = {(int(a), int(b)) for a, b in np.unique(chips[['start', 'end']])}
-        low, high = corners.min(axis=0), corners.max(axis=0) + map_size
-        if existing is not None:
-            existing.check_same(grid.crs, maps, dtype)
-            corner = grid.offsets(existing.corner)[0] * map_size // grid.size
-            extent = (existing.rows, existing.columns)
-            inside = (low >= corner).all() and (high <= corner + extent).all()
-            if inside and times <= set(existing.times):
-                return existing
-            low, high = np.minimum(low, corner), np.maximum(high, corner + extent)
-            times |= set(existing.times)
-        rows, columns = (high - low).tolist()
-        step = tuple(
-            across * count // size
-            for across, count, size in zip(grid.step, map_size, grid.size, strict=True)
-        )
+        size = np.array(map_size)
+        step = np.array(grid.step) * size // grid.size
+        extent = (grid.offsets(chips) * size // grid.size).max(axis=0) + size
         cell_bytes = dimensions * np.dtype(dtype).itemsize
-        chunk = _chunk(step, (height, width), cell_bytes)
-        cell = [
-            res * size / count
-            for res, size, count in zip(
-                grid.resolution, grid.size, map_size, strict=True
-            )
-        ]
-        return cls(
-            x=grid.x + float(low[1]) * cell[1],
-            y=grid.y - float(low[0]) * cell[0],
+        chunk = _chunk((int(step[0]), int(step[1])), (height, width), cell_bytes)
+        shard, margin = _shard(step, size, extent, np.array(chunk), cell_bytes, square)
+        rows, columns = (extent + margin).tolist()
+        top, left = margin.tolist()
+        layout = cls(
+            x=grid.x,
+            y=grid.y,
             size=grid.size,
             resolution=grid.resolution,
             map_size=(height, width),
@@ -261,10 +242,12 @@ class Layout:
             dtype=dtype,
             rows=rows,
             columns=columns,
-            times=tuple(sorted(times)),
+            times=_times(chips),
             chunk=chunk,
-            shard=_shard(chunk, (rows, columns), cell_bytes),
+            shard=(int(shard[0]), int(shard[1])),
         )
+        cell = layout.cell
+        return replace(layout, x=grid.x - left * cell[1], y=grid.y + top * cell[0])
 
     @property
     def cell(self) -> tuple[float, float]:
@@ -276,15 +259,6 @@ class Layout:
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of the array: time, embedding, y, x."""
         return len(self.times), self.dimensions, self.rows, self.columns
-
-    @property
-    def corner(self) -> NDArray[np.void]:
-        """The north-west corner as if a chip were there, ``[1]``."""
-        chip = np.zeros(1, CHIP)
-        chip['x'], chip['y'] = self.x, self.y
-        chip['height'], chip['width'] = self.size
-        chip['yres'], chip['xres'] = self.resolution
-        return chip
 
     def check_same(self, crs: str, maps: tuple[int, int, int], dtype: str) -> None:
         """Check that feature maps are like those in this array.
@@ -302,47 +276,85 @@ class Layout:
                 f'but those of this run are {new_text}: choose another output'
             )
 
+    def check_chips(self, crs: str, chips: NDArray[np.void]) -> None:
+        """Check that chips have their places in this array.
+
+        Raises:
+            OutputError: If they have not.
+        """
+        example = chips[:1].copy()
+        example['height'], example['width'] = self.size
+        example['yres'], example['xres'] = self.resolution
+        ChipGrid.of(crs, np.append(example, chips)).check_cells(self.map_size)
+        exact = self._cells(chips)
+        pixels = np.array(self.size) / self.map_size
+        if (np.abs(exact - np.round(exact)) * pixels > TOLERANCE).any():
+            raise OutputError(
+                f'the chips in {crs} do not lie whole cells apart from those that the '
+                f'output holds: choose another output, or {_INSTEAD}'
+            )
+        places = self.place(chips)
+        low, high = places[:, 1:].min(axis=0), places[:, 1:].max(axis=0) + self.map_size
+        instead = (
+            'an array has its extent and its times from when it was begun. Choose '
+            'another output for these chips, or begin anew with all places and times '
+            'at once (--overwrite, overwrite=True)'
+        )
+        if (low < 0).any() or (high > (self.rows, self.columns)).any():
+            beyond = ', '.join(
+                f'{count} cells to the {side}'
+                for side, count in zip(
+                    ('north', 'west', 'south', 'east'),
+                    (*-low, *high - (self.rows, self.columns)),
+                    strict=True,
+                )
+                if count > 0
+            )
+            raise OutputError(
+                f'the chips in {crs} reach beyond the array that the output holds '
+                f'({beyond}), but {instead}'
+            )
+        if (places[:, 0] < 0).any():
+            new = chips[places[:, 0] < 0][0]
+            raise OutputError(
+                f'the output has no chips in {crs} of the time '
+                f'{_time_text(new["start"])} to {_time_text(new["end"])}, but {instead}'
+            )
+
+    def _cells(self, chips: NDArray[np.void]) -> NDArray[np.float64]:
+        """Return how many cells south and east of the corner chips begin, exactly."""
+        down = (self.y - chips['y']) / self.cell[0]
+        return np.stack([down, (chips['x'] - self.x) / self.cell[1]], axis=1)
+
     def place(self, chips: NDArray[np.void]) -> Ints:
-        """Return time, row and column of the first cell of chips, ``[n, 3]``."""
-        (yres, xres), (height, width) = self.resolution, self.size
-        pixels = np.stack([(self.y - chips['y']) / yres, (chips['x'] - self.x) / xres])
-        cells = np.round(pixels).astype(np.int64).T * self.map_size // (height, width)
+        """Return time, row and column of the first cell of chips, ``[n, 3]``.
+
+        The time is -1 where it is none of the array's.
+        """
         index = pd.MultiIndex.from_tuples(self.times)
         windows = pd.MultiIndex.from_arrays([chips['start'], chips['end']])
+        cells = np.round(self._cells(chips)).astype(np.int64)
         return np.column_stack([index.get_indexer(windows), cells])
 
-    def offset_of(self, other: Layout) -> Ints:
-        """Return the row and the column here of the first cell of another layout."""
-        cells = (self.y - other.y) / self.cell[0], (other.x - self.x) / self.cell[1]
-        offset: Ints = np.round(cells).astype(np.int64)
-        return offset
-
-    def shards_of(self, places: Ints) -> dict[Shard, Ints]:
-        """Say which chips lie in which shard.
+    def shards_of(self, places: Ints) -> list[Shard]:
+        """Return all shards that chips reach into, in their order.
 
         Args:
             places: As :meth:`place` gives them, ``[n, 3]``.
 
         Returns:
-            For each shard with chips (numbers along time, y and x, in this order), the
-            rows of *places*.
+            Numbers along time, y and x.
         """
         shard, size = np.array(self.shard), np.array(self.map_size)
         first = places[:, 1:] // shard
         last = (places[:, 1:] + size - 1) // shard
-        pairs = []
-        for down, across in np.ndindex(*((last - first).max(axis=0, initial=0) + 1)):
-            at = first + np.array([down, across])
-            there = np.flatnonzero((at <= last).all(axis=1))
-            pairs.append(np.column_stack([places[there, 0], at[there], there]))
-        table = np.concatenate(pairs)
-        table = table[np.lexsort(table.T[::-1])]
-        cuts = np.flatnonzero((np.diff(table[:, :3], axis=0) != 0).any(axis=1)) + 1
-        return {
-            (int(part[0, 0]), int(part[0, 1]), int(part[0, 2])): part[:, 3]
-            for part in np.split(table, cuts)
-            if len(part)
-        }
+        found = [np.empty((0, 3), np.int64)]
+        for step in np.ndindex(*((last - first).max(axis=0, initial=0) + 1)):
+            at = first + np.array(step)
+            there = (at <= last).all(axis=1)
+            found.append(np.column_stack([places[there, 0], at[there]]))
+        shards = np.unique(np.concatenate(found), axis=0).tolist()
+        return [(time, down, across) for time, down, across in shards]
 
     def window(self, shard: Shard) -> tuple[int, int, int, int]:
         """Return first row, first column, rows and columns of a shard."""
@@ -384,6 +396,78 @@ class Layout:
             nearest[here][closer] = distance[inside][closer]
             owner[here][closer] = i
         return owner
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """The places that chips have in an array, each once, and whose work they are.
+
+    Attributes:
+        layout: The array.
+        places: Time, row and column of the first cell, ``[n, 3]``.
+        chip: Row of the chip table, -1 for chips that the array holds already.
+        block: Block of the plan, -1 for chips of none.
+        keys: Number of the shard in which each begins, ascending.
+    """
+
+    layout: Layout
+    places: Ints
+    chip: Ints
+    block: Ints
+    keys: Ints
+
+    @classmethod
+    def of(cls, layout: Layout, places: Ints, chip: Ints, block: Ints) -> Sites:
+        """Sort places; of several chips in the same, one with work to do is kept."""
+        keys = _key(layout, places[:, 0], *(places[:, 1:] // layout.shard).T)
+        order = np.lexsort((chip, block < 0, places[:, 2], places[:, 1], keys))
+        again = np.zeros(len(order), dtype=bool)
+        again[1:] = (np.diff(places[order], axis=0) == 0).all(axis=1)
+        order = order[~again]
+        return cls(layout, places[order], chip[order], block[order], keys[order])
+
+    def owners(self, shard: Shard) -> Ints:
+        """Say which chip each cell of a shard takes its values from.
+
+        Returns:
+            Rows of `places`, ``[rows, columns]``; -1 where there is no chip.
+        """
+        near = self._near(shard)
+        owners = self.layout.owners(self.places[near], self.layout.window(shard))
+        return np.append(near, -1)[owners]
+
+    def _near(self, shard: Shard) -> Ints:
+        """Return the chips that reach into a shard, as rows of `places`."""
+        time, down, across = shard
+        reach = (np.array(self.layout.map_size) - 2) // self.layout.shard + 1
+        west = max(0, across - int(reach[1]))
+        found = []
+        for row in range(max(0, down - int(reach[0])), down + 1):
+            ends = (
+                _key(self.layout, time, row, west),
+                _key(self.layout, time, row, across),
+            )
+            low = np.searchsorted(self.keys, ends[0], 'left')
+            high = np.searchsorted(self.keys, ends[1], 'right')
+            found.append(np.arange(low, high))
+        rows = np.concatenate(found)
+        window = self.layout.window(shard)
+        first = self.places[rows, 1:]
+        there = (first < np.add(window[:2], window[2:])) & (
+            first + self.layout.map_size > window[:2]
+        )
+        return rows[there.all(axis=1)]
+
+
+def _key(layout: Layout, time: Any, down: Any, across: Any) -> Any:
+    """Number shards through."""
+    rows, columns = (
+        -(-length // side)
+        for length, side in zip(
+            (layout.rows, layout.columns), layout.shard, strict=True
+        )
+    )
+    return (time * rows + down) * columns + across
 
 
 def overlap(
@@ -436,12 +520,47 @@ def _chunk(
 
 
 def _shard(
-    chunk: tuple[int, int], extent: tuple[int, int], cell_bytes: int
-) -> tuple[int, int]:
-    """Return the rows and columns of a shard: as many chunks each way."""
-    count = max(1, math.isqrt(SHARD_BYTES // (chunk[0] * chunk[1] * cell_bytes)))
-    rows, columns = (
-        side * min(count, -(-length // side))
-        for side, length in zip(chunk, extent, strict=True)
-    )
-    return rows, columns
+    step: Ints,
+    map_size: Ints,
+    extent: Ints,
+    chunk: Ints,
+    cell_bytes: int,
+    square: int | None,
+) -> tuple[Ints, Ints]:
+    """Return rows and columns of a shard, and of a margin to the north and west.
+
+    Chips of a grid that overlap own cells from half the overlap inwards. The margin,
+    which stays empty, lets the borders between shards lie there too, so that a shard
+    is of one square of chips and its file has one writer.
+    """
+    none = np.zeros(2, np.int64)
+    found = None
+    # Of a tie, the chip to the north or west is the owner.
+    half = (np.maximum(map_size - step, 0) + 1) // 2
+    divided = (extent - map_size) // step >= (square or 0)
+    side = 1
+    while side <= (square or 0):
+        shard = step * side
+        margin = np.where(divided, -half % shard, none)
+        fits = math.prod(shard.tolist()) * cell_bytes <= SHARD_BYTES
+        fits &= bool((16 * margin <= extent).all())
+        if not (shard % chunk).any() and (found is None or fits):
+            found = shard, margin
+        side *= 2
+    if found is None:
+        count = max(
+            1, math.isqrt(SHARD_BYTES // (math.prod(chunk.tolist()) * cell_bytes))
+        )
+        found = chunk * count, none
+    shard, margin = found
+    return np.minimum(shard, -(-(extent + margin) // chunk) * chunk), margin
+
+
+def _times(chips: NDArray[np.void]) -> tuple[Window, ...]:
+    """Return the time windows of chips, each once."""
+    windows = pd.DataFrame({name: chips[name] for name in ('start', 'end')})
+    return tuple(sorted(windows.drop_duplicates().itertuples(index=False, name=None)))
+
+
+def _time_text(time: np.int64) -> str:
+    return 'without limit' if time == OPEN else pd.Timestamp(int(time)).isoformat()

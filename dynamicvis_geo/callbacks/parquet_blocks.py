@@ -1,14 +1,15 @@
-"""Blocks of pooled embeddings as GeoParquet files, and what they are joined into.
+"""Files of blocks: a GeoParquet row for each chip, whatever the format of the output.
 
-A block's file has the columns of an output (:mod:`.geoparquet`), and of chips that have
-failed ``reason``, ``message`` and ``failed`` (when that was) in place of an embedding.
+For pooled embeddings they have the columns of the output (:mod:`.geoparquet`), for
+feature maps those of the chips alone. Chips that have failed have ``reason``,
+``message`` and ``failed`` (when that was) in place of an embedding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -22,21 +23,21 @@ from dynamicvis_geo.callbacks.blocks import Description, Ints, block_name, finis
 from dynamicvis_geo.callbacks.geoparquet import (
     Extent,
     GeoParquetWriter,
-    embedding_schema,
+    chip_rows,
     embedding_table,
-    steady_memory,
 )
 from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
 from dynamicvis_geo.callbacks.store import Store
+from dynamicvis_geo.chip_keys import chip_keys, join_keys
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.provenance import describe_embeddings
 
 SUFFIX = '.parquet'
+#: Footers of blocks that are read at a time.
+READERS = 16
+#: Key of the metadata of a block of feature maps: their D, h and w.
+MAPS_KEY = b'maps'
 
-#: Bytes of embeddings in a row group: a sixteenth of the file, within these bounds.
-ROW_GROUP_BYTES = (4 * 2**20, 64 * 2**20)
-
-_FAILURE = pa.schema(
+FAILURE = pa.schema(
     [
         ('reason', pa.string()),
         ('message', pa.string()),
@@ -47,12 +48,27 @@ _FAILURE = pa.schema(
 _LISTED = ['id', 'point_id', 'reason', 'message', 'failed', 'start', 'end', 'crs']
 
 
+@dataclass(frozen=True)
+class Merged:
+    """What blocks have been joined into.
+
+    Attributes:
+        rows: Chips of these blocks in the output.
+        failed: Chips in the list of failures.
+        missing: Blocks that are not done, if that was asked for.
+    """
+
+    rows: int
+    failed: int
+    missing: int
+
+
 def encode_block(
     chips: ChipTable,
     block: Ints,
     predictions: Sequence[Predictions],
     now: datetime,
-    dtype: str = 'float32',
+    dtype: str | None = 'float32',
 ) -> pa.Buffer:
     """Make the file of a block.
 
@@ -61,7 +77,8 @@ def encode_block(
         block: Rows of the block in the chip table, in the order of the plan.
         predictions: What became of each of them, in any order.
         now: Is told of chips that have failed.
-        dtype: Type in which embeddings are stored.
+        dtype: Type in which embeddings are stored; None for feature maps, which are
+            stored elsewhere.
 
     Raises:
         ValueError: If a row of the block is missing, or there is another.
@@ -69,32 +86,41 @@ def encode_block(
     """
     given = [one for one in predictions if len(one.chip)]
     failures = {one[0]: one[1:] for some in predictions for one in some.failures}
-    # Where all have failed nothing tells the length, and nothing is stored.
-    dimensions = given[0].embedding.shape[1] if given else 1
-    features = np.zeros((len(block), dimensions), np.float32)
     valid = np.full(len(block), np.nan, np.float32)
     done = np.zeros(len(block), dtype=bool)
-    if given:
-        batch = Predictions.concatenate(given)
-        place = _places(block, batch.chip)
-        features[place], done[place] = batch.embedding, True
-        if batch.valid_fraction is not None:
-            valid[place] = batch.valid_fraction
+    places = [_places(block, one.chip) for one in given]
+    for one, place in zip(given, places, strict=True):
+        done[place] = True
+        if one.valid_fraction is not None:
+            valid[place] = one.valid_fraction
     failed = np.zeros(len(block), dtype=bool)
     failed[_places(block, np.array(list(failures), np.int64))] = True
     if (done == failed).any():
         raise ValueError(f'chip {block[done == failed][0]} is missing, or there twice')
-    table = _without(embedding_table(chips.rows(block), features, valid, dtype), failed)
+    rows = chips.rows(block)
+    if dtype is None:
+        table = chip_rows(rows, valid)
+    else:
+        # Where all have failed nothing tells the length, and nothing is stored.
+        shape = given[0].embedding.shape[1:] if given else (1,)
+        features = np.zeros((len(block), *shape), np.float32)
+        for one, place in zip(given, places, strict=True):
+            features[place] = one.embedding
+        table = _without(embedding_table(rows, features, valid, dtype), failed)
     told = [
         (*failures[row], now) if row in failures else None for row in block.tolist()
     ]
-    for i, field in enumerate(_FAILURE):
+    for i, field in enumerate(FAILURE):
         column = [None if one is None else one[i] for one in told]
         table = table.append_column(field, pa.array(column, field.type))
-    extent = Extent()
-    extent.add(table)
+    metadata: dict[str | bytes, str] = {}
+    if dtype is None and given:
+        metadata[MAPS_KEY] = ','.join(map(str, given[0].embedding.shape[1:]))
     sink = pa.BufferOutputStream()
-    with GeoParquetWriter(sink, table.schema, extent, {}) as writer:
+    # It lives shortly: to pack it and unpack it takes longer than to read a bit more.
+    # Of what the output will hold.
+    extent = Extent.of(table.filter(pa.array(~failed)))
+    with GeoParquetWriter(sink, table.schema, extent, {}, metadata, 'none') as writer:
         writer.write(table)
     return sink.getvalue()
 
@@ -128,157 +154,278 @@ def _without(table: pa.Table, failed: NDArray[np.bool_]) -> pa.Table:
     return table
 
 
-@dataclass(frozen=True)
-class Merged:
-    """What blocks have been joined into.
-
-    Attributes:
-        rows: Embeddings in the output.
-        failed: Chips in the list of failures.
-        missing: Blocks that are not done, if that was asked for.
-    """
-
-    rows: int
-    failed: int
-    missing: int
-
-
-def merge_blocks(
-    store: Store,
-    run: Description,
-    target: Store,
-    name: str,
-    failures: str,
-    partial: bool = False,
-) -> Merged:
-    """Join the blocks of a run into one file, in the order of the plan.
-
-    The file depends on the rows and the description alone, not on who did which block
-    when. It appears whole; to merge again gives it again. Memory holds a row group and
-    a block.
+def block_files(store: Store, run: Description, partial: bool) -> list[str]:
+    """Return the names of the files of all blocks, in the order of the plan.
 
     Args:
-        store: Where the blocks are; they stay.
+        store: Where the blocks are.
         run: The description of the run.
-        target: Where the file goes.
-        name: Of the file.
-        failures: Name of the file that lists what has failed, if anything has.
-        partial: Whether to join what there is, if blocks are missing.
+        partial: Whether blocks may be missing.
 
     Raises:
-        OutputError: If blocks are missing or cannot be read, or the file cannot be
-            written.
+        OutputError: If blocks are missing that may not.
     """
     done = finished(store, run, SUFFIX)
     missing = int((~done).sum())
     if missing and not partial:
         raise OutputError(
             f"'{store.url}' lacks {missing} of {run.blocks} blocks: go on with the run "
-            'to have all of them, or join what there is (partial=True)'
+            'to have all of them, or join what there is with --partial (partial=True)'
         )
-    files = [
-        block_name(run, number, SUFFIX) for number in np.flatnonzero(done).tolist()
-    ]
-    with steady_memory():
-        schema, extent, failed = _survey(store, files)
-        rows = 0
-        with (
-            target.whole(name) as temporary,
-            GeoParquetWriter(
-                temporary, schema, extent, {**run.provenance, **_described(schema)}
-            ) as writer,
-        ):
-            for group in _groups(_embedded(store, files), _group_rows(run, schema)):
-                writer.write(group)
-                rows += group.num_rows
-    _list_failures(target, failures, failed)
-    return Merged(rows, failed.num_rows, missing)
-
-
-def _described(schema: pa.Schema) -> dict[str, Any]:
-    kind = schema.field('embedding').type
-    fixed = pa.types.is_fixed_size_list(kind)
-    dtype = np.dtype(kind.value_type.to_pandas_dtype()).name
-    return describe_embeddings('chip', kind.list_size if fixed else None, dtype)
-
-
-def _survey(store: Store, files: Sequence[str]) -> tuple[pa.Schema, Extent, pa.Table]:
-    """Return the schema of the output, its extent, and the rows that have failed."""
-    schema, extent = embedding_schema(None, points=False), Extent()
-    failed = []
-    for file in files:
-        with _opened(store, file) as block:
-            there = block.schema_arrow
-            columns = [name for name in _LISTED if name in there.names]
-            table = block.read([*columns, 'geometry'], use_threads=False)
-        good = pc.is_null(table['reason'])
-        failed.append(table.filter(pc.invert(good)).replace_schema_metadata())
-        if pc.any(good).as_py():
-            extent.add(table.filter(good))
-            schema = _without_failures(there)
-    return schema, extent, pa.concat_tables(failed) if failed else pa.table({})
-
-
-def _without_failures(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([one for one in schema if one.name not in _FAILURE.names])
+    return [block_name(run, number, SUFFIX) for number in np.flatnonzero(done).tolist()]
 
 
 @contextmanager
-def _opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    with store.open(name) as file:
-        try:
-            with pq.ParquetFile(file) as block:
-                yield block
-        except pa.ArrowInvalid as error:
-            raise OutputError(
-                f"'{store.url}/{name}' cannot be read ({error}): it was damaged after "
-                'it was written; remove it, and its chips are computed again'
-            ) from error
+def opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file to read parts of it.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    with store.open(name) as file, _unharmed(store, name), pq.ParquetFile(file) as it:
+        yield it
 
 
-def _embedded(store: Store, files: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield what has not failed, block by block."""
-    for file in files:
-        with _opened(store, file) as block:
-            table = block.read(use_threads=False)
-        table = table.filter(pc.is_null(table['reason']))
-        if table.num_rows:
-            table = table.drop_columns(_FAILURE.names)
-            yield table.replace_schema_metadata()
+@contextmanager
+def _unharmed(store: Store, name: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise OutputError(
+            f"'{store.url}/{name}' cannot be read ({error}): it was damaged after "
+            'it was written; remove it, and its chips are computed again'
+        ) from error
 
 
-def _group_rows(run: Description, schema: pa.Schema) -> int:
-    """Return the rows of a row group, which depend on the plan alone."""
-    kind = schema.field('embedding').type
-    if not pa.types.is_fixed_size_list(kind):
-        return 1
-    size: int = kind.list_size * kind.value_type.bit_width // 8
-    least, most = ROW_GROUP_BYTES
-    return max(1, min(max(run.chips * size // 16, least), most) // size)
+def read_block(store: Store, name: str) -> pa.Table:
+    """Read the file of a block.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    with store.open(name) as file, _unharmed(store, name):
+        # Whole: many small reads through Python take longer than the reading.
+        content = pa.py_buffer(file.read())
+        return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
-def _groups(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Cut a stream of rows anew."""
-    held: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        held.append(table)
-        count += table.num_rows
-        while count >= rows:
-            joined = pa.concat_tables(held)
-            yield joined.slice(0, rows).combine_chunks()
-            held, count = [joined.slice(rows)], count - rows
-    if count:
-        yield pa.concat_tables(held).combine_chunks()
+def failed_blocks(store: Store, run: Description, numbers: Ints) -> Ints:
+    """Return those of some blocks in which chips have failed.
+
+    Args:
+        store: Where the blocks are.
+        run: The description of the run.
+        numbers: Of blocks that are done.
+    """
+
+    def failed(number: int) -> bool:
+        with opened(store, block_name(run, number, SUFFIX)) as block:
+            reasons = block.read(['reason'], use_threads=False)['reason']
+        return int(reasons.null_count) < len(reasons)
+
+    return np.array([n for n in numbers.tolist() if failed(n)], np.int64)
 
 
-def _list_failures(target: Store, name: str, failed: pa.Table) -> None:
-    if not failed.num_rows:
+@dataclass(frozen=True)
+class Gathered:
+    """What the blocks of feature maps tell.
+
+    Attributes:
+        done: The chips that are done, in the order of the plan; a table of no columns
+            if there are none.
+        failed: Those that have failed.
+        schema: Of a block with rows that are done, metadata included; None if there is
+            none.
+        missing: Number of blocks that are not done.
+    """
+
+    done: pa.Table
+    failed: pa.Table
+    schema: pa.Schema | None
+    missing: int
+
+
+class Gathering:
+    """Goes through the blocks of a run once, in the order of the plan.
+
+    Attributes:
+        missing: Number of blocks that are not done.
+        count: Number of rows that were read and are done.
+        schema: Of a block with such rows, metadata included; None if there was none.
+    """
+
+    def __init__(self, store: Store, run: Description, partial: bool) -> None:
+        """List the blocks.
+
+        Args:
+            store: Where they are.
+            run: The description of the run.
+            partial: Whether blocks may be missing.
+
+        Raises:
+            OutputError: If blocks are missing that may not.
+        """
+        self._store = store
+        self._files = block_files(store, run, partial)
+        self._failed: list[pa.Table] = []
+        self.missing = run.blocks - len(self._files)
+        self.count = 0
+        self.schema: pa.Schema | None = None
+
+    def rows(self) -> Iterator[pa.Table]:
+        """Yield the rows that are done, all columns of them, block by block.
+
+        Raises:
+            OutputError: If a block cannot be read.
+        """
+        for file in self._files:
+            table = read_block(self._store, file)
+            if table['reason'].null_count < table.num_rows:
+                good = pc.is_null(table['reason'])
+                bad = table.filter(pc.invert(good)).replace_schema_metadata()
+                listed = [n for n in [*_LISTED, 'geometry'] if n in bad.column_names]
+                self._failed.append(bad.select(listed))
+                table = table.filter(good)
+            if not table.num_rows:
+                continue
+            self.schema = table.schema
+            self.count += table.num_rows
+            yield table.drop_columns(FAILURE.names).replace_schema_metadata()
+
+    def failed(self) -> pa.Table:
+        """Return the rows that were read and have failed; no columns without any."""
+        return pa.concat_tables(self._failed) if self._failed else pa.table({})
+
+    def extent(self) -> Extent:
+        """Return the extent of the chips that are done, without going through them.
+
+        Raises:
+            OutputError: If a block cannot be read.
+        """
+        extent = Extent()
+        # Stores answer slowly, and many at a time.
+        with ThreadPoolExecutor(READERS) as pool:
+            for one in pool.map(self._extent_of, self._files):
+                extent.add(one)
+        return extent
+
+    def _extent_of(self, file: str) -> Extent:
+        with opened(self._store, file) as block:
+            return Extent.read(block.metadata.metadata)
+
+    def keys(self) -> pa.StringArray:
+        """Return the keys of the chips that are done, without going through them.
+
+        Raises:
+            OutputError: If a block cannot be read.
+        """
+        return join_keys([self._keys_of(file) for file in self._files])
+
+    def _keys_of(self, file: str) -> pa.StringArray:
+        with opened(self._store, file) as block:
+            names = [n for n in ('id', 'point_id') if n in block.schema_arrow.names]
+            table = block.read([*names, 'reason'], use_threads=False)
+        return row_keys(table.filter(pc.is_null(table['reason'])))
+
+
+def gather(
+    store: Store, run: Description, partial: bool, columns: Sequence[str] | None = None
+) -> Gathered:
+    """Read the rows of all blocks of feature maps.
+
+    Args:
+        store: Where the blocks are.
+        run: The description of the run.
+        partial: Whether blocks may be missing.
+        columns: Columns of the chips that are done; all by default.
+
+    Raises:
+        OutputError: If blocks are missing that may not, or cannot be read.
+    """
+    gathering = Gathering(store, run, partial)
+    done = [
+        rows.select([n for n in columns or rows.column_names if n in rows.column_names])
+        for rows in gathering.rows()
+    ]
+    return Gathered(
+        pa.concat_tables(done) if done else pa.table({}),
+        gathering.failed(),
+        gathering.schema,
+        gathering.missing,
+    )
+
+
+def map_shape(gathered: Gathered) -> tuple[int, int, int]:
+    """Return D, h and w of the feature maps of blocks of which some chips are done."""
+    metadata = {} if gathered.schema is None else gathered.schema.metadata
+    dimensions, height, width = map(int, metadata[MAPS_KEY].decode().split(','))
+    return dimensions, height, width
+
+
+def row_keys(table: pa.Table) -> pa.StringArray:
+    """Return the key of each row of a table with ``id`` and perhaps ``point_id``."""
+    if not table.num_columns:
+        return pa.array([], pa.string())
+    points = None
+    if 'point_id' in table.column_names:
+        points = table['point_id'].combine_chunks()
+    return chip_keys(table['id'].combine_chunks(), points)
+
+
+def list_failures(
+    target: Store, name: str, failed: pa.Table, done: Callable[[], pa.StringArray]
+) -> int:
+    """Bring the list of failures up to date.
+
+    What was listed before stays, but for the chips of these blocks.
+
+    Args:
+        target: Where the list is.
+        name: Its name.
+        failed: The chips of these blocks that have failed.
+        done: Gives the keys of the others, if they are needed.
+
+    Returns:
+        Number of chips that are listed; without any there is no file.
+    """
+    tables = [failed] if failed.num_rows else []
+    content = target.read(name)
+    if content is not None:
+        old = pq.read_table(pa.BufferReader(content))
+        old = old.rename_columns(
+            ['failed' if n == 'datetime' else n for n in old.column_names]
+        ).drop_columns([n for n in ('bbox',) if n in old.column_names])
+        keys = row_keys(old)
+        told = (done(), row_keys(failed))
+        again = [pc.is_in(keys, value_set=one) for one in told]
+        kept = old.filter(pc.invert(pc.or_(*again))).replace_schema_metadata()
+        if kept.num_rows:
+            tables.insert(0, kept)
+    if not tables:
         target.remove(name)
-        return
-    frame = failed.to_pandas().rename(columns={'failed': 'datetime'})
-    frame = frame.sort_values('id', ignore_index=True)
-    frame['geometry'] = shapely.from_wkb(frame['geometry'].to_numpy())
-    listed = gpd.GeoDataFrame(frame, geometry='geometry', crs='EPSG:4326')
+        return 0
+    listed = pa.concat_tables(tables, promote_options='permissive')
+    frame = listed.to_pandas().rename(columns={'failed': 'datetime'})
+    frame = frame.sort_values('id', ignore_index=True, kind='stable')
+    outlines = shapely.from_wkb(frame.pop('geometry').to_numpy())
+    frame = gpd.GeoDataFrame(frame, geometry=outlines, crs='EPSG:4326')
     with target.whole(name) as temporary:
-        listed.to_parquet(temporary, index=False, write_covering_bbox=True)
+        frame.to_parquet(temporary, index=False, write_covering_bbox=True)
+    return len(frame)
+
+
+def listed_keys(target: Store, name: str) -> pa.StringArray:
+    """Return the keys of all chips in a list of failures; none if there is no list.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    content = target.read(name)
+    if content is None:
+        return pa.array([], pa.string())
+    try:
+        return row_keys(pq.read_table(pa.BufferReader(content)))
+    except (pa.ArrowException, KeyError) as error:
+        raise OutputError(
+            f"'{target.url}/{name}' is no list of failures ({error}): move it away"
+        ) from error

@@ -1,6 +1,6 @@
 """What a writer is given: predictions, and the table of the chips they belong to."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from pyproj import CRS
+from torch.utils.data import ConcatDataset, Subset
 
+from dynamicvis_geo.datasets.chip_order import Strides
 from dynamicvis_geo.errors import OutputError
 
 #: Dimensions of a batch of embeddings, by the task's output.
@@ -28,13 +30,27 @@ class ChipTable(Protocol):
     def provenance(self) -> Mapping[str, Any]:
         """What the chips were cut from; JSON can hold it."""
 
+    @property
+    def table(self) -> npt.NDArray[np.void]:
+        """All chips as plain numbers, type :data:`~.chip_table.CHIP`."""
+
+    @property
+    def source_crs(self) -> list[CRS]:
+        """CRS of each source."""
+
+    @property
+    def strides(self) -> Strides:
+        """Pixels from chip to chip of each source; None without a grid."""
+
+    @property
+    def point_ids(self) -> pa.StringArray | None:
+        """Point of each chip; None if no chip has one."""
+
     def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> gpd.GeoDataFrame:
         """Rows of the chip table, EPSG:4326, in the order of `indices`."""
 
-    def restrict(
-        self, leave_out: pa.StringArray = (), only: pa.StringArray | None = None
-    ) -> None:
-        """Leave chips out of the run, by their keys; without arguments none."""
+    def among(self, keys: pa.StringArray) -> npt.NDArray[np.bool_]:
+        """Say which chips have one of some keys."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,24 @@ class Predictions:
     def __len__(self) -> int:
         """Number of chips that are done, one way or the other."""
         return len(self.chip) + len(self.failures)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Row numbers of all chips, those that have failed last."""
+        failed = np.array([one[0] for one in self.failures], np.int64)
+        return np.concatenate([self.chip, failed])
+
+    def part(
+        self, chips: npt.NDArray[np.bool_], failures: Sequence[Failure]
+    ) -> 'Predictions':
+        """Return some of the chips, with some failures."""
+        valid = self.valid_fraction
+        return Predictions(
+            self.chip[chips],
+            self.embedding[chips],
+            None if valid is None else valid[chips],
+            tuple(failures),
+        )
 
     @classmethod
     def from_step(cls, prediction: Any, output: str) -> 'Predictions':
@@ -171,49 +205,24 @@ def _tables_behind(dataloaders: Any) -> list[ChipTable]:
     return list(tables.values())
 
 
-def planned_chips(trainer: Trainer) -> ChipTable | None:
-    """Find the chip table of a run before its dataloaders are made.
+def rows_behind(dataloaders: Any) -> npt.NDArray[np.int64]:
+    """Return the rows of the chip table that dataloaders may give, each once.
 
     Args:
-        trainer: A trainer that is being set up.
-
-    Returns:
-        The ``chips`` of the data module, or the table behind the DataLoader that was
-        given to ``predict``; None if there is neither, or more than one table.
+        dataloaders: A DataLoader, or a list, tuple or dict of them, over a chip table,
+            or over subsets and concatenations of it.
     """
-    module = getattr(trainer, 'datamodule', None)
-    if module is not None:
-        chips = getattr(module, 'chips', None)
-        return chips if isinstance(chips, ChipTable) else None
-    # Lightning tells of the DataLoader itself only when the run has begun.
-    source = getattr(trainer.predict_loop, '_data_source', None)
-    loaders = getattr(source, 'instance', None)
-    if loaders is None or isinstance(loaders, LightningModule):
-        return None
-    tables = _tables_behind(loaders)
-    if len(tables) != 1:
-        return None
-    for loader in _as_list(loaders):
-        collate = getattr(loader, 'collate_fn', None)
-        if collate is not None and not isinstance(collate, LeavesOut):
-            loader.collate_fn = LeavesOut(collate)
-    return tables[0]
+    rows = [_rows(dataset) for dataset in _datasets(dataloaders)]
+    return np.unique(np.concatenate(rows))
 
 
-@dataclass(frozen=True)
-class LeavesOut:
-    """Lets any function that makes batches cope with chips that are left out.
-
-    Attributes:
-        collate: Makes a batch of samples.
-    """
-
-    collate: Callable[[list[Any]], Any]
-
-    def __call__(self, samples: Sequence[Any]) -> Any:
-        """Make a batch of the samples that are there; of none an empty one."""
-        present = [sample for sample in samples if sample is not None]
-        return self.collate(present) if present else {}
+def _rows(dataset: Any) -> npt.NDArray[np.int64]:
+    if isinstance(dataset, ChipTable):
+        return np.arange(len(dataset.table))
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([_rows(child) for child in dataset.datasets])
+    rows = _rows(dataset.dataset)
+    return rows[np.asarray(dataset.indices)] if isinstance(dataset, Subset) else rows
 
 
 def _tables(dataset: Any) -> Iterator[ChipTable]:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from dynamicvis_geo.callbacks.predictions import ChipTable, find_chip_table
+from dynamicvis_geo.datamodules.batches import Batches
 from dynamicvis_geo.errors import OutputError
 
 _logger = logging.getLogger(__name__)
@@ -118,14 +119,16 @@ def _share(trainer: Trainer) -> int | None:
         loaders = [loaders]
     total = 0
     for loader in loaders:
+        batches = getattr(loader, 'dataset', None)
+        if isinstance(batches, Batches):
+            total += batches.chips
+            continue
         # Lightning's own batch sampler carries the sampler of the one that it wraps.
         sampler = getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
         if not isinstance(sampler, Sized):
             return None
         total += len(sampler)
-    # Chips that are finished already come as empty batches from some samplers.
-    remaining = getattr(_chips_of(trainer), 'remaining', None)
-    return total if remaining is None else min(total, len(remaining))
+    return total
 
 
 def _chips_of(trainer: Trainer) -> ChipTable | None:

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.errors import DynamicVisGeoError, OutputError
+from dynamicvis_geo.paths import is_url
 
 #: What a file system answers that has no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -77,7 +78,8 @@ class Store:
                     temporary.write_bytes(content)
                     _replace(temporary, Path(folder, name))
             else:
-                system.pipe_file(f'{folder}/{name}', content)
+                # Of views, S3 takes none.
+                system.pipe_file(f'{folder}/{name}', bytes(content))
 
     @contextmanager
     def whole(self, name: str) -> Iterator[Path]:
@@ -88,14 +90,15 @@ class Store:
         """
         system, folder = self._place()
         local = isinstance(system, LocalFileSystem)
-        with self._errors('write', name), ExitStack() as stack:
+        with self._errors('write', name, own=False), ExitStack() as stack:
             scratch = folder if local else stack.enter_context(TemporaryDirectory())
             temporary = stack.enter_context(_temporary(Path(scratch), name))
             yield temporary
             if local:
                 _replace(temporary, Path(folder, name))
             else:
-                system.put_file(str(temporary), f'{folder}/{name}')
+                with self._errors('write', name):
+                    system.put_file(str(temporary), f'{folder}/{name}')
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -105,7 +108,9 @@ class Store:
             OutputError: If it cannot be read.
         """
         system, folder = self._place()
-        with self._errors('read', name), system.open(f'{folder}/{name}') as file:
+        with self._errors('read', name):
+            opened = system.open(f'{folder}/{name}')
+        with self._errors('read', name, own=False), opened as file:
             yield file
 
     def remove(self, name: str) -> None:
@@ -117,6 +122,31 @@ class Store:
         system, folder = self._place()
         with self._errors('remove', name), suppress(FileNotFoundError):
             system.rm_file(f'{folder}/{name}')
+
+    def clear(self, first: str) -> None:
+        """Remove all files, and the folder if others do not write into it meanwhile.
+
+        Args:
+            first: Name of the file to remove first.
+
+        Raises:
+            OutputError: If they cannot be removed.
+        """
+        self.remove(first)
+        for name in self.names():
+            self.remove(name)
+        self.remove_if_empty()
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder if there is nothing in it; object stores have none."""
+        system, folder = self._place()
+        if isinstance(system, LocalFileSystem):
+            with self._errors('remove', ''):
+                try:
+                    os.rmdir(folder)
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                        raise
 
     def put_new(self, name: str, content: bytes) -> bool:
         """Write a file unless there is one; of several at once, one does.
@@ -150,12 +180,50 @@ class Store:
         return system, folder.rstrip('/')
 
     @contextmanager
-    def _errors(self, doing: str, name: str) -> Iterator[None]:
+    def _errors(self, doing: str, name: str, own: bool = True) -> Iterator[None]:
+        """Name the file in errors; of a store's library, *own* ones, too."""
         try:
             yield
-        except OSError as error:
+        except DynamicVisGeoError:
+            raise
+        except Exception as error:
+            # The library of each store has errors of its own.
+            if not isinstance(error, OSError) and not (own and is_url(self.url)):
+                raise
             place = f'{self.url.rstrip("/")}/{name}' if name else self.url
-            raise OutputError(f"cannot {doing} '{place}': {error}") from error
+            told = ' '.join(str(error).split())
+            raise OutputError(f"cannot {doing} '{place}': {told}") from error
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an output is: its name, and the folder that it is in.
+
+    Attributes:
+        parent: The folder.
+        name: Name of the file or folder of the output.
+    """
+
+    parent: Store
+    name: str
+
+    @classmethod
+    def of(cls, url: str) -> 'Target':
+        """Take apart a path or URL."""
+        parent, name = url.rstrip('/').replace(os.sep, '/').rsplit('/', 1)
+        # 's3://bucket' and '/' have no parent, and are no outputs.
+        return cls(Store(parent or '/'), name)
+
+    @property
+    def failures(self) -> str:
+        """Name of the list of chips that have failed."""
+        stem = self.name.removesuffix('.parquet').removesuffix('.zarr')
+        return f'{stem}.failures.parquet'
+
+    @property
+    def blocks(self) -> Store:
+        """Folder of what is done of an output that is on its way."""
+        return Store(f'{self.parent.url}/{self.name}.partial')
 
 
 @contextmanager

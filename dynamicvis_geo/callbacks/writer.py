@@ -1,55 +1,61 @@
-"""Predictions on disk as they come, so that nothing that is done is lost."""
+"""Predictions on disk block by block, so that nothing that is done is lost."""
 
 import logging
 import math
+import operator
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 
 from dynamicvis_geo import termination
-from dynamicvis_geo.callbacks.background import Background
-from dynamicvis_geo.callbacks.existing import (
-    check_place,
-    check_settings,
-    existing_provenance,
-    remove_existing,
-    remove_temporary,
+from dynamicvis_geo.callbacks.block_writer import BlockWriter
+from dynamicvis_geo.callbacks.blocks import (
+    DESCRIPTION_FILE,
+    Ints,
+    finished,
+    read_description,
+    share,
 )
-from dynamicvis_geo.callbacks.failures import (
-    failed_keys,
-    failures_file_of,
-    merge_failures,
-)
-from dynamicvis_geo.callbacks.formats import FORMATS, is_folder, resolve_format
+from dynamicvis_geo.callbacks.output import Begun, Output
+from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX
+from dynamicvis_geo.callbacks.peers import Peers
+from dynamicvis_geo.callbacks.place import remove_existing
 from dynamicvis_geo.callbacks.predictions import (
     ChipTable,
     Predictions,
     find_chip_table,
-    planned_chips,
+    rows_behind,
 )
-from dynamicvis_geo.callbacks.run import Run, WithFailures
-from dynamicvis_geo.callbacks.run_folder import RunFolder
-from dynamicvis_geo.callbacks.sink import Job
-from dynamicvis_geo.chip_keys import join_keys
+from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.errors import OutputError, SpecError
-from dynamicvis_geo.paths import output_path
-from dynamicvis_geo.provenance import run_history
+from dynamicvis_geo.paths import AnyPath, Place
+from dynamicvis_geo.provenance import run_provenance
 
 _logger = logging.getLogger(__name__)
+
+#: Chips of a block if nothing else is said: about a minute of a CPU, and as many
+#: feature maps as are held in memory without harm.
+BLOCK_CHIPS = {
+    ('pooled', 'cpu'): 64,
+    ('pooled', 'gpu'): 4096,
+    ('grid', 'cpu'): 64,
+    ('grid', 'gpu'): 256,
+}
+#: Blocks that each process should have at least, to be done at the same time.
+LEAST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What became of a run, all processes together.
+    """What became of a run, all processes of a Trainer together.
 
     Attributes:
         path: The output.
@@ -58,14 +64,28 @@ class RunSummary:
         failed: Chips whose image could not be had, listed in `failures`.
         failures: File that lists them, if there are any.
         seconds: Time that it took.
+        missing: Blocks that are left to other shards; the output is made when there are
+            none.
     """
 
-    path: Path
+    path: Place
     written: int
     before: int
     failed: int
-    failures: Path
+    failures: Place
     seconds: float
+    missing: int = 0
+
+
+@dataclass
+class _Run:
+    """What one process knows of the run that it is part of."""
+
+    begun: Begun
+    mine: Ints
+    peers: Peers
+    started: float
+    writer: BlockWriter | None = None
 
 
 class EmbeddingWriter(BasePredictionWriter):
@@ -73,45 +93,50 @@ class EmbeddingWriter(BasePredictionWriter):
 
     * Pooled embeddings: one GeoParquet file or a folder of them, a row a chip, which
       GeoPandas, DuckDB and TorchGeo's embedding datasets read
-      (:mod:`~dynamicvis_geo.callbacks.geoparquet` lists the columns), in the order of a
-      Hilbert curve.
+      (:mod:`~dynamicvis_geo.callbacks.geoparquet` lists the columns), along a Hilbert
+      curve.
     * Feature maps (``output='grid'``): a folder with one cloud-optimised GeoTIFF a
       chip, ``<chip_id>.tif`` with a band a feature, and ``metadata.json``; or a Zarr
       store with the chips of each UTM zone as one mosaic.
 
-    Any number of processes write one output together. Chips are put on disk as the run
-    goes on, in a folder ``<path>.partial`` beside the output (or, one file a chip, in
-    the output itself). What is on disk is finished: a run that is killed, interrupted
-    or fails is continued by running it again, which computes only what is missing and
-    ends with the same rows. A finished output may be extended in the same way, by more
-    places or times; other settings are refused, with a table of the differences.
+    The chips are cut into blocks, and each block is put on disk as soon as it is whole,
+    in the folder ``<path>.partial`` beside the output. What is on disk is finished: a
+    run that is killed, interrupted or fails is continued by running it again, which
+    computes only the blocks that are missing. The output is made when all are there. A
+    finished output may be extended in the same way, by more places or times; other
+    settings are refused, with a table of the differences.
 
-    The predict dataloader must be over a :class:`~dynamicvis_geo.datasets.ChipDataset`
-    (or a subset of one), from which each embedding's place and time are taken. Memory
-    stays flat with ``trainer.predict(..., return_predictions=False)``: by default
-    Lightning collects every prediction besides.
+    Any number of processes write one output together: those of a Trainer, of torchrun,
+    or shards that know nothing of each other.
+
+    The predict dataloaders should be those of a
+    :class:`~dynamicvis_geo.ChipDataModule`, which is told what there is to do. A
+    DataLoader of your own over a :class:`~dynamicvis_geo.datasets.ChipDataset` (or a
+    subset of one) serves in a single process, and computes finished chips again.
+    Memory stays flat with ``trainer.predict(..., return_predictions=False)``: by
+    default Lightning collects every prediction besides.
 
     Attributes:
-        written: Number of chips that this process has written in the current run.
+        written: Number of chips that this process has taken in the current run.
         failed: Number of chips that have failed in this process in the current run.
         summary: A :class:`RunSummary` in the first process, when the run has ended.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         format: str | None = None,  # noqa: A002
         overwrite: bool = False,
         dtype: str = 'float32',
-        flush_chips: int = 4096,
-        flush_seconds: float = 60.0,
+        block_chips: int | None = None,
         retry_failed: bool = False,
+        shard: tuple[int, int] | str | None = None,
     ) -> None:
         """Initialize a new EmbeddingWriter.
 
         Args:
-            path: File (``.parquet``), store (``.zarr``) or folder to write; missing
-                parents are created.
+            path: File (``.parquet``), store (``.zarr``) or folder to write, or a URL of
+                one that fsspec knows; missing parents are created.
             format: 'geoparquet', 'geotiff' or 'zarr'; None takes it from `path`, and
                 'geotiff' for a folder.
             overwrite: Remove an existing output, and what an interrupted run has left,
@@ -120,51 +145,62 @@ class EmbeddingWriter(BasePredictionWriter):
             dtype: Type in which embeddings are stored: 'float32', 'float16' (not for
                 GeoTIFF), or 'int8' (GeoParquet only), rows of which are multiplied by
                 their ``scale``.
-            flush_chips: Chips that may be lost when a process is killed.
-            flush_seconds: Seconds for which a chip may wait before it is put on disk.
-            retry_failed: Compute just the chips that are listed as failed. Without it,
+            block_chips: Chips of a block, at most: as many are lost by a process that
+                is killed. None takes the number with which the output was begun; else
+                64 on a CPU, and on a GPU 4096, or 256 feature maps; fewer where there
+                would not be some blocks for each process.
+            retry_failed: Compute chips that are listed as failed again. Without it,
                 these are left alone.
+            shard: Which of several runs that share the work this is, counted from 1:
+                ``(3, 10)`` or '3/10' for the third of ten, '/10' in an array job. None
+                asks the array job (Slurm, AWS Batch, Google Batch, Kubernetes) that
+                this is part of, if it is. The shard that finds all blocks done makes
+                the output.
 
         Raises:
-            OutputError: If `path` is a URL or no path, or `format` is unknown or does
-                not fit it.
+            OutputError: If `path` cannot be used, or `format` is unknown or does not
+                fit it.
             SpecError: If another argument has a value that cannot be used.
         """
         super().__init__(write_interval='batch')
-        self.path = output_path(path, 'path').resolve()
-        self.format = resolve_format(self.path, format)
-        self._kind = FORMATS[self.format]
-        if dtype not in self._kind.dtypes:
-            raise SpecError(
-                f'dtype={dtype!r} cannot be stored as {self.format}: choose one of '
-                f'{", ".join(self._kind.dtypes)}'
-            )
-        for name, value in (
-            ('flush_chips', flush_chips),
-            ('flush_seconds', flush_seconds),
+        self._output = Output.of(path, format, dtype, retry_failed)
+        if block_chips is not None and (
+            isinstance(block_chips, bool)
+            or not isinstance(block_chips, int)
+            or block_chips < 1
         ):
-            if isinstance(value, bool) or not value > 0:
-                raise SpecError(f'{name}={value!r} must be positive')
+            raise SpecError(
+                f'block_chips={block_chips!r} (--block-chips) must be a positive whole '
+                'number of chips'
+            )
         if overwrite and retry_failed:
             raise SpecError(
                 'retry_failed (--retry-failed) goes on with an output that overwrite '
                 '(--overwrite) removes: leave out one of them'
             )
+        self.shard = _shard(shard)
+        if overwrite and self.shard.count > 1:
+            raise SpecError(
+                f'overwrite (--overwrite) with shard {self.shard} would remove what '
+                f"other shards have done: remove '{self.path}' and what lies beside it "
+                'before you start them, and leave it out'
+            )
         self.overwrite = overwrite
-        self.dtype = dtype
-        self.flush_chips = flush_chips
-        self.flush_seconds = flush_seconds
-        self.retry_failed = retry_failed
+        self.block_chips = block_chips
         self.written = 0
         self.failed = 0
         self.summary: RunSummary | None = None
-        self._folder = RunFolder(self.path)
-        self._run: Run | None = None
+        self._run: _Run | None = None
 
     @property
-    def failures(self) -> Path:
+    def path(self) -> Place:
+        """The output: a Path, or a UPath for a URL."""
+        return self._output.path
+
+    @property
+    def failures(self) -> Place:
         """File that lists chips whose image could not be had, if there are any."""
-        return failures_file_of(self.path)
+        return self._output.failures
 
     def check(self, output: str | None = None) -> None:
         """Refuse what cannot end well, before any work is done.
@@ -178,7 +214,7 @@ class EmbeddingWriter(BasePredictionWriter):
             OutputError: If the task's output does not fit the format, or the path
                 cannot be written or holds something else.
         """
-        needed = self._kind.output
+        needed = self._output.kind.output
         if output is not None and output != needed:
             raise OutputError(
                 {
@@ -190,86 +226,7 @@ class EmbeddingWriter(BasePredictionWriter):
                     "maps by --grid (output='grid')",
                 }[needed]
             )
-        folder = is_folder(self.path, self.format)
-        check_place(self._folder, folder, self._kind.members, self.overwrite)
-
-    def finished(self) -> pa.StringArray:
-        """Keys of the chips that need no computing: finished ones and failed ones.
-
-        :class:`~dynamicvis_geo.datasets.ChipDataset` takes them as ``skip``. That is
-        needed only where this callback cannot see the chips before the run: where a
-        data module of your own makes the DataLoader.
-        """
-        done = self._kind.finished(self.path)
-        return done if self.retry_failed else join_keys([done, failed_keys(self.path)])
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the output, and leave out of the run what is finished.
-
-        Raises:
-            OutputError: As :meth:`check` raises it; or if the output was made with
-                other settings, or is being written by another run.
-        """
-        super().setup(trainer, pl_module, stage)
-        if stage != 'predict':
-            return
-        termination.join(trainer)
-        self.written = self.failed = 0
-        self.summary = None
-        output = getattr(pl_module, 'output', None)
-        self.check(output if isinstance(output, str) else None)
-        # Not before all processes have looked at what is there.
-        trainer.strategy.barrier('EmbeddingWriter: output checked')
-        token = self._take(trainer)
-        chips = planned_chips(trainer)
-        self._run = Run(token, trainer, pl_module, chips)
-        self._begin(self._run)
-        if chips is not None:
-            before = self._restrict(chips)
-            self._run.before = before
-
-    def _take(self, trainer: Trainer) -> str:
-        """Take the output for this run, in the first process; return its token."""
-        error: str | None = None
-        token = ''
-        if trainer.is_global_zero:
-            try:
-                self._folder.acquire()
-                if self.overwrite:
-                    remove_existing(self._folder)
-                with self._folder.errors():
-                    self._kind.recover(self.path)
-                remove_temporary(self._folder)
-                if is_folder(self.path, self.format):
-                    with self._folder.errors():
-                        self.path.mkdir(parents=True, exist_ok=True)
-                token = secrets.token_hex(4)
-            except OutputError as refused:
-                error = str(refused)
-        token, error = trainer.strategy.broadcast((token, error))
-        if error is not None:
-            raise OutputError(error)
-        return token
-
-    def _begin(self, run: Run) -> None:
-        """Check the settings, and say in the folder what is being made."""
-        run.interrupted = self._folder.read() is not None
-        existing = run.existing = existing_provenance(self._folder)
-        if existing is not None:
-            if run.chips is not None:
-                check_settings(self._folder, existing, run.provenance, self.dtype)
-            run.provenance['runs'] = run_history(existing, run.provenance)
-        else:
-            run.fresh = True
-            run.provenance['runs'] = run_history({}, run.provenance)
-        # Not before all processes have read what was there.
-        run.trainer.strategy.barrier('EmbeddingWriter: settings checked')
-        if run.trainer.is_global_zero:
-            self._say_what_is_made(run)
-
-    def _say_what_is_made(self, run: Run) -> None:
-        stored = {**run.provenance, 'data_type': self.dtype}
-        self._folder.begin(run.token, stored)
+        self._output.check(self.overwrite)
 
     def chip_bytes(self, features: tuple[int, int, int]) -> int:
         """Bytes that a chip takes in the output, before compression.
@@ -277,95 +234,148 @@ class EmbeddingWriter(BasePredictionWriter):
         Args:
             features: Channels, height and width of the feature map of a chip.
         """
-        numbers = features[0] if self._kind.output == 'pooled' else math.prod(features)
-        return numbers * np.dtype(self.dtype).itemsize
+        pooled = self._output.kind.output == 'pooled'
+        numbers = features[0] if pooled else math.prod(features)
+        return numbers * np.dtype(self._output.dtype).itemsize
 
-    def set_aside(self, chips: ChipTable) -> tuple[int, int]:
-        """Leave out of the chips what is finished or, unless asked for, has failed.
+    def remaining(self, chips: ChipTable) -> NDArray[np.int64]:
+        """Rows of the chips that are still to be computed, ascending.
 
-        Returns:
-            Numbers of chips that are finished, and that are listed as failed.
+        Args:
+            chips: The chips of the run.
+
+        Raises:
+            OutputError: If what there is of the output cannot be read.
         """
-        done = self._kind.finished(self.path)
-        failed = failed_keys(self.path)
-        if self.retry_failed:
-            chips.restrict(leave_out=done, only=failed)
-        else:
-            chips.restrict(leave_out=join_keys([done, failed]))
-        return len(done), len(failed)
+        return self._output.remaining(chips, BLOCK_CHIPS['pooled', 'cpu'])
 
-    def _restrict(self, chips: ChipTable) -> int:
-        """Leave out of the run what needs no computing; return how many are done."""
-        done, failed = self.set_aside(chips)
-        if failed and not self.retry_failed:
-            _logger.warning(
-                '%d chips have failed before and are left alone (%s): retry_failed '
-                '(--retry-failed) tries them again',
-                failed,
-                self.failures,
-            )
-        return done
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the output, and tell the data module what is to be done.
+
+        Raises:
+            OutputError: As :meth:`check` raises it; or if the output was made, or
+                begun, with other settings.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage != 'predict':
+            return
+        termination.join(trainer)
+        self.written = self.failed = 0
+        self.summary = self._run = None
+        output = getattr(pl_module, 'output', None)
+        self.check(output if isinstance(output, str) else None)
+        # Not before all processes have looked at what is there.
+        trainer.strategy.barrier('EmbeddingWriter: output checked')
+        self._remove_existing(trainer)
+        module = getattr(trainer, 'datamodule', None)
+        if module is None or not hasattr(module, 'take'):
+            return
+        run = self._begin(trainer, pl_module, module.chips)
+        plan = run.begun.work.plan
+        module.take([plan.block(number) for number in run.mine.tolist()])
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to write.
 
         Raises:
             OutputError: If the predict dataloader is not over a ChipDataset.
+            SpecError: If several processes should share a DataLoader of the user's.
         """
         termination.begin(trainer)
-        self._open(trainer)
+        if self._run is None:
+            self._begin_late(trainer, pl_module)
+        self._start()
 
-    def _open(self, trainer: Trainer) -> Run:
+    def _start(self) -> None:
         run = self._run
         if run is None:
             raise RuntimeError('EmbeddingWriter.setup() has not run')
-        if run.background is not None:
-            return run
-        loaders = trainer.predict_dataloaders
-        if run.chips is None and loaders is not None:
-            self._find_chips(run, loaders)
-        job = Job(
-            self.path,
-            trainer.global_rank,
-            trainer.world_size,
-            run.token,
-            run.chips,
-            run.provenance,
-            getattr(run.module, 'embedding_dim', None),
-            self.dtype,
-        )
-        sink = WithFailures(self._kind(job), job)
-        run.sink = sink
-        run.background = Background(
-            sink, self.flush_chips, self.flush_seconds, self._pulse
-        )
-        return run
-
-    def _find_chips(self, run: Run, loaders: Any) -> None:
-        """Make up for what could not be done before there were dataloaders."""
-        run.chips = find_chip_table(loaders)
-        run.provenance['source'] = dict(run.chips.provenance)
-        if run.existing is not None:
-            check_settings(self._folder, run.existing, run.provenance, self.dtype)
-        if run.trainer.is_global_zero:
-            self._say_what_is_made(run)
-        finished = len(self._kind.finished(self.path))
-        if finished and run.trainer.is_global_zero:
-            _logger.warning(
-                '%d chips are finished, and may be computed again: the data module '
-                'shows its chips only when the run has begun. Give it an attribute '
-                'chips, or its ChipDataset skip=writer.finished()',
-                finished,
+        if run.writer is None:
+            output = self._output
+            dtype = output.dtype if output.kind.output == 'pooled' else None
+            run.writer = BlockWriter(
+                run.begun.work, output.kind, dtype, run.mine.tolist()
             )
 
-    def _pulse(self) -> None:
-        """Make sure that this process should still write."""
-        run = self._run
-        if run is not None:
-            run.parent.require()
-            self._folder.require(run.token)
-            if not run.ending:
-                run.others(self._folder).beat()
+    def _begin_late(self, trainer: Trainer, module: LightningModule) -> None:
+        """Begin a run over dataloaders that could not be told what to do."""
+        loaders = trainer.predict_dataloaders
+        chips = find_chip_table(loaders)
+        if trainer.world_size > 1 or self.shard.count > 1:
+            raise SpecError(
+                f'{trainer.world_size} processes in shard {self.shard} cannot share '
+                'this DataLoader, since a block is done by one of them: give the '
+                'datasets and samplers to a ChipDataModule, '
+                'trainer.predict(task, datamodule=ChipDataModule(pairs))'
+            )
+        run = self._begin(trainer, module, chips, rows_behind(loaders))
+        plan = run.begun.work.plan
+        left = sum(len(plan.block(number)) for number in run.mine.tolist())
+        if left < len(plan.rows):
+            _logger.warning(
+                '%d chips are finished, and will be computed again, since a DataLoader '
+                'gives all it has: ChipDataModule leaves them out',
+                len(plan.rows) - left,
+            )
+
+    def _remove_existing(self, trainer: Trainer) -> None:
+        """Remove what is to be overwritten, in the first process."""
+        # A process that torchrun has started again goes on.
+        again = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
+        error: str | None = None
+        if self.overwrite and not again and trainer.is_global_zero:
+            try:
+                remove_existing(self.path)
+            except OutputError as refused:
+                error = str(refused)
+        error = trainer.strategy.broadcast(error)
+        if error is not None:
+            raise OutputError(error)
+
+    def _begin(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        chips: ChipTable,
+        rows: Ints | None = None,
+    ) -> _Run:
+        """Find out what there is to do, and what of it is done."""
+        provenance = run_provenance(trainer, module, chips.provenance)
+        # For an output without a chip.
+        provenance['emb:dimensions'] = getattr(module, 'embedding_dim', None)
+        place = 'cpu' if trainer.strategy.root_device.type == 'cpu' else 'gpu'
+        most = BLOCK_CHIPS[self._output.kind.output, place]
+        workers = trainer.world_size * self.shard.count
+        size = max(1, min(most, len(chips.table) // (LEAST_BLOCKS * workers)))
+        begun = self._output.begin(
+            chips,
+            provenance,
+            self.block_chips or size,
+            fixed=self.block_chips is not None,
+            rows=rows,
+        )
+        if trainer.is_global_zero:
+            self._say(begun)
+        shard = self.shard.within(trainer.global_rank, trainer.world_size)
+        mine = share(begun.done, shard)
+        self._run = _Run(begun, mine, Peers(), time.monotonic())
+        return self._run
+
+    def _say(self, begun: Begun) -> None:
+        if self.shard.count > 1:
+            _logger.info(
+                'shard %s: %d of %d blocks are finished',
+                self.shard,
+                begun.done.sum(),
+                len(begun.done),
+            )
+        if begun.failed:
+            _logger.warning(
+                '%d chips have failed before and are left alone (%s): retry_failed '
+                '(--retry-failed) tries them again',
+                begun.failed,
+                self.failures,
+            )
 
     def write_on_batch_end(
         self,
@@ -384,16 +394,12 @@ class EmbeddingWriter(BasePredictionWriter):
         """
         termination.check()
         run = self._run
-        if run is None or run.background is None:
+        if run is None or run.writer is None:
             raise RuntimeError('EmbeddingWriter.on_predict_start() has not run')
-        predictions = Predictions.from_step(prediction, self._kind.output)
-        with self._folder.errors():
-            if len(predictions):
-                run.background.put(predictions)
-            else:
-                run.background.check()
-        self.written += len(predictions.chip)
-        self.failed += len(predictions.failures)
+        predictions = Predictions.from_step(prediction, self._output.kind.output)
+        done, failed = run.writer.add(predictions)
+        self.written += done
+        self.failed += failed
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete the output."""
@@ -403,111 +409,112 @@ class EmbeddingWriter(BasePredictionWriter):
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
         """Complete the output if there were no chips: Lightning then runs no loop."""
-        if stage == 'predict':
+        if stage == 'predict' and self._run is not None:
+            self._start()
             self._finish(trainer)
 
     def _finish(self, trainer: Trainer) -> None:
-        if self._run is None:
+        run = self._run
+        if run is None or run.writer is None:
             return
-        run = self._open(trainer)
-        others = run.others(self._folder)
-        if run.background is None or run.sink is None:
-            raise RuntimeError('EmbeddingWriter has not been opened')
-        with self._folder.errors():
-            run.background.close()
-            others.reach('flushed', f'{self.written}')
-            others.wait('flushed')
-            run.sink.assemble()
-            others.reach('assembled')
-            if trainer.is_global_zero:
-                others.wait('assembled')
-                self._complete(run, run.sink)
-            else:
-                others.wait('complete', [0])
-        self._end(run)
+        run.writer.close()
+        missing = run.writer.missing
+        written, missing = run.peers.total([self.written, missing])
+        if missing:
+            _logger.warning(
+                '%d chips have not come, so that there is no %s yet: the Trainer has a '
+                'limit_predict_batches, or the sampler of the DataLoader leaves them '
+                'out (give a Subset of the dataset instead); whole blocks are kept',
+                missing,
+                self.path,
+            )
+        elif trainer.is_global_zero:
+            self.summary = self._complete(run, written)
+        # Nobody goes on before the output is there.
+        run.peers.total([0])
+        run.peers.close()
+        self._end(trainer)
 
-    def _complete(self, run: Run, sink: WithFailures) -> None:
-        """Put the output in place, in the first process."""
-        self._folder.require(run.token)
-        others = run.others(self._folder)
-        written = self.written + sum(map(int, others.texts('flushed')))
-        if written or run.interrupted or not self._is_complete():
-            sink.complete()
-        failed = merge_failures(self.path, lambda: self._kind.finished(self.path))
-        self.summary = RunSummary(
+    def _end(self, trainer: Trainer) -> None:
+        self._run = None
+        module: Any = getattr(trainer, 'datamodule', None)
+        if hasattr(module, 'take'):
+            module.take(None)
+
+    def _complete(self, run: _Run, written: int) -> RunSummary:
+        """Make the output if all blocks are done, in the first process."""
+        missing = self._output.finish(run.begun.work.run, self.shard.count > 1)
+        return RunSummary(
             path=self.path,
             written=written,
-            before=run.before,
-            failed=failed,
+            before=run.begun.before,
+            failed=len(self._output.listed()),
             failures=self.failures,
             seconds=time.monotonic() - run.started,
+            missing=missing,
         )
-        others.reach('complete')
-        self._folder.remove()
-
-    def _is_complete(self) -> bool:
-        """Whether there is an output with its provenance, which comes last."""
-        if self.path.is_dir():
-            return (self.path / self._kind.metadata).exists()
-        return self.path.exists()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Put on disk what is done, for the next run to go on from."""
+        """Put on disk the blocks that are whole, for the next run to go on from."""
         run = self._run
+        self._end(trainer)
         with termination.ending():
-            if run is not None:
-                self._flush_the_rest(run)
-        if run is None:
-            self._folder.release()
-            return
-        try:
-            if not termination.first_knows(exception):
-                run.others(self._folder).fail(_first_line(exception))
-        except OSError as error:
-            _logger.warning('cannot tell the other processes: %s', error)
-        if trainer.is_global_zero:
+            if run is not None and run.writer is not None:
+                try:
+                    run.writer.close()
+                except Exception as error:
+                    # What stopped the writing may be what is being handled already.
+                    _logger.debug('the last blocks were not written: %s', error)
+        if run is not None and trainer.is_global_zero:
             self._say_what_is_kept(run)
-        self._end(run)
 
-    def _flush_the_rest(self, run: Run) -> None:
-        # Others that fail at the same time are no reason to lose what is done.
-        run.ending = True
-        if run.background is not None:
-            try:
-                run.background.close()
-            except Exception as error:
-                # What stopped the writing may be what is being handled already.
-                _logger.warning('the last chips were not written: %s', error)
-
-    def _say_what_is_kept(self, run: Run) -> None:
-        if run.background is None and not run.fresh:
-            # Refused before it began: what was there is as it was.
-            if self._folder.read() is None:
-                self._folder.remove()
+    def _say_what_is_kept(self, run: _Run) -> None:
+        store, work = self._output.store, run.begun.work
+        there = read_description(store)
+        if there is None or there.word != work.run.word:
             return
-        kept = len(self._kind.finished(self.path))
-        if kept or len(failed_keys(self.path)):
+        done = finished(store, work.run, SUFFIX)
+        if done.any() or self.shard.count > 1:
             _logger.warning(
-                '%d chips are finished and kept for %s: the same command goes on from '
-                'there',
-                kept,
+                '%d of %d chips are finished and kept for %s: the same command goes on '
+                'from there',
+                np.diff(work.plan.starts)[done].sum(),
+                work.run.chips,
                 self.path,
             )
-            return
-        with self._folder.errors():
-            if is_folder(self.path, self.format) and self.path.is_dir():
-                self.path.rmdir()
-        self._folder.remove()
-
-    def _end(self, run: Run) -> None:
-        if run.chips is not None and hasattr(run.chips, 'restrict'):
-            run.chips.restrict()
-        self._folder.release()
-        self._run = None
+        elif run.begun.fresh:
+            # Other settings may be tried.
+            store.clear(DESCRIPTION_FILE)
 
 
-def _first_line(exception: BaseException) -> str:
-    lines = str(exception).strip().splitlines()
-    return lines[0] if lines else type(exception).__name__
+def _shard(given: tuple[int, int] | str | None) -> Shard:
+    """Return which shard this is.
+
+    Raises:
+        SpecError: If that cannot be told.
+    """
+    if given is None:
+        shard = Shard.from_environment() or Shard()
+    elif isinstance(given, str):
+        shard = Shard.parse(given)
+    else:
+        try:
+            number, count = map(operator.index, given)
+            shard = Shard(number - 1, count)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f'shard={given!r} (--shard) must be a number from 1 and how many there '
+                'are, such as (3, 10)'
+            ) from error
+    if shard.count > 1:
+        told = given is None or (isinstance(given, str) and given.startswith('/'))
+        _say_shard(shard, told)
+    return shard
+
+
+@rank_zero_only
+def _say_shard(shard: Shard, told: bool) -> None:
+    text = ', as the array job says: --shard 1/1 (shard=(1, 1)) has it do everything'
+    _logger.info('this is shard %s%s', shard, text if told else '')

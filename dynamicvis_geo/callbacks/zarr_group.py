@@ -1,28 +1,35 @@
-"""One Zarr group: the feature maps of one CRS, with coordinates that xarray reads."""
+"""One Zarr group: the feature maps of one CRS, with coordinates that xarray reads.
+
+Zarr itself works in memory alone: files are read and put whole, like all others, so
+that they are on disk when they are written, wherever that is.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from pyproj import CRS
 
-from dynamicvis_geo.callbacks.mosaic import Layout
+from dynamicvis_geo.callbacks.mosaic import Layout, Shard
+from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.errors import OutputError
 
 #: Name of the array. Not ``embedding``, which is one of its dimensions: xarray would
 #: take it for the coordinate of that dimension.
 ARRAY = 'embeddings'
+#: File of a group or an array that says what it is.
+METADATA = 'zarr.json'
 
+_COORDINATES = ('y', 'x', 'time', 'time_bounds', 'spatial_ref')
 _DIMENSIONS = ('time', 'embedding', 'y', 'x')
 _CLOCK = {'units': 'nanoseconds since 1970-01-01', 'calendar': 'proleptic_gregorian'}
 _ZSTD_LEVEL = 3
@@ -64,12 +71,181 @@ def group_name(crs: str) -> str:
     return f'{label[:40]}_{hashlib.sha256(crs.encode()).hexdigest()[:8]}'
 
 
-def create_array(folder: Path, layout: Layout) -> Any:
-    """Create the array of feature maps, empty, in a group that is there or not."""
+class _Memory:
+    """A Zarr store of files in memory, by name."""
+
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
+        require_zarr()
+        from zarr.core.buffer.cpu import Buffer
+        from zarr.storage import MemoryStore
+
+        self._files: dict[str, Any] = {
+            name: Buffer.from_bytes(content) for name, content in (files or {}).items()
+        }
+        self.store = MemoryStore(self._files)
+
+    def get(self, name: str) -> memoryview | None:
+        """Return a file, without a copy; None if there is none."""
+        found = self._files.get(name)
+        return None if found is None else memoryview(found.as_numpy_array())
+
+    def files(self) -> dict[str, bytes]:
+        """Return all files, in the order of their names."""
+        return {name: self._files[name].to_bytes() for name in sorted(self._files)}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The feature maps of one CRS in a store.
+
+    Attributes:
+        url: Path or URL of the group.
+        layout: Place and axes of the array.
+        metadata: What Zarr has to know of the array.
+    """
+
+    url: str
+    layout: Layout
+    metadata: bytes
+
+    @classmethod
+    def open(cls, url: str) -> Self | None:
+        """Open a group; None if there is none.
+
+        Raises:
+            OutputError: If it is not one that :meth:`begin` made.
+        """
+        names = (
+            METADATA,
+            f'{ARRAY}/{METADATA}',
+            f'spatial_ref/{METADATA}',
+            f'time_bounds/{METADATA}',
+            'time_bounds/c/0/0',
+        )
+        files = {}
+        for name in names:
+            content = _read(url, name)
+            if content is None and name == METADATA:
+                return None
+            if content is not None:
+                files[name] = content
+        try:
+            return cls(url, _layout(files), files[f'{ARRAY}/{METADATA}'])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OutputError(
+                f"'{url}' is not a Zarr group that dynamicvis_geo wrote ({error!r}): "
+                'choose another output'
+            ) from error
+
+    @classmethod
+    def begin(
+        cls, url: str, layout: Layout, crs: str, attributes: Mapping[str, Any]
+    ) -> Self:
+        """Make a group whose array has no values yet, or join others who do.
+
+        Args:
+            url: Path or URL of the group.
+            layout: Place and axes.
+            crs: CRS, as authority and code or WKT.
+            attributes: Attributes of the group beside those of the layout.
+
+        Raises:
+            OutputError: If something else has been begun there.
+        """
+        files = _new_files(layout, crs, attributes)
+        # The file that makes it a group comes last: then all others are there.
+        for name in sorted(files, key=lambda name: (name == METADATA, name)):
+            folder, last = _split(url, name)
+            new = folder.put_new(last, files[name])
+            if not new and name != METADATA and folder.read(last) != files[name]:
+                raise OutputError(
+                    f"'{folder.url}/{last}' was begun for other chips or with another "
+                    f"version of zarr: choose another output, or remove '{url}'"
+                )
+        group = cls.open(url)
+        if group is None or group.layout != layout:
+            raise OutputError(
+                f"'{url}' was begun for other chips: choose another output, or begin "
+                'anew (--overwrite, overwrite=True)'
+            )
+        return group
+
+    def read(self, shard: Shard) -> npt.NDArray[Any]:
+        """Return the values of a shard, ``[D, rows, columns]``; NaN if it has none."""
+        folder, name = self._file(shard)
+        content = folder.read(name)
+        if content is None:
+            shape = (self.layout.dimensions, *self.layout.window(shard)[2:])
+            return np.full(shape, np.nan, self.layout.dtype)
+        memory = _Memory({METADATA: self.metadata, _chunk_name(shard): content})
+        values: npt.NDArray[Any] = self._array(memory)[self._index(shard)]
+        return values
+
+    def put(self, shard: Shard, values: npt.NDArray[Any]) -> None:
+        """Write a shard, which is on disk when this returns.
+
+        Args:
+            shard: Its number along time, y and x.
+            values: ``[D, rows, columns]``.
+        """
+        memory = _Memory({METADATA: self.metadata})
+        self._array(memory)[self._index(shard)] = values
+        content = memory.get(_chunk_name(shard))
+        folder, name = self._file(shard)
+        if content is None:  # Nothing but NaN makes no file.
+            folder.remove(name)
+        else:
+            folder.put(name, content)
+
+    def _array(self, memory: _Memory) -> Any:
+        return require_zarr().open_array(memory.store, mode='r+')
+
+    def _index(self, shard: Shard) -> tuple[int | slice, ...]:
+        top, left, rows, columns = self.layout.window(shard)
+        return (
+            shard[0],
+            slice(None),
+            slice(top, top + rows),
+            slice(left, left + columns),
+        )
+
+    def _file(self, shard: Shard) -> tuple[Store, str]:
+        return _split(self.url, f'{ARRAY}/{_chunk_name(shard)}')
+
+
+def _chunk_name(shard: Shard) -> str:
+    time, down, across = shard
+    return f'c/{time}/0/{down}/{across}'
+
+
+def _split(url: str, name: str) -> tuple[Store, str]:
+    folder, _, last = f'{url}/{name}'.rpartition('/')
+    return Store(folder), last
+
+
+def _read(url: str, name: str) -> bytes | None:
+    folder, last = _split(url, name)
+    return folder.read(last)
+
+
+def _new_files(
+    layout: Layout, crs: str, attributes: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Return all files of a group without values."""
     zarr = require_zarr()
-    return zarr.create_array(
-        str(folder),
-        name=ARRAY,
+    memory = _Memory()
+    (yres, xres), (height, width) = layout.cell, layout.size
+    own = {
+        'Conventions': 'CF-1.11',
+        'chip_size': [height, width],
+        'chip_resolution': list(layout.resolution),
+        'map_size': list(layout.map_size),
+    }
+    group = zarr.create_group(
+        memory.store, zarr_format=3, attributes={**own, **attributes}
+    )
+    group.create_array(
+        ARRAY,
         shape=layout.shape,
         chunks=(1, layout.dimensions, *layout.chunk),
         shards=(1, layout.dimensions, *layout.shard),
@@ -83,33 +259,7 @@ def create_array(folder: Path, layout: Layout) -> Any:
             # xarray makes these coordinates also where it does not follow CF fully.
             'coordinates': 'spatial_ref time_bounds',
         },
-        zarr_format=3,
     )
-
-
-def create_group(
-    folder: Path, layout: Layout, crs: str, attributes: Mapping[str, Any]
-) -> None:
-    """Create a group with all its arrays; the feature maps have no values yet.
-
-    Args:
-        folder: Folder of the group.
-        layout: Place and axes.
-        crs: CRS, as authority and code or WKT.
-        attributes: Attributes of the group beside those of the layout.
-    """
-    zarr = require_zarr()
-    (yres, xres), (height, width) = layout.cell, layout.size
-    own = {
-        'Conventions': 'CF-1.11',
-        'chip_size': [height, width],
-        'chip_resolution': list(layout.resolution),
-        'map_size': list(layout.map_size),
-    }
-    group = zarr.create_group(
-        str(folder), zarr_format=3, attributes={**own, **attributes}
-    )
-    create_array(folder, layout)
     projection = CRS.from_user_input(crs)
     axes = {axis['axis']: axis for axis in projection.cs_to_cf() if 'axis' in axis}
     y = layout.y - (np.arange(layout.rows) + 0.5) * yres
@@ -126,6 +276,7 @@ def create_group(
     mapping = {**projection.to_cf(), 'crs_wkt': wkt, 'spatial_ref': wkt}
     mapping['GeoTransform'] = transform
     _coordinate(group, 'spatial_ref', np.array(0, np.int64), (), mapping)
+    return memory.files()
 
 
 def _coordinate(
@@ -146,37 +297,28 @@ def _coordinate(
     array[...] = values
 
 
-def read_layout(folder: Path) -> Layout:
-    """Return the layout of a group that :func:`create_group` made.
-
-    Raises:
-        OutputError: If it is not such a group.
-    """
+def _layout(files: Mapping[str, bytes]) -> Layout:
+    """Read the layout back from files of :func:`_new_files`."""
     zarr = require_zarr()
-    try:
-        group = zarr.open_group(str(folder), mode='r', use_consolidated=False)
-        array, attributes = group[ARRAY], group.attrs
-        transform = group['spatial_ref'].attrs['GeoTransform']
-        x, _, _, y, _, _ = (float(value) for value in transform.split())
-        return Layout(
-            x=x,
-            y=y,
-            size=_pair(attributes['chip_size']),
-            resolution=_pair(attributes['chip_resolution']),
-            map_size=_pair(attributes['map_size']),
-            dimensions=array.shape[1],
-            dtype=str(array.dtype),
-            rows=array.shape[2],
-            columns=array.shape[3],
-            times=tuple(_pair(pair) for pair in group['time_bounds'][...].tolist()),
-            chunk=_pair(array.chunks[2:]),
-            shard=_pair(array.shards[2:]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise OutputError(
-            f"'{folder}' is not a Zarr group that dynamicvis_geo wrote ({error!r}): "
-            'choose another output'
-        ) from error
+    store = _Memory(files).store
+    group = zarr.open_group(store, mode='r', use_consolidated=False)
+    array, attributes = group[ARRAY], group.attrs
+    transform = group['spatial_ref'].attrs['GeoTransform']
+    x, _, _, y, _, _ = (float(value) for value in transform.split())
+    return Layout(
+        x=x,
+        y=y,
+        size=_pair(attributes['chip_size']),
+        resolution=_pair(attributes['chip_resolution']),
+        map_size=_pair(attributes['map_size']),
+        dimensions=array.shape[1],
+        dtype=str(array.dtype),
+        rows=array.shape[2],
+        columns=array.shape[3],
+        times=tuple(_pair(pair) for pair in group['time_bounds'][...].tolist()),
+        chunk=_pair(array.chunks[2:]),
+        shard=_pair(array.shards[2:]),
+    )
 
 
 def _pair(values: Any) -> tuple[Any, Any]:
@@ -184,55 +326,38 @@ def _pair(values: Any) -> tuple[Any, Any]:
     return first, second
 
 
-def open_array(folder: Path) -> Any:
-    """Open the feature maps of a group for reading."""
-    zarr = require_zarr()
-    return zarr.open_array(str(folder / ARRAY), mode='r')
+def complete(url: str, groups: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Describe groups, and write the metadata of all below a group into it.
 
-
-def write_shard(
-    array: Any, folder: Path, shard: tuple[int, int, int], block: npt.NDArray[Any]
-) -> None:
-    """Write one shard, on disk when this returns.
+    A reader then opens the store, or a group, by one file; that of the store is last.
 
     Args:
-        array: Of :func:`create_array` in *folder*.
-        folder: Folder of the group.
-        shard: Its number along time, y and x.
-        block: Its values, ``[1, D, rows, columns]``.
+        url: Path or URL of the store.
+        groups: Names of all its groups, each with attributes that it gets, if any.
     """
-    time, down, across = shard
-    top, left = down * array.shards[2], across * array.shards[3]
-    rows, columns = block.shape[2:]
-    array[time : time + 1, :, top : top + rows, left : left + columns] = block
-    file = folder / ARRAY / f'c/{time}/0/{down}/{across}'
-    if file.exists():  # Nothing but NaN makes no file.
-        with file.open('rb') as written:
-            os.fsync(written.fileno())
-
-
-def move_shards(source: Path, target: Path) -> None:
-    """Move all shards of one group into another of the same layout, one by one."""
-    folder = source / ARRAY
-    for file in sorted((folder / 'c').glob('*/*/*/*')):
-        place = target / ARRAY / file.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(place)
-
-
-def update_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
-    """Change attributes of a group."""
     zarr = require_zarr()
-    zarr.open_group(str(folder), mode='r+', use_consolidated=False).update_attributes(
-        dict(attributes)
-    )
-
-
-def consolidate(store: Path, group: str | None = None) -> None:
-    """Write the metadata of all below a group into the group, to open it at once."""
-    zarr = require_zarr()
+    files = {}
+    for group in ('', *groups):
+        for member in ('', ARRAY, *_COORDINATES) if group else ('',):
+            name = '/'.join(part for part in (group, member, METADATA) if part)
+            content = _read(url, name)
+            if content is not None:
+                files[name] = content
+    memory = _Memory(files)
+    zarr.open_group(memory.store, mode='a', zarr_format=3, use_consolidated=False)
+    for group, attributes in groups.items():
+        opened = zarr.open_group(
+            memory.store, path=group, mode='r+', use_consolidated=False
+        )
+        opened.update_attributes(dict(attributes or {}))
     with _quiet():
-        zarr.consolidate_metadata(str(store), path=group, zarr_format=3)
+        for group in groups:
+            zarr.consolidate_metadata(memory.store, path=group, zarr_format=3)
+        zarr.consolidate_metadata(memory.store, zarr_format=3)
+    made = memory.files()
+    for name in (*(f'{group}/{METADATA}' for group in groups), METADATA):
+        folder, last = _split(url, name)
+        folder.put(last, made[name])
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 import warnings
 from argparse import Namespace
 
-import rasterio
-
 from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.commands.imagery import imagery
 from dynamicvis_geo.commands.options import (
@@ -19,6 +17,7 @@ from dynamicvis_geo.datamodules import ScenesDataModule
 from dynamicvis_geo.datasets import Scenes
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.checkpoint import read_head
+from dynamicvis_geo.rasters import open_raster
 from dynamicvis_geo.tasks import FeatureExtraction
 from dynamicvis_geo.tasks.features import Output
 
@@ -31,14 +30,15 @@ def run(arguments: Namespace) -> int:
             f'--pooling {arguments.pooling} makes one vector a chip, and --grid writes '
             'the maps as they are: leave out one of them'
         )
+    log(arguments.quiet)
     writer = EmbeddingWriter(
         arguments.output,
         arguments.format,
         overwrite=arguments.overwrite,
         dtype=arguments.dtype,
-        flush_chips=arguments.flush_chips,
-        flush_seconds=arguments.flush_seconds,
+        block_chips=arguments.block_chips,
         retry_failed=arguments.retry_failed,
+        shard=arguments.shard,
     )
     writer.check(output)
     if not arguments.dry_run:
@@ -47,13 +47,12 @@ def run(arguments: Namespace) -> int:
     config = backbone_config(arguments.weights)
     if config.checkpoint is not None and not arguments.dry_run:
         read_head(config.checkpoint)
-    data = imagery(arguments)
+    data = imagery(arguments, writer.shard)
     if isinstance(data, ScenesDataModule):
         _warn_of_byte_images(data.scenes, arguments.input_range)
-    log(arguments.quiet)
     # Of what is finished, the first process alone can be sure: it may be at work.
     plan = data.plan(writer if is_first() else None, feature_shape(config))
-    if not goes_ahead(data, plan, arguments):
+    if not goes_ahead(data, plan, arguments, writer.shard):
         return 0
     module = FeatureExtraction(
         config, output, arguments.pooling or 'mean', arguments.input_range
@@ -67,7 +66,7 @@ def _warn_of_byte_images(
     """An 8-bit picture read as reflectance is nearly black, and nobody would see it."""
     for scene in scenes:
         path = scene.index['filepath'].iloc[0]
-        with rasterio.open(path) as file:
+        with open_raster(path) as file:
             if file.dtypes[0] == 'uint8' and input_range[1] > 255:
                 warnings.warn(
                     f'{path} has 8-bit values, but --input-range is '

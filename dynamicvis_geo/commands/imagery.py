@@ -2,8 +2,10 @@
 
 from argparse import Namespace
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datamodules import (
     ChipDataModule,
     EarthEngineDataModule,
@@ -22,7 +24,11 @@ _SENSOR = {
     'cloud_mask': 'cloud_mask',
 }
 _CLIENT = {'project': 'project', 'ee_url': 'url', 'max_concurrency': 'max_concurrency'}
-_ONLY_EARTH_ENGINE = (*_PLACE_AND_TIME, *_SENSOR, *_CLIENT, 'on_missing')
+_ONLY_EARTH_ENGINE = (
+    *(*_PLACE_AND_TIME, *_SENSOR, *_CLIENT),
+    *('on_missing', 'shards_at_once'),
+)
+_ALL = Shard()
 
 
 def check_imagery(arguments: Namespace) -> None:
@@ -58,8 +64,12 @@ def _given(arguments: Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def imagery(arguments: Namespace) -> ChipDataModule:
+def imagery(arguments: Namespace, shard: Shard = _ALL) -> ChipDataModule:
     """Make the data module that the options of ``embed`` describe.
+
+    Args:
+        arguments: the options.
+        shard: which of several runs this is, that share the limit of requests.
 
     Raises:
         SpecError: if options are missing, contradict each other, or have values that
@@ -76,7 +86,7 @@ def imagery(arguments: Namespace) -> ChipDataModule:
     _require_dates(arguments)
     check_imagery(arguments)
     if arguments.source is None:
-        return earthengine(arguments, **loading)
+        return earthengine(arguments, shard, **loading)
     return ScenesDataModule(
         arguments.source,
         arguments.bands or (1, 2, 3),
@@ -87,11 +97,14 @@ def imagery(arguments: Namespace) -> ChipDataModule:
     )
 
 
-def earthengine(arguments: Namespace, **loading: Any) -> EarthEngineDataModule:
+def earthengine(
+    arguments: Namespace, shard: Shard = _ALL, **loading: Any
+) -> EarthEngineDataModule:
     """Make the data module that the options for Earth Engine describe.
 
     Args:
         arguments: the options.
+        shard: which of several runs this is, that share the limit of requests.
         **loading: how batches are loaded.
 
     Raises:
@@ -107,11 +120,23 @@ def earthengine(arguments: Namespace, **loading: Any) -> EarthEngineDataModule:
         stride=arguments.stride,
         buffer_m=arguments.buffer,
         sensor=SensorSpec(**_renamed(arguments, _SENSOR)),
-        client=EarthEngineClient(**_renamed(arguments, _CLIENT)),
+        client=_client(arguments, shard),
         cache=arguments.cache,
         **_given(arguments, ['on_missing']),
         **loading,
     )
+
+
+def _client(arguments: Namespace, shard: Shard) -> EarthEngineClient:
+    client = EarthEngineClient(**_renamed(arguments, _CLIENT))
+    given: int | None = getattr(arguments, 'shards_at_once', None)
+    if given is not None and shard.count == 1:
+        raise SpecError(
+            f'--shards-at-once {given} is for one of several shards, and this run does '
+            'everything: give --shard I/N, or leave it out'
+        )
+    share = client.max_concurrency // min(given or shard.count, shard.count)
+    return replace(client, max_concurrency=max(1, share))
 
 
 def _renamed(arguments: Namespace, names: dict[str, str]) -> dict[str, Any]:

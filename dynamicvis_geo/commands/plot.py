@@ -1,12 +1,12 @@
 """``dynamicvis-geo plot``: pictures of images, feature maps and embeddings."""
 
 from argparse import Namespace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from dynamicvis_geo.datasets.scene_files import find_files
+from dynamicvis_geo.datasets.scene_files import find_images
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
 from dynamicvis_geo.false_colour import (
     fit_file_colours,
@@ -14,6 +14,7 @@ from dynamicvis_geo.false_colour import (
     write_false_colour,
     write_false_colours,
 )
+from dynamicvis_geo.paths import Place
 from dynamicvis_geo.plotting import (
     nearest_neighbours,
     plot_embedding_map,
@@ -62,21 +63,21 @@ def _rgb(arguments: Namespace) -> None:
                 f'--chip {arguments.chip}: {source} is a cache of {len(cached)} chips'
                 f'{some}, but not of this one: name one that it holds'
             )
-        files = [cached[arguments.chip]]
+        files = [str(cached[arguments.chip])]
     else:
-        files = list(cached.values()) or find_files(source)
+        files = list(map(str, cached.values())) or find_images(source)
     if len(files) == 1:
-        name = arguments.chip or files[0].name
+        name = arguments.chip or PurePath(files[0]).name
         _save(plot_rgb(read_image(files[0], bands), name), arguments.output)
         return
-    names = list(cached) or [file.stem for file in files]
+    names = list(cached) or [PurePath(file).stem for file in files]
     chosen = spread(len(files), _SHEET)
     images = [read_image(files[i], bands, pixels=256) for i in chosen]
     limits = stretch_limits(images)
     figure = plot_sheet(
         [stretch_rgb(image, limits=limits) for image in images],
         [chip_label(names[i]) for i in chosen],
-        f'{len(chosen)} of {len(files)} images of {source.name}',
+        f'{len(chosen)} of {len(files)} images of {PurePath(str(source)).name}',
     )
     _save(figure, arguments.output)
 
@@ -156,7 +157,7 @@ def _map(arguments: Namespace) -> None:
     _save(figure, arguments.output)
 
 
-def _open(path: Path, kind: str) -> Run:
+def _open(path: Place, kind: str) -> Run:
     found = open_run(path)
     if found.kind != kind:
         wanted = {

@@ -40,6 +40,8 @@ class PredictCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Refuse a place that cannot be written before weights are fetched."""
         EmbeddingWriter(**self.config.writer.as_dict()).check()
+        # The writer that is made here may say which shard this is.
+        log(quiet=self.config.trainer.enable_progress_bar is False)
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -59,7 +61,6 @@ def run(arguments: Namespace) -> int:
     """
     quieten_lightning()
     cli = _assemble(arguments.rest)
-    log(quiet=cli.config_init.trainer.enable_progress_bar is False)
     writer = cli.config_init.writer
     return run_trainer(cli.trainer, cli.model, cli.datamodule, writer)
 

@@ -87,17 +87,26 @@ def run_trainer(
         # The first process speaks for all.
         return 0
     print(summary_text(writer.summary, module.output))
-    return SOME_FAILED if writer.summary.failed else 0
+    # Of failures, the shard tells that makes the output.
+    failed = writer.summary.failed and not writer.summary.missing
+    return SOME_FAILED if failed else 0
 
 
 def summary_text(summary: RunSummary, output: str) -> str:
     """Say in a few sentences what became of a run."""
     kind = 'feature maps' if output == 'grid' else 'embeddings'
-    if summary.written or not summary.before:
-        text = (
-            f'Wrote {summary.path}: {kind} of {summary.written} chips in '
-            f'{summary.seconds:.1f} s ({summary.written / summary.seconds:.2f} chips/s)'
+    done = (
+        f'{kind} of {summary.written} chips in {summary.seconds:.1f} s '
+        f'({summary.written / summary.seconds:.2f} chips/s)'
+    )
+    if summary.missing:
+        return (
+            f'Done: {done}. {summary.missing} blocks are left to other shards; the '
+            f'last of them makes {summary.path}, or dynamicvis-geo merge '
+            f'{summary.path} does.'
         )
+    if summary.written or not summary.before:
+        text = f'Wrote {summary.path}: {done}'
         text += f', beside {summary.before} from before.' if summary.before else '.'
     else:
         text = f'{summary.path} holds {kind} of all {summary.before} chips already.'

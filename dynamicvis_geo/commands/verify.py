@@ -2,10 +2,8 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import rasterio
 import torch
 from rasterio.errors import RasterioError
 from torch import Tensor
@@ -13,6 +11,8 @@ from torch import Tensor
 from dynamicvis_geo.commands.options import backbone_config, torch_device
 from dynamicvis_geo.errors import SourceError
 from dynamicvis_geo.models.verify import format_report, verify
+from dynamicvis_geo.paths import AnyPath
+from dynamicvis_geo.rasters import open_raster
 from dynamicvis_geo.transforms import Preprocess
 
 DISAGREE = 1
@@ -28,13 +28,13 @@ def run(arguments: Namespace) -> int:
     return 0 if report.agrees else DISAGREE
 
 
-def _read(paths: Sequence[Path], img_size: int | tuple[int, int]) -> Tensor:
+def _read(paths: Sequence[AnyPath], img_size: int | tuple[int, int]) -> Tensor:
     """Read the first three bands of images and preprocess them."""
     preprocess = Preprocess(img_size)
     images = []
     for path in paths:
         try:
-            with rasterio.open(path) as file:
+            with open_raster(path) as file:
                 if file.count < 3:
                     raise SourceError(
                         f'{path}: the file has {file.count} bands: give an image of '

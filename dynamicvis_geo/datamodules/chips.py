@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,13 +12,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset
 
+from dynamicvis_geo.callbacks.blocks import make_plan, share
+from dynamicvis_geo.callbacks.shards import Shard
+from dynamicvis_geo.datamodules.batches import Batches, cut
 from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datasets import ChipDataset, collate
 from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.failures import OnError, check_on_error
 from dynamicvis_geo.earthengine.fetch import Survey
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.samplers import ContiguousSampler
 from dynamicvis_geo.termination import in_worker
 from dynamicvis_geo.transfer import CopiesAhead
 
@@ -30,18 +33,28 @@ Pairs: TypeAlias = Sequence[tuple[GeoDataset, Iterable[Any]]]
 FEATURES = (768, 16, 16)
 #: Chips whose requests are counted one by one; of more, a part that is spread evenly.
 COUNTED = 10_000
+#: Batches of a block, where no writer says what this process does: the squares of a
+#: grid then have whole batches if their size is a power of two.
+BLOCK_BATCHES = 4
+
+#: What Lightning says of iterable datasets, and of runs with nothing left to do.
+_NOT_MEANT = (
+    "Couldn't infer the batch indices",
+    'Your `IterableDataset` has `__len__` defined',
+    'Total length of `DataLoader` across ranks is zero',
+)
 
 
 class ChipDataModule(CopiesAhead):
     """The chips that samplers choose from datasets, divided among all processes.
 
-    One DataLoader goes over the chips of all datasets, neighbours together; each
-    process of a distributed run takes one run of them, and every chip is taken exactly
-    once. Chips that are set aside (:meth:`~dynamicvis_geo.ChipDataset.restrict`) are
-    left out before they are divided.
+    One DataLoader goes over the chips of all datasets in blocks of neighbours. An
+    :class:`~dynamicvis_geo.EmbeddingWriter` says which blocks a process takes; without
+    one they are dealt out among the processes of the Trainer, each chip once.
 
     Attributes:
-        chips: The chips, once ``setup('predict')`` has run, as a Trainer does.
+        chips: The chips, once ``setup('predict')`` has run, as a Trainer does; it keeps
+            those that were put here before.
     """
 
     chips: ChipDataset
@@ -65,7 +78,7 @@ class ChipDataModule(CopiesAhead):
                 :class:`~dynamicvis_geo.ChipDataset` has it.
             batch_size: Chips a batch.
             num_workers: Processes that get images ahead, for each process that
-                predicts; with 0 it gets them itself.
+                predicts; with 0 it gets them itself, and only Earth Engine's ahead.
             persistent_workers: Whether the workers live on between runs; without
                 effect if there are none.
             prefetch_factor: Batches that each worker gets ahead; None leaves it to
@@ -97,6 +110,7 @@ class ChipDataModule(CopiesAhead):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self._given = pairs
         self._pairs: Pairs | None = None
+        self._taken: Sequence[NDArray[np.int64]] | None = None
 
     @property
     def pairs(self) -> Pairs:
@@ -112,6 +126,15 @@ class ChipDataModule(CopiesAhead):
 
     def _make_pairs(self) -> Pairs:
         return self._given
+
+    def take(self, blocks: Sequence[NDArray[np.int64]] | None) -> None:
+        """Say what this process does, until the next time.
+
+        Args:
+            blocks: Rows of the chips of each block, in the order in which to do them;
+                None for this process's share of all chips, as at first.
+        """
+        self._taken = blocks
 
     def _pins_memory(self) -> bool:
         if self.pin_memory is not None:
@@ -161,23 +184,42 @@ class ChipDataModule(CopiesAhead):
         if outline is not None and outline.excess:
             return outline
         self.setup('predict')
+        rows = np.arange(len(self.chips))
         if writer is not None and not writer.overwrite:
-            writer.set_aside(self.chips)
-        rows = self.chips.remaining
-        self.chips.restrict()
-        finished = len(self.chips) - len(rows)
-        return self._plan(finished, self._survey(rows, self.batch_size), size)
+            rows = writer.remaining(self.chips)
+        survey = self._survey(cut(self._blocks(rows), self.batch_size))
+        return self._plan(len(self.chips) - len(rows), survey, size)
 
     def _outline(self, chip_bytes: int) -> Plan | None:
         """Tell a plan from the area; None if that cannot be done."""
         return None
 
-    def _survey(self, rows: NDArray[np.int64], batch: int) -> Survey:
-        """Count what fetching some chips takes, in batches of so many."""
-        starts = np.arange(0, len(rows), batch)
-        some = starts[:: max(1, math.ceil(len(rows) / COUNTED))]
-        surveys = [self.chips.survey(rows[at : at + batch]) for at in some]
-        return Survey.total(surveys, len(starts) / max(len(some), 1))
+    def _blocks(
+        self,
+        rows: NDArray[np.int64] | None = None,
+        shard: Shard = Shard(),  # noqa: B008 - frozen
+    ) -> list[NDArray[np.int64]]:
+        """Return the blocks of some chips, or of all, that are a shard's to do."""
+        left_out = np.zeros(len(self.chips), dtype=bool)
+        if rows is not None:
+            left_out = ~np.isin(np.arange(len(self.chips)), rows)
+        plan = make_plan(
+            self.chips.table,
+            self.chips.source_crs,
+            BLOCK_BATCHES * self.batch_size,
+            strides=self.chips.strides,
+            point_ids=self.chips.point_ids,
+            left_out=left_out,
+        )
+        mine = share(np.zeros(len(plan), dtype=bool), shard)
+        return [plan.block(number) for number in mine]
+
+    def _survey(self, batches: Sequence[NDArray[np.int64]]) -> Survey:
+        """Count what fetching some chips takes, given the rows of each batch."""
+        chips = sum(map(len, batches))
+        some = batches[:: max(1, math.ceil(chips / COUNTED))]
+        surveys = [self.chips.survey(rows) for rows in some]
+        return Survey.total(surveys, len(batches) / max(len(some), 1))
 
     def _plan(self, finished: int, survey: Survey, chip_bytes: int) -> Plan:
         table = self.chips.table
@@ -192,15 +234,20 @@ class ChipDataModule(CopiesAhead):
         )
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return a DataLoader over what this process takes of the remaining chips."""
+        """Return a DataLoader over the chips that this process takes."""
         self.setup('predict')
+        blocks = self._taken
+        if blocks is None:
+            shard = Shard()
+            if self.trainer is not None:
+                shard = Shard(self.trainer.global_rank, self.trainer.world_size)
+            blocks = self._blocks(shard=shard)
+        for message in _NOT_MEANT:
+            warnings.filterwarnings('ignore', message)
         workers = self.num_workers > 0
-        sampler = ContiguousSampler(self.chips.remaining)
-        self.chips.expect(np.fromiter(sampler, np.int64, len(sampler)))
         return DataLoader(
-            self.chips,
-            batch_size=self.batch_size,
-            sampler=sampler,
+            Batches(self.chips, blocks, self.batch_size),
+            batch_size=None,
             collate_fn=collate,
             worker_init_fn=in_worker,
             num_workers=self.num_workers,

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import geopandas as gpd
 import numpy as np
 from pyproj import CRS
+from upath import UPath
 
+from dynamicvis_geo.datamodules.batches import cut
 from dynamicvis_geo.datamodules.chips import COUNTED, ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datamodules.zones import grid_pairs, point_pairs
@@ -135,7 +137,7 @@ class EarthEngineDataModule(ChipDataModule):
             return outline
         self.setup('predict')
         rows = np.arange(len(self.chips))
-        survey = self._survey(rows, COUNTED if len(rows) <= COUNTED else SLAB)
+        survey = self._survey(cut([rows], COUNTED if len(rows) <= COUNTED else SLAB))
         return self._plan(survey.cached, survey, self._cache_bytes)
 
     def count_scenes(self) -> int:
@@ -193,7 +195,7 @@ class EarthEngineDataModule(ChipDataModule):
         return math.prod(as_pair('size', self.size)) * a_pixel
 
     def _read_points(self) -> gpd.GeoDataFrame:
-        if isinstance(self.points, str | os.PathLike):
+        if isinstance(self.points, str | os.PathLike | UPath):
             return read_points(self.points)
         return self.points
 

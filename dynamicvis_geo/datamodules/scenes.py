@@ -1,4 +1,4 @@
-"""Chips of local GeoTIFFs for a prediction run."""
+"""Chips of GeoTIFFs for a prediction run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from torchgeo.datasets import GeoDataset
+from upath import UPath
 
 from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.earthengine import CHIP_SIZE
@@ -18,6 +19,7 @@ from dynamicvis_geo.datasets import Scenes, assign_points, open_scenes, read_poi
 from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.failures import OnError
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.paths import AnyPath
 from dynamicvis_geo.samplers import GridSampler, PointSampler
 from dynamicvis_geo.samplers.lattice import as_pair
 
@@ -30,7 +32,7 @@ class ScenesDataModule(ChipDataModule):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         bands: tuple[int, int, int] = (1, 2, 3),
         size: int | None = None,
         stride: int | None = None,
@@ -45,7 +47,8 @@ class ScenesDataModule(ChipDataModule):
         """Keep the arguments; nothing is read yet.
 
         Args:
-            path: A GeoTIFF, or a folder of them.
+            path: A GeoTIFF, or a folder of them; or a URL, or a path of GDAL's
+                (``/vsi...``), of such.
             bands: Three band numbers, from 1: red, green and blue.
             size: Side of a chip in pixels; 512 by default.
             stride: Pixels from chip to chip; *size* by default.
@@ -115,7 +118,7 @@ class ScenesDataModule(ChipDataModule):
             pairs = [(s, GridSampler(s, self.size, self.stride)) for s in self.scenes]
         else:
             points = self.points
-            if isinstance(points, str | os.PathLike):
+            if isinstance(points, str | os.PathLike | UPath):
                 points = read_points(points)
             pairs = [
                 (scene, PointSampler(scene, near, self.size))

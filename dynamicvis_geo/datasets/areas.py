@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import antimeridian
@@ -18,9 +17,11 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
+from upath import UPath
 
 from dynamicvis_geo.datasets.vector_files import read_vector
 from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.paths import input_path, is_url
 from dynamicvis_geo.projections import lonlat_centre, utm_crs
 from dynamicvis_geo.specs import BBox, PointBuffer, TemporalSpec
 
@@ -58,8 +59,8 @@ def read_area(roi: Area) -> gpd.GeoSeries:
     """
     if isinstance(roi, BBox | PointBuffer):
         return roi.geometry
-    if isinstance(roi, str | os.PathLike):
-        text = os.fspath(roi)
+    if isinstance(roi, str | os.PathLike | UPath):
+        text = str(roi)
         try:
             return read_area(_from_text(text))
         except (SpecError, SourceError) as error:
@@ -251,9 +252,9 @@ def _iso(time: pd.Timestamp) -> str:
 
 def _from_text(text: str) -> gpd.GeoSeries:
     # WKT may be longer than a name can be.
-    if os.path.exists(text):
+    if is_url(text) or os.path.exists(text):
         table = read_vector(
-            Path(text), 'give a vector file with polygons, such as a GeoPackage'
+            input_path(text), 'give a vector file with polygons, such as a GeoPackage'
         )
         return table.geometry
     try:

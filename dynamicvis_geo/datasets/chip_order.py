@@ -12,6 +12,9 @@ SLAB = 50_000
 #: Pixels from chip to chip, (down, across), of each source of a table; None if its
 #: chips do not lie on a grid.
 Strides = Sequence[tuple[int, int] | None]
+#: Point in the CRS of each source of a table that is a corner of the squares of its
+#: grid; None for the origin of that CRS.
+Origins = Sequence[tuple[float, float] | None]
 
 #: Cells of the curve on each side, as a power of two: the Earth in centimetres.
 _LEVEL = 32
@@ -37,27 +40,33 @@ def hilbert_order(
     return order
 
 
-def along_curve(table: NDArray[np.void], strides: Strides = ()) -> NDArray[np.uint64]:
+def along_curve(
+    table: NDArray[np.void], strides: Strides = (), origins: Origins = ()
+) -> NDArray[np.uint64]:
     """Return how far along a Hilbert curve each chip lies.
 
-    The curve is fixed to the origin of the CRS. The cells of a grid are as large as its
-    stride and hold a chip each, so that chips whose distances have the same quotient by
-    ``4**k`` fill an aligned square of ``2**k`` chips a side. Elsewhere cells are as
-    large as the smallest chip of the source.
+    The cells of a grid are as large as its stride and hold a chip each, so that chips
+    whose distances have the same quotient by ``4**k`` fill an aligned square of
+    ``2**k`` chips a side. Elsewhere cells are as large as the smallest chip of the
+    source, and the curve is fixed to the origin of the CRS.
 
     Args:
         table: Chips, as :class:`~dynamicvis_geo.datasets.ChipDataset` keeps them.
         strides: Of each source; those that are missing count as None.
+        origins: Where the curve of each source with a stride is fixed to: a corner of
+            its squares, in the CRS; those that are missing count as None, the origin
+            of the CRS.
     """
     distance = np.zeros(len(table), np.uint64)
     for source in np.unique(table['source']):
         rows = np.flatnonzero(table['source'] == source)
         stride = strides[source] if source < len(strides) else None
         cell = None if stride else _smallest_side(table, rows)
+        origin = origins[source] if source < len(origins) else None
         for part in slabs(rows):
             chips = table[part]
             if stride is not None:
-                x, y = _grid_cells(chips, stride)
+                x, y = _grid_cells(chips, stride, origin or (0.0, 0.0))
             else:
                 x = (chips['x'] + chips['width'] * chips['xres'] / 2) / cell
                 y = (chips['y'] - chips['height'] * chips['yres'] / 2) / cell
@@ -85,12 +94,12 @@ def _smallest_side(table: NDArray[np.void], rows: NDArray[np.int64]) -> float:
 
 
 def _grid_cells(
-    chips: NDArray[np.void], stride: tuple[int, int]
+    chips: NDArray[np.void], stride: tuple[int, int], origin: tuple[float, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return in which cell of its grid each chip lies: what hangs from its corner."""
     down, across = stride
-    x = (chips['x'] / chips['xres'] + _ROUNDING) / across
-    y = (chips['y'] / chips['yres'] + _ROUNDING) / down - 1
+    x = ((chips['x'] - origin[0]) / chips['xres'] + _ROUNDING) / across
+    y = ((chips['y'] - origin[1]) / chips['yres'] + _ROUNDING) / down - 1
     return x, y
 
 

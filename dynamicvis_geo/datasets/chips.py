@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from pyproj import CRS
-from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.chip_keys import chip_keys
@@ -44,23 +43,17 @@ from dynamicvis_geo.datasets.failures import (
     ChipFailure,
     OnError,
     check_on_error,
-    fetch_each,
 )
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
-from dynamicvis_geo.datasets.read_ahead import (
-    ReadAhead,
-    begin,
-    chips_ahead,
-    reads_ahead,
-)
+from dynamicvis_geo.datasets.read_ahead import Begun, begin, chips_ahead
 from dynamicvis_geo.datasets.retries import RetryCount
 from dynamicvis_geo.datasets.sources import describe
 from dynamicvis_geo.earthengine.fetch import Survey
 from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]
-#: What there is for a chip: None if its dataset gives nothing and does not say why.
-Found = Sample | ChipFailure | None
+#: What there is for a chip.
+Found = Sample | ChipFailure
 Order = Literal['sampler', 'hilbert']
 
 _WGS84 = CRS.from_epsg(4326)
@@ -78,9 +71,6 @@ class ChipDataset(Dataset[Found]):
 
     The table takes 61 bytes a chip (and the ids of points), in memory that DataLoader
     workers share, however they are started.
-
-    :meth:`restrict` sets chips aside, such as those that an earlier run has finished:
-    they keep their rows, but are not fetched.
     """
 
     def __init__(
@@ -132,15 +122,12 @@ class ChipDataset(Dataset[Found]):
             if self._point_ids is not None:
                 self._point_ids = self._point_ids.take(pa.array(rows))
         self._process = os.getpid()
-        self._expected: Tensor | None = None
-        self._ahead: ReadAhead[list[Found]] | None = None
         self._retries = RetryCount()
         # A tensor, because PyTorch moves tensors to shared memory where it pickles a
         # dataset for its workers; NumPy arrays would be copied to each.
         self._bytes = torch.from_numpy(table.view(np.uint8))
         if len(done):
-            self._keep(~self._among(done))
-        self._aside = torch.zeros(len(self), dtype=torch.bool)
+            self._keep(~self.among(done))
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -155,7 +142,7 @@ class ChipDataset(Dataset[Found]):
         Returns:
             The sample of the source dataset, and ``chip``; a
             :class:`~dynamicvis_geo.datasets.ChipFailure` if it cannot be had and is to
-            be skipped; None if it is set aside, or the source dataset gives None.
+            be skipped, or its dataset gives None.
 
         Raises:
             IndexError: If there is no such row.
@@ -165,11 +152,35 @@ class ChipDataset(Dataset[Found]):
     def __getitems__(self, indices: Sequence[int]) -> list[Found]:
         """Return a batch of chips, in the order asked for.
 
-        Each source dataset is asked once, through its own ``__getitems__`` where it has
-        one, which lets it fetch concurrently.
+        Each source dataset is asked once, through its own ``begin`` or ``__getitems__``
+        where it has one, which lets it fetch concurrently.
 
         Args:
             indices: Rows of the chips.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        cancelled = threading.Event()
+        try:
+            return self.begin(indices, cancelled)()
+        finally:
+            cancelled.set()
+
+    def begin(
+        self, indices: Sequence[int] | NDArray[np.int64], cancelled: threading.Event
+    ) -> Callable[[], list[Found]]:
+        """Begin a batch in the background, in datasets that can do so.
+
+        Those are datasets with ``begin``, as Earth Engine's; all else waits for the
+        call of the function that is returned.
+
+        Args:
+            indices: Rows of the chips.
+            cancelled: Gives up when set.
+
+        Returns:
+            A function that gives or raises what ``__getitems__`` would.
 
         Raises:
             IndexError: If there is no such row.
@@ -178,29 +189,20 @@ class ChipDataset(Dataset[Found]):
             forget_file_handles()
             self._process = os.getpid()
         rows = self._rows(indices)
-        try:
-            ahead = self._read_ahead() if len(rows) else None
-            return self._load(rows) if ahead is None else ahead.take(rows)
-        finally:
-            self._retries.report(self.datasets)
+        parts = [
+            (positions, begin(dataset, wanted, self.on_error, cancelled))
+            for positions, dataset, wanted in self._parts(rows)
+        ]
+        return lambda: self._finish(rows, parts)
 
-    def expect(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
-        """Announce the order in which a DataLoader will ask for chips.
-
-        Its workers then fetch batches of datasets that can do so (those with ``begin``,
-        as Earth Engine's) before they are asked for. Wrong announcements cost time, and
-        never give other samples. To be called before the workers start.
+    def chips_ahead(self, row: int) -> int:
+        """How many chips to have begun besides a batch, to keep requests in flight.
 
         Args:
-            rows: Rows of all chips in the order of the sampler, in this process of a
-                distributed run.
-
-        Raises:
-            IndexError: If there is no such row.
+            row: A chip of the batch.
         """
-        self._expected = torch.from_numpy(self._rows(np.asarray(rows)))
-        # Processes that were sent this dataset must not share a count.
-        self._retries = RetryCount()
+        chip = self._table[row]
+        return chips_ahead(self.datasets, int(chip['width']) * int(chip['height']))
 
     def survey(self, rows: Sequence[int] | NDArray[np.int64]) -> Survey:
         """Count what fetching a batch of chips from Earth Engine would take.
@@ -208,7 +210,7 @@ class ChipDataset(Dataset[Found]):
         Nothing is fetched. Datasets within others (``&``, ``|``) are not asked.
 
         Args:
-            rows: Rows of the chips; those that are set aside count nothing.
+            rows: Rows of the chips.
 
         Raises:
             IndexError: If there is no such row.
@@ -228,35 +230,44 @@ class ChipDataset(Dataset[Found]):
         """
         return self._retries.total(self.datasets)
 
-    def restrict(
-        self,
-        leave_out: pa.StringArray | pa.ChunkedArray | Iterable[str] = (),
-        only: pa.StringArray | pa.ChunkedArray | Iterable[str] | None = None,
-    ) -> None:
-        """Set chips aside: they keep their rows, but are not fetched.
+    def count_retries_anew(self) -> None:
+        """Begin a count of this process and of the workers that it will start.
 
-        Each call replaces what the one before it said; without arguments all chips are
-        wanted again. To be called before a DataLoader starts its workers.
+        Processes that were sent one dataset would share a count.
+        """
+        self._retries = RetryCount()
+
+    def among(
+        self, keys: pa.StringArray | pa.ChunkedArray | Iterable[str]
+    ) -> NDArray[np.bool_]:
+        """Say which chips have one of some keys.
 
         Args:
-            leave_out: Ids of chips to set aside, such as those already done, or ids and
-                points (:func:`~dynamicvis_geo.chip_keys.chip_keys`) where several
-                points have the same chip. Those of other chips do no harm.
-            only: Those of the chips to keep, such as the failed; None keeps all.
+            keys: Ids of chips, or ids and points
+                (:func:`~dynamicvis_geo.chip_keys.chip_keys`) where several points have
+                the same chip. Those of other chips do no harm.
+
+        Returns:
+            bool ``[chips]``.
 
         Raises:
-            SpecError: If an argument is one string.
+            SpecError: If *keys* is one string, or not all are strings.
         """
-        aside = self._among(_ids_array('leave_out', leave_out))
-        if only is not None:
-            aside |= ~self._among(_ids_array('only', only))
-        self._aside = torch.from_numpy(aside)
-
-    @property
-    def remaining(self) -> NDArray[np.int64]:
-        """Rows of the chips that are not set aside, ascending."""
-        rows: NDArray[np.int64] = np.flatnonzero(~self._aside.numpy())
-        return rows
+        names = _ids_array('keys', keys)
+        found = np.zeros(len(self), dtype=bool)
+        if not len(names):
+            return found
+        # Both sides are taken in parts: the set that PyArrow makes of many names takes
+        # several times their memory.
+        for rows in slabs(np.arange(len(self)), MANY):
+            ids = pa.array(self._ids(self._table[rows]), pa.string())
+            known = [ids]
+            if self._point_ids is not None:
+                known.append(chip_keys(ids, self._point_ids.take(pa.array(rows))))
+            for start, some in itertools.product(range(0, len(names), MANY), known):
+                among = pc.is_in(some, value_set=names.slice(start, MANY))
+                found[rows] |= among.to_numpy(zero_copy_only=False)
+        return found
 
     @property
     def chips(self) -> gpd.GeoDataFrame:
@@ -345,72 +356,27 @@ class ChipDataset(Dataset[Found]):
         table: NDArray[np.void] = self._bytes.numpy().view(CHIP)
         return table
 
-    def _load(self, rows: NDArray[np.int64]) -> list[Found]:
-        return self._gather(
-            rows,
-            (
-                (positions, fetch_each(dataset, wanted, self.on_error))
-                for positions, dataset, wanted in self._parts(rows)
-            ),
-        )
-
-    def _begin(
-        self, rows: NDArray[np.int64], cancelled: threading.Event
-    ) -> Callable[[], list[Found]]:
-        """Begin what can be done in the background; all else waits for the call."""
-        parts = [
-            (positions, begin(dataset, wanted, self.on_error, cancelled))
-            for positions, dataset, wanted in self._parts(rows)
-        ]
-
-        def finish() -> list[Found]:
-            try:
-                return self._gather(rows, ((at, part()) for at, part in parts))
-            except BaseException:
-                # Nobody will ask for the other parts.
-                cancelled.set()
-                raise
-
-        return finish
-
-    def _read_ahead(self) -> ReadAhead[list[Found]] | None:
-        """Return what reads ahead in a worker, if anything does."""
-        worker = get_worker_info()
-        if worker is None or self._expected is None or not reads_ahead(self.datasets):
-            return None
-        if self._ahead is None:
-            self._ahead = ReadAhead(
-                self._expected,
-                worker.id,
-                worker.num_workers,
-                self._begin,
-                self._chips_ahead,
-            )
-        return self._ahead
-
-    def _chips_ahead(self, row: int) -> int:
-        chip = self._table[row]
-        return chips_ahead(self.datasets, int(chip['width']) * int(chip['height']))
-
-    def _gather(
+    def _finish(
         self,
         rows: NDArray[np.int64],
-        parts: Iterable[tuple[list[int], Sequence[Sample | Exception | None]]],
+        parts: Sequence[tuple[list[int], Begun]],
     ) -> list[Found]:
-        found: list[Found] = [None] * len(rows)
-        for positions, part in parts:
-            for i, one in zip(positions, part, strict=True):
-                found[i] = _of_chip(int(rows[i]), one)
-        return found
+        found: dict[int, Found] = {}
+        try:
+            for positions, finish in parts:
+                for i, one in zip(positions, finish(), strict=True):
+                    found[i] = _of_chip(int(rows[i]), one)
+        finally:
+            self._retries.report(self.datasets)
+        return [found[i] for i in range(len(rows))]
 
     def _parts(
         self, rows: NDArray[np.int64]
     ) -> Iterator[tuple[list[int], GeoDataset, list[GeoSlice]]]:
-        """Divide what is wanted of a batch by source: positions, dataset, queries."""
+        """Divide a batch by source: positions, dataset, queries."""
         chips = self._table[rows]
-        wanted_rows = ~self._aside.numpy()[rows]
-        for source in np.unique(chips['source'][wanted_rows]):
-            positions = np.flatnonzero(wanted_rows & (chips['source'] == source))
+        for source in np.unique(chips['source']):
+            positions = np.flatnonzero(chips['source'] == source)
             wanted = list(queries(chips[positions]))
             yield positions.tolist(), self.datasets[source], wanted
 
@@ -426,25 +392,6 @@ class ChipDataset(Dataset[Found]):
         if wrong.any():
             raise IndexError(f'chip {rows[wrong][0]} of {length} chips')
         return np.where(rows < 0, rows + length, rows)
-
-    def _among(self, names: pa.StringArray | pa.ChunkedArray) -> NDArray[np.bool_]:
-        """Say which chips have one of the names.
-
-        Both sides are taken in parts: the set that PyArrow makes of many names takes
-        several times their memory.
-        """
-        found = np.zeros(len(self), dtype=bool)
-        if not len(names):
-            return found
-        for rows in slabs(np.arange(len(self)), MANY):
-            ids = pa.array(self._ids(self._table[rows]), pa.string())
-            keys = [ids]
-            if self._point_ids is not None:
-                keys.append(chip_keys(ids, self._point_ids.take(pa.array(rows))))
-            for start, known in itertools.product(range(0, len(names), MANY), keys):
-                among = pc.is_in(known, value_set=names.slice(start, MANY))
-                found[rows] |= among.to_numpy(zero_copy_only=False)
-        return found
 
     def _ids(self, chips: NDArray[np.void]) -> list[str]:
         ids = np.empty(len(chips), dtype=object)
@@ -508,7 +455,11 @@ def _gather_point_ids(
 def _of_chip(row: int, found: Sample | Exception | None) -> Found:
     if isinstance(found, Exception):
         return ChipFailure.of(row, found)
-    return None if found is None else {**found, 'chip': torch.tensor([row])}
+    if found is None:
+        return ChipFailure(
+            row, 'NoSampleError', 'its dataset gives None, and no reason'
+        )
+    return {**found, 'chip': torch.tensor([row])}
 
 
 def _timestamps(values: NDArray[np.int64], never: pd.Timestamp) -> pd.DatetimeIndex:

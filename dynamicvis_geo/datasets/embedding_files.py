@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError, SourceError
+from dynamicvis_geo.paths import Place, kind_of, parquet_source
 from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
 
 #: Column of the vectors, and of the factors of those that are stored as integers.
@@ -25,30 +26,34 @@ EMBEDDING, SCALE = 'embedding', 'scale'
 
 #: Memory that the vectors decoded at a time take, bytes.
 _BLOCK_BYTES = 16 * 2**20
+#: Of the end of a file at a URL, which is compared to notice that it was replaced.
+_FOOTER_BYTES = 2**16
 #: Where mapped arrays lie that cannot lie beside their embeddings.
 _CACHE = Path('~/.cache/dynamicvis_geo')
 #: To be raised when the mapped arrays are made in another way.
 _LAYOUT = 1
 
 
-def find_parts(path: Path) -> list[Path]:
+def find_parts(path: Place) -> list[Place]:
     """Return the Parquet files that a path stands for.
 
     Args:
-        path: A file, or a folder whose ``*.parquet`` files are parts of one table;
-            names that begin with a dot or an underscore are left out.
+        path: A file or a folder, also at a URL. The ``*.parquet`` files of a folder are
+            parts of one table; names that begin with a dot or an underscore are left
+            out.
 
     Raises:
         SourceError: If there is no such file, or no part in the folder.
     """
-    if path.is_file():
+    kind = kind_of(path)
+    if kind == 'file':
         return [path]
-    if not path.is_dir():
+    if kind is None:
         raise SourceError(
             f'{path}: no such file or folder; give a GeoParquet file of pooled '
             'embeddings, or a folder of its parts'
         )
-    parts = sorted(
+    parts: list[Place] = sorted(
         part for part in path.glob('*.parquet') if not part.name.startswith(('.', '_'))
     )
     if not parts:
@@ -60,14 +65,14 @@ def find_parts(path: Path) -> list[Path]:
     return parts
 
 
-def read_schema(part: Path) -> tuple[pa.Schema, int]:
+def read_schema(part: Place) -> tuple[pa.Schema, int]:
     """Return the columns of a file of embeddings, and the number of its rows.
 
     Raises:
         SourceError: If it is no Parquet file, or has no embeddings.
     """
     try:
-        with pq.ParquetFile(part) as file:
+        with pq.ParquetFile(parquet_source(part)) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise SourceError(
@@ -98,7 +103,7 @@ def table_columns(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(name for name in schema.names if name not in hidden)
 
 
-def shared_provenance(parts: Sequence[Path]) -> dict[str, Any]:
+def shared_provenance(parts: Sequence[Place]) -> dict[str, Any]:
     """Return what made the parts of one table; empty for files of other programs.
 
     Raises:
@@ -115,16 +120,17 @@ def shared_provenance(parts: Sequence[Path]) -> dict[str, Any]:
     return found[0]
 
 
-def _has_provenance(part: Path) -> bool:
-    return PROVENANCE_KEY.encode() in (pq.read_metadata(part).metadata or {})
+def _has_provenance(part: Place) -> bool:
+    tags = pq.read_metadata(parquet_source(part)).metadata or {}
+    return PROVENANCE_KEY.encode() in tags
 
 
-def map_embeddings(path: Path, parts: Sequence[Path]) -> Path:
+def map_embeddings(path: Place, parts: Sequence[Place]) -> Path:
     """Write the vectors of all parts into one ``.npy`` file, unless that was done.
 
-    The file lies beside *path*, hidden, or in the user's cache folder where that cannot
-    be written; its name says which state of the parts it holds, and those of earlier
-    states are removed.
+    The file lies beside *path*, hidden, or in the user's cache folder where that is a
+    URL or cannot be written; its name says which state of the parts it holds, and those
+    of earlier states are removed.
 
     Args:
         path: What the user named.
@@ -141,7 +147,9 @@ def map_embeddings(path: Path, parts: Sequence[Path]) -> Path:
     name = f'.{path.name}.{_state(parts)}.npy'
     # Files of one name from several folders must not drive each other out.
     place = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
-    folders = [path.parent, _CACHE.expanduser() / place]
+    folders = [_CACHE.expanduser() / place]
+    if isinstance(path, Path):
+        folders.insert(0, path.parent)
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
@@ -173,14 +181,17 @@ def map_embeddings(path: Path, parts: Sequence[Path]) -> Path:
     )
 
 
-def _state(parts: Sequence[Path]) -> str:
+def _state(parts: Sequence[Place]) -> str:
     """Return a short text that differs when the files do."""
     digest = hashlib.sha256(str(_LAYOUT).encode())
     for part in parts:
         status = part.stat()
-        digest.update(
-            f'{part.resolve()}|{status.st_size}|{status.st_mtime_ns}'.encode()
-        )
+        digest.update(f'{part.resolve()}|{status.st_size}'.encode())
+        if isinstance(part, Path):
+            digest.update(f'|{status.st_mtime_ns}'.encode())
+        else:
+            # Not all stores tell times. The end of a Parquet file tells of the rest.
+            digest.update(part.fs.tail(part.path, _FOOTER_BYTES))
     return digest.hexdigest()[:16]
 
 
@@ -192,7 +203,7 @@ def _remove_earlier(folder: Path, stem: str, name: str) -> None:
                 file.unlink()
 
 
-def _convert(parts: Sequence[Path], stream: BinaryIO) -> None:
+def _convert(parts: Sequence[Place], stream: BinaryIO) -> None:
     """Decode vectors a block at a time into a ``.npy`` file."""
     rows = sum(read_schema(part)[1] for part in parts)
     if rows == 0:
@@ -226,7 +237,7 @@ def _convert(parts: Sequence[Path], stream: BinaryIO) -> None:
             stream.write(np.ascontiguousarray(block, '<f4').data)
 
 
-def _blocks(part: Path) -> Iterator[NDArray[np.float32]]:
+def _blocks(part: Place) -> Iterator[NDArray[np.float32]]:
     """Yield the vectors of a file, float32 ``[n, D]`` each time."""
     schema, _ = read_schema(part)
     columns = vector_columns(part, schema)
@@ -234,7 +245,7 @@ def _blocks(part: Path) -> Iterator[NDArray[np.float32]]:
     fixed = pa.types.is_fixed_size_list(kind)
     rows = max(1, _BLOCK_BYTES // (4 * (kind.list_size if fixed else 1024)))
     first = 0
-    with pq.ParquetFile(part, memory_map=True) as file:
+    with pq.ParquetFile(parquet_source(part), memory_map=True) as file:
         try:
             for batch in file.iter_batches(rows, columns=columns):
                 yield scaled(_vectors(part, batch.column(EMBEDDING), first), batch)
@@ -246,7 +257,7 @@ def _blocks(part: Path) -> Iterator[NDArray[np.float32]]:
             ) from error
 
 
-def vector_columns(part: Path, schema: pa.Schema) -> list[str]:
+def vector_columns(part: Place, schema: pa.Schema) -> list[str]:
     """Return the columns that hold the vectors of a file.
 
     Raises:
@@ -295,7 +306,7 @@ def _is_vector(kind: pa.DataType) -> bool:
     )
 
 
-def _vectors(part: Path, column: pa.Array, first: int) -> NDArray[np.float32]:
+def _vectors(part: Place, column: pa.Array, first: int) -> NDArray[np.float32]:
     missing = column.is_null().to_numpy(zero_copy_only=False)
     if missing.any():
         raise SourceError(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -28,6 +26,7 @@ from dynamicvis_geo.datasets.embedding_files import (
 )
 from dynamicvis_geo.datasets.targets import Labels, encode_labels
 from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.paths import AnyPath, Place, input_path, parquet_source
 
 Sample = dict[str, Any]
 
@@ -42,9 +41,9 @@ class PooledEmbeddings(NonGeoDataset):
 
     The vectors are decoded once, into a file from which they are mapped into memory:
     opening takes no memory to speak of, however many there are, and worker processes
-    share it. The file is ``.NAME.*.npy``, beside the embeddings where that can be
-    written, else in ``~/.cache/dynamicvis_geo``; it may be removed at any time, and is
-    replaced when the embeddings change.
+    share it. The file is ``.NAME.*.npy``, beside the embeddings where that is a local
+    folder that can be written to, else in ``~/.cache/dynamicvis_geo``; it may be
+    removed at any time, and is replaced when the embeddings change.
 
     Attributes:
         embeddings: All vectors, float32 ``[N, D]``, memory-mapped, read-only.
@@ -57,7 +56,7 @@ class PooledEmbeddings(NonGeoDataset):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         target: str | None = None,
         transforms: Callable[[Sample], Sample] | None = None,
     ) -> None:
@@ -67,7 +66,8 @@ class PooledEmbeddings(NonGeoDataset):
         scale), are read as float32.
 
         Args:
-            path: A GeoParquet file of pooled embeddings, or a folder of its parts.
+            path: A GeoParquet file of pooled embeddings, or a folder of its parts; or
+                the URL of one.
             target: Column of the file that holds the labels: texts, booleans or whole
                 numbers are classes, other numbers quantities, lists several classes at
                 once. Rows without a label are left out, with a warning.
@@ -78,7 +78,7 @@ class PooledEmbeddings(NonGeoDataset):
             SpecError: If there is no column *target*, or it has no labels.
             OutputError: If the vectors cannot be written anywhere to map them.
         """
-        self.path = Path(path).expanduser()
+        self.path = input_path(path)
         self.transforms = transforms
         self._parts = find_parts(self.path)
         self.columns = table_columns(read_schema(self._parts[0])[0])
@@ -226,7 +226,7 @@ class PooledEmbeddings(NonGeoDataset):
         self.embeddings = np.load(self._mapped, mmap_mode='r')
 
 
-def _read_part(part: Path, columns: list[str]) -> gpd.GeoDataFrame | pd.DataFrame:
+def _read_part(part: Place, columns: list[str]) -> gpd.GeoDataFrame | pd.DataFrame:
     if 'geometry' in columns:
-        return gpd.read_parquet(part, columns=columns)
-    return pq.read_table(part, columns=columns).to_pandas()
+        return gpd.read_parquet(parquet_source(part), columns=columns)
+    return pq.read_table(parquet_source(part), columns=columns).to_pandas()

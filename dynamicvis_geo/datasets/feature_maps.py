@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import rasterio
 from pyproj import CRS
 from rasterio.errors import RasterioError
 from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
+from upath import UPath
 
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
 from dynamicvis_geo.datasets.scene_files import (
@@ -22,7 +21,9 @@ from dynamicvis_geo.datasets.scene_files import (
     window_of_name,
 )
 from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.paths import AnyPath, Place, input_path
 from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
+from dynamicvis_geo.rasters import gdal_env, gdal_name, open_raster
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ class FeatureMaps(RasterDataset):
 
     def __init__(
         self,
-        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        paths: AnyPath | Iterable[AnyPath],
         crs: Any = None,
         res: float | tuple[float, float] | None = None,
         transforms: Callable[[Sample], Sample] | None = None,
@@ -59,7 +60,7 @@ class FeatureMaps(RasterDataset):
         """Open feature maps.
 
         Args:
-            paths: GeoTIFF files, or folders of them.
+            paths: GeoTIFF files, or folders of them; or URLs of such.
             crs: CRS to warp to; the files' own if left out.
             res: Size of a cell in units of that CRS; that of the first file if left
                 out.
@@ -71,29 +72,36 @@ class FeatureMaps(RasterDataset):
                 different numbers of bands or models.
             SpecError: If the files have several CRSs and *crs* names none.
         """
-        if isinstance(paths, str | os.PathLike):
+        if isinstance(paths, str | os.PathLike | UPath):
             paths = [paths]
-        files = [file for path in paths for file in find_files(Path(path).expanduser())]
+        files = [file for path in paths for file in find_files(input_path(path))]
         files = list(dict.fromkeys(files))
         if not files:
             raise SourceError('paths names no file: give GeoTIFFs, or folders of them')
         headers = [_Header(file) for file in files]
         _refuse_mixed(headers, crs)
         self.provenance = read_provenance(files[0]) if headers[0].provenance else {}
-        super().__init__(
-            [str(file) for file in files],
-            crs=None if crs is None else CRS.from_user_input(crs),
-            res=res,
-            transforms=transforms,
-            cache=cache,
-        )
-        windows = {str(header.path): header.window for header in headers}
+        self._files = sorted(gdal_name(file) for file in files)
+        with gdal_env():
+            super().__init__(
+                self._files,
+                crs=None if crs is None else CRS.from_user_input(crs),
+                res=res,
+                transforms=transforms,
+                cache=cache,
+            )
+        windows = {gdal_name(header.path): header.window for header in headers}
         self.index.index = pd.IntervalIndex.from_tuples(
             [windows[path] for path in self.index['filepath']],
             closed='both',
             name='datetime',
         )
         self._process = os.getpid()
+
+    @property
+    def files(self) -> list[str]:
+        """Names that GDAL has for the files."""
+        return self._files
 
     def __getitem__(self, query: GeoSlice) -> Sample:
         """Read the cells of a query.
@@ -107,7 +115,8 @@ class FeatureMaps(RasterDataset):
         if os.getpid() != self._process:
             forget_file_handles()
             self._process = os.getpid()
-        sample: Sample = super().__getitem__(query)
+        with gdal_env():
+            sample: Sample = super().__getitem__(query)
         return sample
 
     def plot(
@@ -140,10 +149,10 @@ class FeatureMaps(RasterDataset):
 class _Header:
     """What the header of a file says."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         try:
-            with rasterio.open(path) as source:
+            with open_raster(path) as source:
                 if source.crs is None:
                     raise SourceError(f'{path}: the file has no CRS: make it anew')
                 self.crs = CRS.from_user_input(source.crs)
@@ -158,7 +167,7 @@ class _Header:
         self.window = _window(path, tags)
 
 
-def _window(path: Path, tags: dict[str, str]) -> tuple[pd.Timestamp, pd.Timestamp]:
+def _window(path: Place, tags: dict[str, str]) -> tuple[pd.Timestamp, pd.Timestamp]:
     try:
         start, end = (_moment(tags.get(name)) for name in ('start', 'end'))
     except ValueError as error:

@@ -57,7 +57,7 @@ def footprints(
         ring = _ring(crs, bounds[pending], 2 * pieces)
         fine = _deviation(ring) <= TOLERANCE * _pixel(ring, shape[pending])
         fine |= ~np.isfinite(ring).all(axis=(1, 2)) | (pieces >= MAX_PIECES)
-        result[pending[fine]] = [_polygon(lonlat) for lonlat in ring[fine, ::2]]
+        result[pending[fine]] = _polygons(ring[fine, ::2])
         pending = pending[~fine]
         pieces *= 2
     return result
@@ -129,6 +129,16 @@ def _pixel(ring: Floats, shape: NDArray[np.int64]) -> Floats:
         sides[:, [1, 3]].min(axis=1) / shape[:, 0],
     )
     return pixel
+
+
+def _polygons(rings: Floats) -> NDArray[np.object_]:
+    """Return outlines as polygons, cut at the antimeridian: ``[n, points, 2]``."""
+    steps = np.abs(np.diff(rings[..., 0], axis=1, append=rings[:, :1, 0]))
+    plain = np.isfinite(rings).all(axis=(1, 2)) & (steps <= 180).all(axis=1)
+    polygons = np.empty(len(rings), dtype=object)
+    polygons[plain] = shapely.polygons(rings[plain])
+    polygons[~plain] = [_polygon(ring) for ring in rings[~plain]]
+    return polygons
 
 
 def _polygon(ring: Floats) -> BaseGeometry:

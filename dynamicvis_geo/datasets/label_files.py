@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
+from typing import TypeAlias
 
 import geopandas as gpd
 import pandas as pd
@@ -15,9 +14,11 @@ import shapely
 from dynamicvis_geo.datasets.areas import read_area
 from dynamicvis_geo.datasets.embedding_files import one_line
 from dynamicvis_geo.datasets.points import place_table, read_csv
+from dynamicvis_geo.datasets.vector_files import read_by_gdal
 from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.paths import AnyPath, Place, input_path, kind_of, parquet_source
 
-LabelSource = str | os.PathLike[str] | pd.DataFrame
+LabelSource: TypeAlias = AnyPath | pd.DataFrame
 
 
 def name_of(labels: LabelSource) -> str:
@@ -38,8 +39,8 @@ def read_labels(labels: LabelSource, text: Iterable[str]) -> pd.DataFrame:
     if isinstance(labels, pd.DataFrame):
         table = labels
     else:
-        path = Path(labels).expanduser()
-        if not path.exists():
+        path = input_path(labels)
+        if kind_of(path) is None:
             raise SourceError(
                 f'{path}: no such file; give a CSV, a Parquet file or a vector file'
             )
@@ -55,15 +56,17 @@ def read_labels(labels: LabelSource, text: Iterable[str]) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _read(path: Path, text: Iterable[str]) -> pd.DataFrame:
+def _read(path: Place, text: Iterable[str]) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if suffix == '.csv':
         return read_csv(path, text)
     if suffix in ('.parquet', '.geoparquet'):
-        geographic = b'geo' in (pq.read_schema(path).metadata or {})
-        table: pd.DataFrame = (gpd if geographic else pd).read_parquet(path)
+        geographic = b'geo' in (pq.read_schema(parquet_source(path)).metadata or {})
+        table: pd.DataFrame = (gpd if geographic else pd).read_parquet(
+            parquet_source(path)
+        )
     else:
-        table = gpd.read_file(path)
+        table = read_by_gdal(path)
     return table
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -17,6 +15,7 @@ from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets.vector_files import read_vector
 from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.paths import AnyPath, Place, input_path, kind_of
 
 LON_NAMES = ('lon', 'longitude', 'x')
 LAT_NAMES = ('lat', 'latitude', 'y')
@@ -25,14 +24,14 @@ LAT_NAMES = ('lat', 'latitude', 'y')
 NAMED = 5
 
 
-def read_points(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
+def read_points(path: AnyPath) -> gpd.GeoDataFrame:
     """Read points from a CSV file with longitudes and latitudes, or a vector file.
 
     Args:
         path: A comma-separated ``.csv`` with columns ``lon`` and ``lat`` (or
             ``longitude`` and ``latitude``, or ``x`` and ``y``; in any case) in degrees
-            of EPSG:4326, or any vector file that GeoPandas reads. A column ``id`` names
-            the points.
+            of EPSG:4326, or any vector file that GeoPandas reads; or the URL of one. A
+            column ``id`` names the points.
 
     Returns:
         The points with all columns of the file; EPSG:4326 for a CSV, else the CRS of
@@ -41,8 +40,8 @@ def read_points(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
     Raises:
         SourceError: If there is no such file, or it holds no usable points.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = input_path(path)
+    if kind_of(path) != 'file':
         raise SourceError(
             f'{path}: no such file; give a CSV with columns lon and lat, or a vector '
             'file'
@@ -178,7 +177,7 @@ def assign_points(
     return pairs
 
 
-def read_csv(path: Path, text: Iterable[str] = ('id',)) -> pd.DataFrame:
+def read_csv(path: Place, text: Iterable[str] = ('id',)) -> pd.DataFrame:
     """Read a comma-separated file.
 
     Args:
@@ -189,9 +188,10 @@ def read_csv(path: Path, text: Iterable[str] = ('id',)) -> pd.DataFrame:
         SourceError: If it cannot be read.
     """
     try:
-        table = pd.read_csv(
-            path, encoding='utf-8-sig', dtype=dict.fromkeys(text, 'str')
-        )
+        with path.open('rb') as file:
+            table = pd.read_csv(
+                file, encoding='utf-8-sig', dtype=dict.fromkeys(text, 'str')
+            )
     except pd.errors.EmptyDataError as error:
         raise SourceError(
             f'{path}: the file is empty; a first line must name its columns, such as '
@@ -206,7 +206,7 @@ def read_csv(path: Path, text: Iterable[str] = ('id',)) -> pd.DataFrame:
     return table
 
 
-def _warn_of_names(path: Path) -> None:
+def _warn_of_names(path: Place) -> None:
     """Say which columns of a CSV have the same name: pandas renames all but one."""
     with path.open(encoding='utf-8-sig', newline='') as file:
         names = [name.strip().lower() for name in next(csv.reader(file), [])]
@@ -219,7 +219,7 @@ def _warn_of_names(path: Path) -> None:
         )
 
 
-def place_table(table: pd.DataFrame, source: Path | str) -> gpd.GeoDataFrame:
+def place_table(table: pd.DataFrame, source: Place | str) -> gpd.GeoDataFrame:
     """Make points of a table with longitudes and latitudes.
 
     Args:
@@ -237,7 +237,7 @@ def place_table(table: pd.DataFrame, source: Path | str) -> gpd.GeoDataFrame:
 
 
 def _coordinate(
-    path: Path | str,
+    path: Place | str,
     table: pd.DataFrame,
     what: str,
     names: tuple[str, ...],

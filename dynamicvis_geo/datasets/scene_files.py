@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
-import rasterio
 from pyproj import CRS
 from rasterio import Affine
 from rasterio.errors import RasterioError
 
 from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.paths import AnyPath, Place, image_path, input_path, kind_of
+from dynamicvis_geo.rasters import gdal_name, open_raster
 
 SUFFIXES = ('.tif', '.tiff')
 
@@ -22,6 +23,9 @@ ALIGNED = 0.01
 
 #: Time window of images without a date: TorchGeo's for all of time.
 ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)
+
+#: Stores in which GDAL's paths may name folders.
+_STORES = {'/vsis3/': 's3://', '/vsigs/': 'gs://', '/vsiaz/': 'az://'}
 
 _DATE = re.compile(r'(?<!\d)(?:19|20)\d{6}(?!\d)')
 
@@ -77,18 +81,43 @@ class SceneFile:
         return (round(row), round(col)) if whole and crs == self.crs else None
 
 
-def find_files(path: Path) -> list[Path]:
-    """Return the files that a path stands for."""
-    if path.is_file():
+def find_images(path: AnyPath) -> list[str]:
+    """Return the images that a path, a URL or one of GDAL's paths stands for.
+
+    Raises:
+        SourceError: As :func:`find_files`.
+    """
+    checked = image_path(path)
+    if not isinstance(checked, str):
+        return [str(file) for file in find_files(checked)]
+    for prefix, protocol in _STORES.items():
+        if checked.startswith(prefix) and not checked.lower().endswith(SUFFIXES):
+            url = input_path(checked.replace(prefix, protocol, 1))
+            return [gdal_name(file) for file in find_files(url)]
+    return [checked]
+
+
+def find_files(path: Place) -> list[Place]:
+    """Return the GeoTIFFs that a path or a URL stands for.
+
+    Raises:
+        SourceError: If there is none, or its store cannot be reached.
+    """
+    remote = not isinstance(path, Path)
+    if remote and path.suffix.lower() in SUFFIXES:
+        # GDAL, which is to read it, may know more than fsspec of how to get there.
         return [path]
-    if not path.exists():
+    kind = kind_of(path)
+    if kind == 'file':
+        return [path]
+    if kind is None:
         raise SourceError(
             f'{path}: no such file or folder; give a GeoTIFF or a folder of them'
         )
-    files = sorted(
+    files: list[Place] = sorted(
         file
         for file in path.rglob('*')
-        if file.suffix.lower() in SUFFIXES and file.is_file()
+        if file.suffix.lower() in SUFFIXES and (remote or file.is_file())
     )
     if not files:
         raise SourceError(
@@ -98,10 +127,10 @@ def find_files(path: Path) -> list[Path]:
     return files
 
 
-def inspect(path: Path, bands: tuple[int, int, int]) -> SceneFile:
+def inspect(path: Place | str, bands: tuple[int, int, int]) -> SceneFile:
     """Read a header and refuse what cannot be embedded truthfully."""
     try:
-        with rasterio.open(path) as source:
+        with open_raster(path) as source:
             if source.crs is None:
                 raise SourceError(
                     f'{path}: the file has no CRS; name it with gdal_edit -a_srs, or '
@@ -131,7 +160,7 @@ def inspect(path: Path, bands: tuple[int, int, int]) -> SceneFile:
                 CRS.from_user_input(source.crs),
                 transform,
                 source.shape,
-                window_of_name(path.stem),
+                window_of_name(PurePath(str(path)).stem),
             )
     except RasterioError as error:
         raise SourceError(

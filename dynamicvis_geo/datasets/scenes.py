@@ -1,4 +1,4 @@
-"""Local GeoTIFFs as datasets whose pixels are the files' own."""
+"""GeoTIFFs as datasets whose pixels are the files' own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import rasterio
 import shapely
 import torch
 from geopandas import GeoDataFrame
@@ -27,16 +25,22 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
+from upath import UPath
 
 from dynamicvis_geo.datasets._torchgeo import georeference
-from dynamicvis_geo.datasets.scene_files import SceneFile, find_files, inspect, one_line
+from dynamicvis_geo.datasets.scene_files import (
+    SceneFile,
+    find_images,
+    inspect,
+    one_line,
+)
 from dynamicvis_geo.errors import SourceError, SpecError
-
-Path_ = str | os.PathLike[str]
+from dynamicvis_geo.paths import AnyPath
+from dynamicvis_geo.rasters import is_remote, open_raster
 
 
 class Scenes(RasterDataset):
-    """Local images that share a CRS and a pixel lattice, three bands of each.
+    """Images that share a CRS and a pixel lattice, three bands of each.
 
     Unlike a plain :class:`~torchgeo.datasets.RasterDataset` it never leaves out a file
     that it cannot read, says which pixels are data, and gives the pixels of the files
@@ -55,14 +59,14 @@ class Scenes(RasterDataset):
 
     def __init__(
         self,
-        paths: Path_ | Iterable[Path_],
+        paths: AnyPath | Iterable[AnyPath],
         bands: Sequence[int] = (1, 2, 3),
         transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         """Open the images.
 
         Args:
-            paths: GeoTIFF files, or folders of them.
+            paths: GeoTIFF files, or folders of them; or URLs or GDAL's paths of such.
             bands: Three band numbers, from 1: red, green and blue, or what stands in
                 their place.
             transforms: A function of a sample that returns a transformed sample.
@@ -73,9 +77,9 @@ class Scenes(RasterDataset):
         """
         self._bands = _checked_bands(bands)
         self.bands = self._bands  # type: ignore[assignment]
-        if isinstance(paths, str | os.PathLike):
+        if isinstance(paths, str | os.PathLike | UPath):
             paths = [paths]
-        files = [file for path in paths for file in find_files(Path(path))]
+        files = [file for path in paths for file in find_images(path)]
         files = list(dict.fromkeys(files))
         images = [inspect(file, self._bands) for file in files]
         for image in images[1:]:
@@ -84,7 +88,7 @@ class Scenes(RasterDataset):
                     f'{image.path}: its CRS, resolution or pixel lattice differs from '
                     f'that of {images[0].path}: open them with open_scenes'
                 )
-        self.paths = [str(file) for file in files]
+        self.paths = files
         self.transforms = transforms
         self.time_series = False
         self._res = images[0].res
@@ -155,7 +159,7 @@ class Scenes(RasterDataset):
         """Fill in, in place, the pixels that one file has and no file before it."""
         offset = image.offset_of(self.crs, transform)
         try:
-            modified = os.stat(image.path).st_mtime_ns
+            modified = 0 if is_remote(image.path) else os.stat(image.path).st_mtime_ns
             handle = _open(image.path, modified, os.getpid(), threading.get_ident())
             if offset is None:
                 _paint_resampled(
@@ -170,12 +174,13 @@ class Scenes(RasterDataset):
             ) from error
 
 
-def open_scenes(path: Path_, bands: Sequence[int] = (1, 2, 3)) -> list[Scenes]:
+def open_scenes(path: AnyPath, bands: Sequence[int] = (1, 2, 3)) -> list[Scenes]:
     """Open a GeoTIFF, or all in a folder, each in its own CRS and on its own pixels.
 
     Args:
         path: A raster file, or a folder that is searched, with all folders in it, for
-            ``*.tif`` and ``*.tiff`` in any case.
+            ``*.tif`` and ``*.tiff`` in any case; or the URL of one, or GDAL's path
+            (``/vsi...``) of a file or of a folder of a store.
         bands: Three band numbers, from 1.
 
     Returns:
@@ -188,7 +193,7 @@ def open_scenes(path: Path_, bands: Sequence[int] = (1, 2, 3)) -> list[Scenes]:
     """
     checked = _checked_bands(bands)
     groups: list[list[SceneFile]] = []
-    for file in find_files(Path(path)):
+    for file in find_images(path):
         image = inspect(file, checked)
         group = next((group for group in groups if image.belongs_to(group[0])), None)
         if group is None:
@@ -217,7 +222,7 @@ def _open(path: str, modified: int, process: int, thread: int) -> DatasetReader:
     Processes that share a handle after a fork read wrong bytes, and handles are not
     safe to share among threads. The caller passes in who it is.
     """
-    return rasterio.open(path)
+    return open_raster(path)
 
 
 # Files that are closed later than this fail to, noisily, while Python shuts down.

@@ -21,7 +21,7 @@ from rasterio.io import MemoryFile
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
 from dynamicvis_geo.earthengine.sharing import Chip
 from dynamicvis_geo.errors import OutputError, SpecError
-from dynamicvis_geo.paths import output_path
+from dynamicvis_geo.paths import local_output
 from dynamicvis_geo.specs import SensorSpec
 
 #: Goes into the keys: to be raised when the same request gives other pixels.
@@ -76,7 +76,7 @@ class ChipCache:
     def __init__(
         self, path: str | os.PathLike[str], max_bytes: int | None = None
     ) -> None:
-        self.path = output_path(path, 'cache').absolute()
+        self.path = local_output(path, 'cache').absolute()
         self.max_bytes = max_bytes
         if self.path.exists() and not self.path.is_dir():
             raise SpecError(f'cache={str(path)!r} is a file: name a folder.')

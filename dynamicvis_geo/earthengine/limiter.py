@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,10 @@ class CancelledError(Exception):
 
 class Limiter:
     """A semaphore whose size follows what the server lets in.
+
+    Places are given in the order in which they are asked for. Else a thread that has
+    just given one back would take it again before the next could wake up, and requests
+    of a later batch would go before those of one that is waited for.
 
     Each refusal (HTTP status 429) lowers the limit by one: when all of a burst but a
     few are refused, these few, which the server does let in, become the limit at once.
@@ -37,7 +42,9 @@ class Limiter:
         self.in_flight = 0
         self.refusals = 0
         self._clock = clock
-        self._free = threading.Condition()
+        self._lock = threading.Lock()
+        #: Those that wait, each with a condition of its own, first come first.
+        self._queue: deque[threading.Condition] = deque()
         self._not_before = 0.0
         self._patience = 4
         self._answered = 0
@@ -53,18 +60,29 @@ class Limiter:
         Raises:
             CancelledError: If *cancelled* is set.
         """
-        with self._free:
-            while (wait := self._wait()) is None or wait > 0:
-                if cancelled is not None and cancelled.is_set():
-                    raise CancelledError
-                self._free.wait(POLL if wait is None else min(wait, POLL))
-            self.in_flight += 1
+        turn = threading.Condition(self._lock)
+        with self._lock:
+            self._queue.append(turn)
+            try:
+                while self._queue[0] is not turn or self._wait() != 0:
+                    if cancelled is not None and cancelled.is_set():
+                        raise CancelledError
+                    turn.wait(min(self._wait() or POLL, POLL))
+                self.in_flight += 1
+            finally:
+                self._queue.remove(turn)
+                self._wake()
         try:
             yield
         finally:
-            with self._free:
+            with self._lock:
                 self.in_flight -= 1
-                self._free.notify()
+                self._wake()
+
+    def _wake(self) -> None:
+        """Tell the first of the queue that there is a place."""
+        if self._queue and self.in_flight < self.limit:
+            self._queue[0].notify()
 
     def _wait(self) -> float | None:
         """Seconds until a place may be free: 0 now, None when another is given back."""
@@ -78,7 +96,7 @@ class Limiter:
         Args:
             retry_after: Seconds for which nobody in this process shall ask again.
         """
-        with self._free:
+        with self._lock:
             self.refusals += 1
             self.limit = max(1, self.limit - 1)
             self._not_before = max(self._not_before, self._clock() + retry_after)
@@ -89,7 +107,7 @@ class Limiter:
 
     def answered(self) -> None:
         """Note that the server answered a request."""
-        with self._free:
+        with self._lock:
             if self.limit == self.most and not self._probing:
                 return
             self._answered += 1
@@ -102,4 +120,4 @@ class Limiter:
                 self.limit += 1
                 self._answered = 0
                 self._probing = True
-                self._free.notify()
+                self._wake()

@@ -6,12 +6,11 @@ import hashlib
 import os
 import warnings
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import matplotlib
 import numpy as np
-import rasterio
 import torch
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
@@ -19,7 +18,7 @@ from rasterio.io import DatasetReader, MemoryFile
 
 from dynamicvis_geo.datasets.scene_files import find_files, one_line
 from dynamicvis_geo.errors import OutputError, SourceError
-from dynamicvis_geo.paths import output_path
+from dynamicvis_geo.paths import AnyPath, Place, input_path, local_input, local_output
 from dynamicvis_geo.provenance import (
     METADATA_FILE,
     PROVENANCE_KEY,
@@ -28,6 +27,7 @@ from dynamicvis_geo.provenance import (
     software_versions,
     to_json,
 )
+from dynamicvis_geo.rasters import open_raster
 from dynamicvis_geo.tasks.probe import LinearProbe, load_probe
 
 #: Tags of a feature map that its class map keeps.
@@ -36,7 +36,7 @@ _KEPT_TAGS = ('chip_id', 'start', 'end', 'valid_fraction', 'TIFFTAG_DATETIME')
 
 def predict_maps(
     probe: str | os.PathLike[str],
-    maps: str | os.PathLike[str],
+    maps: AnyPath,
     output: str | os.PathLike[str],
     overwrite: bool = False,
 ) -> tuple[list[Path], list[Path]]:
@@ -57,7 +57,7 @@ def predict_maps(
 
     Args:
         probe: The checkpoint of a :class:`~dynamicvis_geo.LinearProbe`.
-        maps: A feature map, or a folder of them.
+        maps: A feature map, or a folder of them; or the URL of one.
         output: Folder for the maps.
         overwrite: Whether to replace maps of other probes; never anything else.
 
@@ -71,9 +71,13 @@ def predict_maps(
         OutputError: If a map exists that this probe did not write, or none can be
             written.
     """
-    model, identity = load_probe(probe), _identity(Path(probe).expanduser())
-    source, target = Path(maps).expanduser(), output_path(output)
-    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+    model, identity = load_probe(probe), _identity(local_input(probe, 'probe'))
+    source, target = input_path(maps), local_output(output)
+    if (
+        isinstance(source, Path)
+        and source.is_dir()
+        and target.resolve().is_relative_to(source.resolve())
+    ):
         raise OutputError(
             f"will not write into '{source}', the folder of the feature maps: choose "
             'another --output'
@@ -87,8 +91,8 @@ def predict_maps(
         'processing:software': software_versions(),
         'probe': {**identity, 'task': model.task, 'classes': model.classes},
     }
-    root = source if source.is_dir() else source.parent
-    paths = [target / file.relative_to(root) for file in files]
+    root = str(source.parent if files == [source] else source)
+    paths = [target / PurePath(str(file)).relative_to(root) for file in files]
     refuse_others(path for path in [*paths, target / METADATA_FILE] if path.exists())
     written, skipped = [], []
     for file, path in zip(files, paths, strict=True):
@@ -120,7 +124,7 @@ def _is_ours(path: Path, identity: dict[str, str]) -> bool:
     )
 
 
-def _warn_of_extrapolation(model: LinearProbe, file: Path) -> None:
+def _warn_of_extrapolation(model: LinearProbe, file: Place) -> None:
     if model.provenance.get('model', {}).get('output') == 'pooled':
         warnings.warn(
             'the probe was fitted on pooled features, and is applied to single cells '
@@ -130,10 +134,10 @@ def _warn_of_extrapolation(model: LinearProbe, file: Path) -> None:
         )
 
 
-def _encode(file: Path, model: LinearProbe, made: dict[str, Any]) -> bytes:
+def _encode(file: Place, model: LinearProbe, made: dict[str, Any]) -> bytes:
     """Predict one map, and return the file of it."""
     try:
-        with rasterio.open(file) as source:
+        with open_raster(file) as source:
             _check(file, source, model)
             values, nodata = _predict(source, model)
             tags = {k: v for k, v in source.tags().items() if k in _KEPT_TAGS}
@@ -173,7 +177,7 @@ def _encode(file: Path, model: LinearProbe, made: dict[str, Any]) -> bytes:
         return bytes(memory.getbuffer())
 
 
-def _check(file: Path, source: DatasetReader, model: LinearProbe) -> None:
+def _check(file: Place, source: DatasetReader, model: LinearProbe) -> None:
     made = read_provenance(file) if PROVENANCE_KEY in source.tags() else {}
     model.check_features(made, f'the features of {file}', any_pooling=True)
     if source.count != model.in_features:

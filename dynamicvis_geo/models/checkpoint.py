@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dynamicvis_geo.errors import CheckpointError, OutputError, SpecError
 from dynamicvis_geo.models.safe_load import load_weights_only
-from dynamicvis_geo.paths import output_path
+from dynamicvis_geo.paths import local_output
 
 #: How the official "without token selection" models differ from the others. Their
 #: tensors have the same names and shapes, so the state dict itself does not tell it.
@@ -240,7 +240,7 @@ def convert(
         CheckpointError: If the checkpoint cannot be read.
         OutputError: If ``out`` has another suffix, exists, or cannot be written.
     """
-    out = output_path(out)
+    out = local_output(out)
     if out.suffix != '.safetensors':
         raise OutputError(f'{out} does not end in .safetensors: give a name that does')
     if out.exists() and not overwrite:

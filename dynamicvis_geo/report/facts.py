@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -12,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.paths import Place, kind_of, parquet_source
 from dynamicvis_geo.provenance import METADATA_FILE
 from dynamicvis_geo.runs import Run
 
@@ -36,7 +36,7 @@ class Failures:
         table: ``id``, ``reason``, ``message`` and ``geometry``, EPSG:4326.
     """
 
-    path: Path
+    path: Place
     table: gpd.GeoDataFrame
 
     @property
@@ -46,7 +46,7 @@ class Failures:
         return [(str(reason), int(count)) for reason, count in counts.items()]
 
 
-def read_failures(output: Path) -> Failures | None:
+def read_failures(output: Place) -> Failures | None:
     """Read the list of failures beside an output; None if there is none.
 
     Raises:
@@ -54,10 +54,10 @@ def read_failures(output: Path) -> Failures | None:
     """
     stem = output.name.removesuffix('.parquet')
     path = output.with_name(f'{stem}.failures.parquet')
-    if not path.exists():
+    if kind_of(path) is None:
         return None
     try:
-        table = gpd.read_parquet(path)
+        table = gpd.read_parquet(parquet_source(path))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(
             f'{path}: the list of failures cannot be read ({error}); remove it to '

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.false_colour import plot_false_colours
-from dynamicvis_geo.paths import output_path
+from dynamicvis_geo.paths import AnyPath, local_output
 from dynamicvis_geo.plotting import PCAColours, fit_map_colours
 from dynamicvis_geo.plotting.colours import sample_rows
 from dynamicvis_geo.quicklooks import Quicklooks
@@ -58,9 +58,9 @@ class Features:
 
 
 def write_report(
-    source: str | os.PathLike[str],
+    source: AnyPath,
     output: str | os.PathLike[str],
-    images: str | os.PathLike[str] | None = None,
+    images: AnyPath | None = None,
     bands: tuple[int, int, int] | None = None,
 ) -> Path:
     """Write one HTML page that tells of a run and needs nothing else.
@@ -69,7 +69,8 @@ def write_report(
     chips are shown.
 
     Args:
-        source: a GeoParquet file of pooled embeddings, or a folder of feature maps.
+        source: a GeoParquet file of pooled embeddings, or a folder of feature maps; or
+            the URL of one.
         output: the file to write, replaced if it exists.
         images: the GeoTIFF or the folder that was embedded, or a cache of chips: where
             images of the chips are.
@@ -83,7 +84,7 @@ def write_report(
         SourceError: if the source or an image cannot be read.
         OutputError: if the page cannot be written.
     """
-    path = output_path(output)
+    path = local_output(output)
     run = open_run(source)
     quicklooks = None
     if images is not None:

@@ -12,7 +12,6 @@ from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.models.dynamicvis import DynamicVis
 from dynamicvis_geo.models.graphs import GraphedForward
 from dynamicvis_geo.models.weights import load_backbone
-from dynamicvis_geo.tasks.sharding import refuse_unsharded
 from dynamicvis_geo.transforms import Preprocess
 
 Output = Literal['pooled', 'grid']
@@ -151,14 +150,6 @@ class FeatureExtraction(LightningModule):
         if self.pooling == 'mean':
             return features.mean((2, 3))
         return features.amax((2, 3))
-
-    def on_predict_start(self) -> None:
-        """Refuse dataloaders that the processes of a run cannot share.
-
-        Raises:
-            SpecError: If chips would be done by every process, twice, or not at all.
-        """
-        refuse_unsharded(self.trainer)
 
     def predict_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.datasets import collate
+from dynamicvis_geo.datamodules import ChipDataModule
 from tests.callbacks.standins import Chips, Task
 
 
@@ -39,6 +38,7 @@ def main() -> None:
     parser.add_argument('--output', default='pooled')
     parser.add_argument('--nodes', type=int, default=1)
     parser.add_argument('--workers', type=int, default=0)
+    parser.add_argument('--shard')
     parser.add_argument('--hold', type=Path, default=Path('/nowhere'))
     parser.add_argument('--hold-at', type=int, default=5)
     options = parser.parse_args()
@@ -47,9 +47,11 @@ def main() -> None:
     distributed: dict[str, Any] = {'devices': processes, 'num_nodes': options.nodes}
     if options.processes > 1:
         distributed['strategy'] = options.strategy
+    data = ChipDataModule(batch_size=2, num_workers=options.workers)
+    data.chips = Chips(options.chips)  # type: ignore[assignment]
     Trainer(
         accelerator='cpu',
-        callbacks=[EmbeddingWriter(options.path, flush_chips=4)],
+        callbacks=[EmbeddingWriter(options.path, block_chips=4, shard=options.shard)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -57,12 +59,7 @@ def main() -> None:
         **distributed,
     ).predict(
         Held(options.output, options.hold, options.hold_at),
-        DataLoader(
-            Chips(options.chips),
-            batch_size=2,
-            collate_fn=collate,
-            num_workers=options.workers,
-        ),
+        data,
         return_predictions=False,
     )
 

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,29 @@ import rasterio
 import xarray as xr
 from rasterio.transform import from_origin
 
-from dynamicvis_geo.callbacks.predictions import Predictions
-from dynamicvis_geo.callbacks.sink import Job
+from dynamicvis_geo.callbacks.blocks import (
+    DESCRIPTION_FILE,
+    Description,
+    Plan,
+    begin,
+    block_name,
+    describe,
+    finished,
+    make_plan,
+    read_description,
+    share,
+)
+from dynamicvis_geo.callbacks.formats import Work
+from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, Merged, encode_block
+from dynamicvis_geo.callbacks.predictions import Failure, Predictions
+from dynamicvis_geo.callbacks.shards import Shard
+from dynamicvis_geo.callbacks.store import Target
 from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
 from dynamicvis_geo.datasets.chips import ChipDataset
 
 D = 3
+ALL = Shard()
+NOW = datetime(2024, 5, 6, tzinfo=UTC)
 PROVENANCE = {
     'model': {'weights': 'random'},
     'source': {'images': 'made up'},
@@ -55,54 +73,98 @@ def feature_map(chip_id: str, cells: int = 4) -> np.ndarray:
     return generator.standard_normal((D, cells, cells)).astype(np.float32)
 
 
-def predictions(chips: ChipDataset, rows: Sequence[int], cells: int = 4) -> Predictions:
-    ids = chips.rows(rows)['chip_id']
-    maps = np.stack([feature_map(name, cells) for name in ids])
-    valid = np.abs(np.tanh(maps[:, 0, 0, 0]))
-    return Predictions(np.array(rows), maps, valid)
+class Run:
+    """One process of a run: what a writer does with a format."""
+
+    def __init__(
+        self,
+        target: Path | str,
+        chips: ChipDataset,
+        block_chips: int = 4,
+        fails: Collection[int] = (),
+        cells: int = 4,
+        dtype: str = 'float32',
+    ) -> None:
+        self.chips, self.fails, self.cells = chips, set(fails), cells
+        self.format = ZarrMosaic(str(target), dtype)
+        self.store = Target.of(str(target)).blocks
+        self.format.check(chips)
+        there = read_description(self.store)
+        left_out = chips.among(self.format.held()) if there is None else there.left_out
+        settings = {'dtype': dtype}
+        plan = self._plan(block_chips, left_out)
+        self.run: Description = begin(self.store, describe(plan, settings, PROVENANCE))
+        self.plan = self._plan(block_chips, self.run.left_out)
+        assert self.plan.fingerprint == self.run.plan
+        self.work = Work(self.store, chips, self.plan, self.run)
+
+    def _plan(self, block_chips: int, left_out: Any) -> Plan:
+        return make_plan(
+            self.chips.table,
+            self.chips.source_crs,
+            block_chips,
+            strides=self.chips.strides,
+            origins=self.format.origins(self.chips),
+            point_ids=self.chips.point_ids,
+            left_out=left_out,
+        )
+
+    def predictions(self, rows: Sequence[int]) -> Predictions:
+        """What a model gives for some chips, in another order."""
+        failures: tuple[Failure, ...] = tuple(
+            (int(row), 'NoImageryError', 'nothing there')
+            for row in rows
+            if row in self.fails
+        )
+        rows = [int(row) for row in rows if row not in self.fails][::-1]
+        ids = self.chips.rows(rows)['chip_id']
+        maps = np.zeros((len(rows), D, self.cells, self.cells), np.float32)
+        for i, name in enumerate(ids):
+            maps[i] = feature_map(name, self.cells)
+        valid = np.abs(np.tanh(maps[:, 0, 0, 0]))
+        return Predictions(np.array(rows, np.int64), maps, valid, failures)
+
+    def block(self, number: int) -> None:
+        block = self.plan.block(number)
+        predictions = self.predictions(block.tolist())
+        self.format.write_maps(self.work, number, predictions)
+        content = encode_block(self.chips, block, [predictions], NOW, None)
+        name = block_name(self.run, number, SUFFIX)
+        self.store.put(name, memoryview(content))
+
+    def do(self, shard: Shard = ALL, numbers: Iterable[int] | None = None) -> None:
+        if numbers is None:
+            numbers = share(finished(self.store, self.run, SUFFIX), shard).tolist()
+        for number in numbers:
+            self.block(number)
+
+    def merge(self, partial: bool = False) -> Merged:
+        return self.format.merge(self.store, self.run, partial)
+
+    def end(self) -> Merged:
+        merged = self.merge()
+        self.store.clear(DESCRIPTION_FILE)
+        return merged
+
+    def seams(self) -> list[str]:
+        return [name for name in self.store.names() if name.startswith('seam-')]
 
 
-def job(
-    target: Path, chips: Any, rank: int = 0, ranks: int = 1, run: str = 'a', **kw: Any
-) -> Job:
-    return Job(target, rank, ranks, run, chips, PROVENANCE, None, **kw)
-
-
-def drive(
-    target: Path,
-    chips: ChipDataset,
-    ranks: int = 1,
-    run: str = 'a',
-    rows: Sequence[int] | None = None,
-    cells: int = 4,
-    batch: int = 3,
-    dtype: str = 'float32',
-) -> Path:
-    """Do what the writer does, one rank after the other."""
-    done = set(ZarrMosaic.finished(target).to_pylist())
-    sinks = [
-        ZarrMosaic(job(target, chips, rank, ranks, run, dtype=dtype))
-        for rank in range(ranks)
-    ]
-    ids = chips.chips['chip_id'].tolist()
-    wanted = range(len(ids)) if rows is None else rows
-    todo = [i for i in wanted if ids[i] not in done]
-    for rank, sink in enumerate(sinks):
-        mine = todo[rank::ranks]
-        for n, first in enumerate(range(0, len(mine), batch)):
-            sink.write(predictions(chips, mine[first : first + batch], cells))
-            if n % 2:
-                sink.flush()
-    for sink in sinks:
-        sink.flush()
-    for sink in reversed(sinks):
-        sink.assemble()
-    sinks[0].complete()
+def drive(target: Path, chips: ChipDataset, shards: int = 1, **options: Any) -> Path:
+    """Do a run, shard by shard, with the last one first."""
+    for index in reversed(range(shards)):
+        run = Run(target, chips, **options)
+        run.do(Shard(index, shards))
+    run.end()
     return target
 
 
 def expected(
-    ds: Any, rows: gpd.GeoDataFrame, cells: int = 4, dtype: str = 'float32'
+    ds: Any,
+    rows: gpd.GeoDataFrame,
+    cells: int = 4,
+    dtype: str = 'float32',
+    fails: Collection[int] = (),
 ) -> np.ndarray:
     """What each cell must hold: cell by cell, from the bounds of the chips."""
     array = np.full(tuple(ds.sizes[n] for n in ('time', 'embedding', 'y', 'x')), np.nan)
@@ -121,7 +183,8 @@ def expected(
                 found.append((round(away, 3), -north, west, n, i, j))
         if found:
             *_, n, i, j = min(found)
-            array[t, :, row, col] = maps[n][:, i, j]
+            if n not in fails:
+                array[t, :, row, col] = maps[n][:, i, j]
     return array
 
 
@@ -138,7 +201,8 @@ def content(folder: Path) -> dict[str, Any]:
         if file.suffix == '.json'
         else file.read_bytes()
         for file in sorted(folder.rglob('*'))
-        if file.is_file()
+        # A process that is killed leaves what it was writing.
+        if file.is_file() and not file.name.endswith('.partial')
     }
 
 

@@ -6,31 +6,32 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import shapely
 import torch
 from lightning.pytorch import LightningModule
+from pyproj import CRS
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from dynamicvis_geo.datasets.chip_table import CHIP
 
 SIZE, RES = 32, 10.0
 
 
-class Chips(Dataset[dict[str, Tensor] | None]):
+class Chips(Dataset[dict[str, Tensor]]):
     """Chips side by side in UTM zone 18N; chip i's pixels all have the value i."""
 
     provenance: Mapping[str, Any] = {'dataset': 'stand-in', 'paths': ['a.tif']}
 
     def __init__(self, count: int, dated: bool = True, points: bool = False) -> None:
         self.count, self.dated, self.points = count, dated, points
-        self.left_out: set[int] = set()
         self.asked: list[int] = []
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Tensor] | None:
-        if index in self.left_out:
-            return None
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
         self.asked.append(index)
         return {
             'image': torch.full((3, SIZE, SIZE), float(index)),
@@ -38,22 +39,42 @@ class Chips(Dataset[dict[str, Tensor] | None]):
         }
 
     @property
-    def remaining(self) -> list[int]:
-        return [i for i in range(self.count) if i not in self.left_out]
+    def table(self) -> np.ndarray:
+        table = np.zeros(self.count, CHIP)
+        table['x'] = 500000.0 + np.arange(self.count) * SIZE * RES
+        table['y'] = 4.5e6 + SIZE * RES
+        table['width'] = table['height'] = SIZE
+        table['xres'] = table['yres'] = RES
+        for name, date in (('start', '2024-06-01'), ('end', '2024-09-01')):
+            table[name] = pd.Timestamp(date).value
+        return table
 
-    def restrict(self, leave_out: Any = (), only: Any = None) -> None:
-        ids, out = range(self.count), {str(key) for key in leave_out}
-        wanted = None if only is None else {str(key) for key in only}
+    @property
+    def source_crs(self) -> list[CRS]:
+        return [CRS.from_epsg(32618)]
 
-        def named(index: int, names: set[str]) -> bool:
-            key = f'chip-{index}'
-            return key in names or f'{key}@plot {index}' in names
+    @property
+    def strides(self) -> list[tuple[int, int] | None]:
+        return [None]
 
-        self.left_out = {
-            i
-            for i in ids
-            if named(i, out) or (wanted is not None and not named(i, wanted))
-        }
+    @property
+    def point_ids(self) -> pa.StringArray | None:
+        if not self.points:
+            return None
+        return pa.array([f'plot {i}' for i in range(self.count)], pa.string())
+
+    def among(self, keys: pa.StringArray) -> np.ndarray:
+        names = set(keys.to_pylist())
+        rows = self.rows(np.arange(self.count))
+        ids = rows['chip_id'].tolist()
+        points = rows.get('point_id', pd.Series(ids))
+        return np.array(
+            [
+                one in names or f'{one}@{point}' in names
+                for one, point in zip(ids, points, strict=True)
+            ],
+            dtype=bool,
+        )
 
     def rows(self, indices: Any) -> gpd.GeoDataFrame:
         indices = np.asarray(indices, np.int64)

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -123,6 +124,18 @@ def test_a_grid_off_the_origin_is_cut_as_one_on_it() -> None:
     assert plan.rows.tolist() == shifted.rows.tolist()
 
 
+def test_squares_hang_from_a_given_corner() -> None:
+    chips = grid((SIDE, SIDE, 17 * SIDE, 17 * SIDE))
+    assert len(plan_of(chips, 64)) == 2 * 9
+    corner = SIDE + 0.002, 17 * SIDE - 0.002
+    plan = plan_of(chips, 64, origins=[corner])
+    assert plan.starts.tolist() == [*range(0, 513, 64)]
+    assert plan.fingerprint != plan_of(chips, 64).fingerprint
+    assert (
+        plan_of(chips, 64, origins=[None]).fingerprint == plan_of(chips, 64).fingerprint
+    )
+
+
 def test_a_square_does_not_depend_on_the_area_asked_for() -> None:
     small = grid((2 * SIDE, 2 * SIDE, 9 * SIDE, 9 * SIDE))
     large = grid((-9 * SIDE, -2 * SIDE, 20 * SIDE, 31 * SIDE))
@@ -194,14 +207,20 @@ def test_fingerprint_tells_chips_times_and_points_apart() -> None:
 def test_plan_of_some_chips() -> None:
     chips = points(50)
     some = np.arange(3, 50, 2)
-    plan = plan_of(chips, 8, rows=some)
+    left_out = ~np.isin(np.arange(50), some)
+    plan = plan_of(chips, 8, left_out=left_out)
     assert sorted(plan.rows) == some.tolist()
     block_of = plan.block_of(len(chips))
     assert (block_of >= 0).sum() == len(some)
     assert block_of[0] == -1
     order = plan_of(chips, 8).rows
     assert plan.rows.tolist() == order[np.isin(order, some)].tolist()
-    assert plan.fingerprint != plan_of(chips, 8).fingerprint
+    assert plan.fingerprint == plan_of(chips, 8).fingerprint
+    described = describe(plan, {}, {})
+    assert described.word != describe(plan_of(chips, 8), {}, {}).word
+    again = plan_of(chips, 8, left_out=described.left_out)
+    assert again.rows.tolist() == plan.rows.tolist()
+    assert again.starts.tolist() == plan.starts.tolist()
 
 
 def test_plan_of_nothing() -> None:
@@ -225,7 +244,7 @@ def test_a_run_is_begun_by_one_and_joined_by_others(store: Store) -> None:
     assert read_description(store) is None
     mine = description(points(20), 4, weights='abc', bands=('B4', 'B3'), scale=0.1)
     assert begin(store, mine).word == mine.word
-    again = Description(**{**mine.__dict__, 'provenance': {'run': 'later'}})
+    again = replace(mine, provenance={'run': 'later'})
     there = begin(store, again)
     assert there == read_description(store)
     assert there.provenance == {'run': 'of a test'}

@@ -13,7 +13,6 @@ import pytest
 import shapely
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.datasets.collate import collate
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.conftest import MakeChips
 from tests.callbacks.standins import Chips, Task
@@ -23,7 +22,7 @@ from tests.callbacks.test_writer import predict
 def write(tmp_path: Path, chips: Any, dtype: str = 'float32') -> Path:
     path = tmp_path / 'out.parquet'
     writer = EmbeddingWriter(path, dtype=dtype)
-    predict(writer, chips, Task(dimensions=7), collate_fn=collate)
+    predict(writer, chips, Task(dimensions=7))
     return path
 
 
@@ -156,7 +155,7 @@ def test_chips_without_dates(tmp_path: Path, make_chips: MakeChips) -> None:
 
 def test_points_keep_their_names(tmp_path: Path) -> None:
     frame = gpd.read_parquet(write(tmp_path, Chips(3, points=True)))
-    assert frame['point_id'].tolist() == ['plot 0', 'plot 1', 'plot 2']
+    assert frame['point_id'].sort_values().tolist() == ['plot 0', 'plot 1', 'plot 2']
 
 
 def test_provenance_is_in_the_file(tmp_path: Path, make_chips: MakeChips) -> None:

@@ -10,8 +10,7 @@ import torch
 from torchgeo.datasets import RasterDataset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.callbacks.geotiff import write_feature_map
-from dynamicvis_geo.datasets.collate import collate
+from dynamicvis_geo.callbacks.geotiff import encode_feature_map
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.conftest import MakeChips
 from tests.callbacks.standins import Chips, Task
@@ -29,9 +28,7 @@ class CellMeans(Task):
 
 def test_every_cell_covers_its_pixels(tmp_path: Path, make_chips: MakeChips) -> None:
     chips = make_chips()
-    predict(
-        EmbeddingWriter(tmp_path / 'maps'), chips, CellMeans('grid'), collate_fn=collate
-    )
+    predict(EmbeddingWriter(tmp_path / 'maps'), chips, CellMeans('grid'))
     with rasterio.open(tmp_path / 'scene' / 'S2_20240601.tif') as scene:
         pixels, transform = scene.read().astype(float), scene.transform
     files = sorted((tmp_path / 'maps').glob('*.tif'))
@@ -53,9 +50,7 @@ def test_raster_dataset_of_torchgeo_opens_the_folder(
     tmp_path: Path, make_chips: MakeChips
 ) -> None:
     chips = make_chips()
-    predict(
-        EmbeddingWriter(tmp_path / 'maps'), chips, CellMeans('grid'), collate_fn=collate
-    )
+    predict(EmbeddingWriter(tmp_path / 'maps'), chips, CellMeans('grid'))
     dataset = RasterDataset(tmp_path / 'maps')
     assert len(dataset) == 6
     x, y, t = dataset.bounds
@@ -70,7 +65,7 @@ def test_raster_dataset_of_torchgeo_opens_the_folder(
 
 def test_tags_say_what_it_is(tmp_path: Path, make_chips: MakeChips) -> None:
     chips = make_chips()
-    predict(EmbeddingWriter(tmp_path / 'maps'), chips, Task('grid'), collate_fn=collate)
+    predict(EmbeddingWriter(tmp_path / 'maps'), chips, Task('grid'))
     chip_id = chips.chips['chip_id'].iloc[3]
     path = tmp_path / 'maps' / f'{chip_id}.tif'
     with rasterio.open(path) as image:
@@ -101,8 +96,7 @@ def test_undated_chip_has_no_date(tmp_path: Path) -> None:
 def test_maps_of_any_shape(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     features = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     chip = Chips(1).rows([0]).iloc[0]
-    write_feature_map(tmp_path / 'map.tif', features, chip, {})
+    (tmp_path / 'map.tif').write_bytes(encode_feature_map(features, chip, {}))
     with rasterio.open(tmp_path / 'map.tif') as image:
         np.testing.assert_array_equal(image.read(), features)
         assert tuple(image.bounds) == (500000, 4500000, 500320, 4500320)
-    assert [file.name for file in tmp_path.iterdir()] == ['map.tif']

@@ -20,12 +20,8 @@ from dynamicvis_geo.callbacks.blocks import (
     finished,
     share,
 )
-from dynamicvis_geo.callbacks.parquet_blocks import (
-    SUFFIX,
-    Merged,
-    encode_block,
-    merge_blocks,
-)
+from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, Merged, encode_block
+from dynamicvis_geo.callbacks.parquet_merge import GeoParquet
 from dynamicvis_geo.callbacks.predictions import Failure, Predictions
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.callbacks.store import Store
@@ -54,7 +50,7 @@ class Run:
     ) -> None:
         self.chips, self.dtype, self.fails = chips, dtype, fails
         self.plan: Plan = plan_of(chips, block_chips)
-        self.store, self.target = Store(f'{place}/out.partial'), Store(place)
+        self.store, self.target = Store(f'{place}/out.parquet.partial'), Store(place)
         described = describe(self.plan, {'dtype': dtype}, PROVENANCE)
         self.description: Description = begin(self.store, described)
 
@@ -88,14 +84,8 @@ class Run:
             self.store.put(name, memoryview(content))
 
     def merge(self, partial: bool = False) -> Merged:
-        return merge_blocks(
-            self.store,
-            self.description,
-            self.target,
-            'out.parquet',
-            'out.failures.parquet',
-            partial,
-        )
+        output = GeoParquet(f'{self.target.url}/out.parquet', self.dtype)
+        return output.merge(self.store, self.description, partial)
 
 
 MakePlace = Callable[[], str]
@@ -143,7 +133,7 @@ def test_all_rows_in_the_order_of_the_plan(tmp_path: Path) -> None:
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         'out.parquet',
-        'out.partial',
+        'out.parquet.partial',
     ]
 
 
@@ -277,4 +267,4 @@ def test_a_damaged_block_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=f'{name}.*damaged'):
         run.merge()
     assert run.target.read('out.parquet') is None
-    assert sorted(run.target.names()) == ['out.partial']
+    assert sorted(run.target.names()) == ['out.parquet.partial']

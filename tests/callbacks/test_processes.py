@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
-import pyarrow.parquet as pq
 import pytest
 from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
-from dynamicvis_geo.callbacks import EmbeddingWriter, rendezvous
-from dynamicvis_geo.callbacks.rendezvous import Rendezvous
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict, values
@@ -54,6 +51,18 @@ def test_two_processes_write_every_chip_once(tmp_path: Path) -> None:
         assert read_provenance(tmp_path / name)['run']['processes'] == 2
 
 
+@pytest.mark.parametrize('strategy', ['ddp_spawn', 'ddp_fork'])
+def test_processes_that_are_started_otherwise(
+    start: Start, tmp_path: Path, strategy: str
+) -> None:
+    path = tmp_path / 'a.parquet'
+    job = start('-m', 'tests.callbacks.job', path, '--strategy', strategy)
+    log = job.communicate(timeout=HANG)[0]
+    assert job.returncode == 0, log
+    assert gpd.read_parquet(path).equals(undisturbed(tmp_path / 'b.parquet'))
+    assert blocks(path) == 0
+
+
 @pytest.mark.parametrize('nodes', [1, 2])
 def test_torchrun(start: Start, tmp_path: Path, nodes: int) -> None:
     path = tmp_path / 'a.parquet'
@@ -78,43 +87,68 @@ def test_torchrun(start: Start, tmp_path: Path, nodes: int) -> None:
     assert read_provenance(path)['run']['processes'] == 2
 
 
+def blocks(path: Path) -> int:
+    return len(list(path.with_name(f'{path.name}.partial').glob('block-*')))
+
+
+def undisturbed(path: Path, chips: int = 40) -> gpd.GeoDataFrame:
+    predict(EmbeddingWriter(path, block_chips=4), Chips(chips))
+    return gpd.read_parquet(path)
+
+
 def test_killed_processes_lose_nothing_that_is_finished(
     start: Start, tmp_path: Path
 ) -> None:
     path, hold = tmp_path / 'a.parquet', tmp_path / 'hold'
-    parts = tmp_path / 'a.parquet.partial'
     command = ('-m', 'tests.callbacks.job', path, '--hold', hold)
-
-    def finished() -> int:
-        return sum(pq.read_metadata(f).num_rows for f in parts.glob('part-*.parquet'))
-
     hold.touch()
     job = start(*command)
-    # Each of the two has five batches of two, and four of these chips on disk or more.
-    wait_for(lambda: finished() >= 16, job)
+    # Each of the two has five blocks of two batches, and two of them on disk.
+    wait_for(lambda: blocks(path) == 4, job)
     (rank_1,) = children(job)
     os.kill(rank_1, signal.SIGKILL)
     # Lightning ends the first process when the other one dies.
     assert job.wait(HANG) != 0
-    before = finished()
-    assert before >= 16
+    assert blocks(path) == 4
 
     job = start(*command, '--hold-at', 2)
-    wait_for(lambda: finished() >= before + 4, job)
+    wait_for(lambda: blocks(path) == 6, job)
+    others = children(job)
     job.kill()
-    # The other process lives on, until it finds its parent gone.
     job.wait(HANG)
-    between = finished()
+    # The other process goes on with its share.
     hold.unlink()
     done = start(*command)
     log = done.communicate(timeout=HANG)[0]
     assert done.returncode == 0, log
-    assert between >= before + 4
+    assert gpd.read_parquet(path).equals(undisturbed(tmp_path / 'b.parquet'))
+    for other in others:
+        wait_for(lambda: not alive(other), done)  # noqa: B023
+    assert blocks(path) == 0
 
-    undisturbed = tmp_path / 'b.parquet'
-    predict(EmbeddingWriter(undisturbed), Chips(40))
-    assert gpd.read_parquet(path).equals(gpd.read_parquet(undisturbed))
-    assert not parts.exists()
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_torchrun_starts_a_killed_worker_again(start: Start, tmp_path: Path) -> None:
+    path, hold = tmp_path / 'a.parquet', tmp_path / 'hold'
+    hold.touch()
+    agent = start(
+        *('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2'),
+        *('--max-restarts', '3', '--monitor-interval', '0.1'),
+        *('-m', 'tests.callbacks.job', path, '--hold', hold),
+    )
+    wait_for(lambda: blocks(path) == 4, agent)
+    os.kill(children(agent)[0], signal.SIGKILL)
+    hold.unlink()
+    log = agent.communicate(timeout=HANG)[0]
+    assert agent.returncode == 0, log
+    assert gpd.read_parquet(path).equals(undisturbed(tmp_path / 'b.parquet'))
 
 
 def test_ctrl_c_ends_the_run_and_keeps_what_is_done(
@@ -124,40 +158,51 @@ def test_ctrl_c_ends_the_run_and_keeps_what_is_done(
     hold.touch()
     options = ('--hold', hold, '--processes', 1)
     job = start('-m', 'tests.callbacks.job', path, *options)
-    folder = tmp_path / 'a.parquet.partial'
-    wait_for(lambda: len(list(folder.glob('part-*.parquet'))) == 5, job)
+    wait_for(lambda: blocks(path) == 2, job)
     job.send_signal(signal.SIGINT)
     log = job.communicate(timeout=HANG)[0]
     assert job.returncode == 1
-    assert '10 chips are finished' in log
+    assert '8 of 40 chips are finished and kept' in log
     assert 'the same command goes on from there' in log
-    assert sum(pq.read_metadata(f).num_rows for f in folder.glob('part-*')) == 10
+    assert blocks(path) == 2
 
 
-# Waiting for each other.
-
-
-def test_a_process_that_fails_ends_those_that_wait(tmp_path: Path) -> None:
-    one, two = (Rendezvous(tmp_path, 'run', rank, 2) for rank in (0, 1))
-    two.fail('disk full')
-    with pytest.raises(OutputError, match='process 1 has failed: disk full'):
-        one.wait('flushed')
-
-
-def test_a_process_without_signs_of_life_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_shard_that_is_suspended_ends_the_run_when_it_wakes(
+    start: Start, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rendezvous, 'PATIENCE', 0.05)
-    monkeypatch.setattr(rendezvous, 'POLL', 0.01)
-    one, two = (Rendezvous(tmp_path, 'run', rank, 2) for rank in (0, 1))
-    two.beat()
-    with pytest.raises(OutputError, match='process 1 has given no sign of life'):
-        one.wait('flushed')
+    path, hold = tmp_path / 'a.parquet', tmp_path / 'hold'
+    command = ('-m', 'tests.callbacks.job', path, '--processes', 1, '--shard')
+    hold.touch()
+    slow = start(*command, '1/3', '--hold', hold, '--hold-at', 3)
+    wait_for(lambda: blocks(path) == 1, slow)
+    slow.send_signal(signal.SIGSTOP)
+    for shard in ('3/3', '2/3', '3/3'):
+        other = start(*command, shard)
+        log = other.communicate(timeout=HANG)[0]
+        assert other.returncode == 0, log
+    assert not path.exists()
+    hold.unlink()
+    slow.send_signal(signal.SIGCONT)
+    log = slow.communicate(timeout=HANG)[0]
+    assert slow.returncode == 0, log
+    assert gpd.read_parquet(path).equals(undisturbed(tmp_path / 'b.parquet'))
+    assert blocks(path) == 0
 
 
-def test_what_the_others_said_is_heard(tmp_path: Path) -> None:
-    ranks = [Rendezvous(tmp_path, 'run', rank, 3) for rank in range(3)]
-    for rank in ranks:
-        rank.reach('flushed', str(rank.rank))
-    ranks[0].wait('flushed')
-    assert sorted(ranks[0].texts('flushed')) == ['1', '2']
+def test_a_shard_whose_work_was_done_by_another_ends_without_harm(
+    start: Start, tmp_path: Path
+) -> None:
+    path, hold = tmp_path / 'a.parquet', tmp_path / 'hold'
+    command = ('-m', 'tests.callbacks.job', path, '--processes', 1, '--shard')
+    hold.touch()
+    late = start(*command, '2/2', '--hold', hold, '--hold-at', 3)
+    wait_for(lambda: blocks(path) == 1, late)
+    for shard in ('1/2', '2/2'):
+        log = start(*command, shard).communicate(timeout=HANG)[0]
+    made = path.read_bytes()
+    hold.unlink()
+    log = late.communicate(timeout=HANG)[0]
+    assert 'another process has finished' in log
+    assert 'Traceback' not in log.split('OutputError')[-1]
+    assert path.read_bytes() == made
+    assert {entry.name for entry in tmp_path.iterdir()} == {'a.parquet'}

@@ -1,48 +1,74 @@
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from lightning.pytorch import Trainer
+import shapely
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter
+from dynamicvis_geo import ChipDataModule, FeatureExtraction
+from dynamicvis_geo.callbacks import ChipProgress
 from dynamicvis_geo.datasets import collate
-from tests.callbacks.standins import Chips, Task
-from tests.callbacks.test_resume import Failing
+from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.samplers import GridSampler
+from tests.datasets.rasters import Areas
 
 
-def predict(path: Path, task: Task, count: int = 9) -> None:
+class Some(Areas):
+    """Has no image of every third chip."""
+
+    def __getitem__(self, query: Any) -> dict[str, Any]:
+        if query[0].start % 30 == 0:
+            raise SourceError('no image')
+        return {'image': torch.zeros(3, 8, 8)}
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def data() -> ChipDataModule:
+    dataset = Some([shapely.box(0, 0, 90, 10)])
+    return ChipDataModule([(dataset, GridSampler(dataset, 1))], on_error='skip')
+
+
+def predict(data: LightningDataModule | DataLoader[Any]) -> None:
     Trainer(
         accelerator='cpu',
         devices=1,
-        callbacks=[EmbeddingWriter(path), ChipProgress()],
+        callbacks=[ChipProgress()],
         logger=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-    ).predict(
-        task,
-        DataLoader(Chips(count), batch_size=4, collate_fn=collate),
-        return_predictions=False,
-    )
+    ).predict(FeatureExtraction(Mean()), data, return_predictions=False)
 
 
+@pytest.mark.parametrize('own', [False, True])
 def test_bar_counts_chips_and_failures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    own: bool, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    module = data()
+    module.setup()
     with caplog.at_level('INFO', 'dynamicvis_geo'):
-        predict(tmp_path / 'a.parquet', Failing())
+        predict(
+            DataLoader(module.chips, batch_size=4, collate_fn=collate)
+            if own
+            else module
+        )
     last = capsys.readouterr().err.split('\r')[-1]
     assert '9/9' in last
-    assert 'failed=3' in last
+    assert 'retries=0, failed=3' in last
     assert 'chip/s' in last
     lines = [record.getMessage() for record in caplog.records]
     assert 'process 0 of 1: 9 chips on cpu' in lines
     assert 'process 0 of 1: done, 6 chips, 3 failed' in lines
 
 
-def test_bar_knows_what_is_left_of_a_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    predict(tmp_path / 'a.parquet', Task(), 5)
-    capsys.readouterr()
-    predict(tmp_path / 'a.parquet', Task(), 9)
+def test_bar_knows_what_a_process_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    module = data()
+    module.take([np.arange(5, 7), np.arange(2)])
+    predict(module)
     assert '4/4' in capsys.readouterr().err.split('\r')[-1]

@@ -1,4 +1,4 @@
-import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Any
 import geopandas as gpd
 import pytest
 import torch
-from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Subset
 
-from dynamicvis_geo.callbacks import EmbeddingWriter, run_folder
+from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.callbacks.formats import FORMATS
+from dynamicvis_geo.callbacks.output import merge
+from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.models import DynamicVis
@@ -47,12 +48,13 @@ def test_what_is_done_is_not_done_again(
     error: BaseException,
 ) -> None:
     path, chips = tmp_path / name, Chips(11)
-    fail(EmbeddingWriter(path, format_), chips, Task(output, fail_at=3, error=error))
-    first, chips.asked = chips.asked[:6], []
+    first = EmbeddingWriter(path, format_, block_chips=2)
+    fail(first, chips, Task(output, fail_at=3, error=error))
+    done, chips.asked = chips.asked[:6], []
     writer = EmbeddingWriter(path, format_)
+    assert sorted({*done, *writer.remaining(chips)}) == list(range(11))
     predict(writer, chips, Task(output), batch_size=2)
-    assert first == [0, 1, 2, 3, 4, 5]
-    assert chips.asked == [6, 7, 8, 9, 10]
+    assert sorted([*done, *chips.asked]) == list(range(11))
     assert writer.summary is not None
     assert (writer.summary.before, writer.summary.written) == (6, 5)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
@@ -60,7 +62,8 @@ def test_what_is_done_is_not_done_again(
         assert values(path) == {f'chip-{i}': float(i) for i in range(11)}
     else:
         assert len(list(path.glob('*.tif'))) == 11
-    assert len(read_provenance(path)['runs']) == 2
+    # It is one run, however often it was interrupted.
+    assert len(read_provenance(path)['runs']) == 1
 
 
 @OUTPUTS
@@ -87,9 +90,13 @@ def test_output_is_extended_by_more_chips(
     predict(EmbeddingWriter(path, format_), Chips(3), Task(output))
     chips = Chips(7)
     predict(EmbeddingWriter(path, format_), chips, Task(output))
-    assert chips.asked == [3, 4, 5, 6]
-    count = len(values(path)) if output == 'pooled' else len(list(path.glob('*.tif')))
-    assert count == 7
+    assert sorted(chips.asked) == [3, 4, 5, 6]
+    assert len(read_provenance(path)['runs']) == 2
+    assert count_of(path, output) == 7
+
+
+def count_of(path: Path, output: str) -> int:
+    return len(values(path)) if output == 'pooled' else len(list(path.glob('*.tif')))
 
 
 def test_rows_of_an_interrupted_run_equal_those_of_another(tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_rows_of_an_interrupted_run_equal_those_of_another(tmp_path: Path) -> No
     fail(EmbeddingWriter(tmp_path / 'a.parquet'), chips, Task(fail_at=4))
     predict(EmbeddingWriter(tmp_path / 'a.parquet'), chips)
     backwards = Subset(chips, range(29, -1, -1))
-    predict(EmbeddingWriter(tmp_path / 'b.parquet', flush_chips=2), backwards)
+    predict(EmbeddingWriter(tmp_path / 'b.parquet', block_chips=3), backwards)
     one, two = (
         gpd.read_parquet(tmp_path / name) for name in ('a.parquet', 'b.parquet')
     )
@@ -119,16 +126,6 @@ def test_two_points_in_one_chip_both_have_a_row(tmp_path: Path) -> None:
     assert sorted(points) == [f'plot {i}' for i in range(4)]
 
 
-def test_a_collate_function_of_others_meets_no_missing_sample(tmp_path: Path) -> None:
-    def strict(samples: list[Any]) -> Any:
-        return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
-
-    path = tmp_path / 'a.parquet'
-    predict(EmbeddingWriter(path), Chips(5))
-    predict(EmbeddingWriter(path), Chips(9), collate_fn=strict)
-    assert len(values(path)) == 9
-
-
 @OUTPUTS
 def test_an_extension_that_lacked_only_its_completion_is_completed(
     tmp_path: Path,
@@ -141,7 +138,7 @@ def test_an_extension_that_lacked_only_its_completion_is_completed(
     predict(EmbeddingWriter(path, format_), Chips(3), Task(output))
     writer = EmbeddingWriter(path, format_)
     with monkeypatch.context() as patch:
-        patch.setattr(FORMATS[writer.format], 'complete', full)
+        patch.setattr(FORMATS[writer._output.format], 'merge', full)
         with pytest.raises(OutputError, match='No space left'):
             predict(writer, Chips(8), Task(output))
     chips = Chips(8)
@@ -149,12 +146,38 @@ def test_an_extension_that_lacked_only_its_completion_is_completed(
     predict(last, chips, Task(output))
     assert chips.asked == []
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
-    count = len(values(path)) if output == 'pooled' else len(list(path.glob('*.tif')))
-    assert count == 8
+    assert count_of(path, output) == 8
 
 
-def full(sink: Any) -> None:
-    raise OSError(errno.ENOSPC, 'No space left on device')
+def full(*_: Any, **__: Any) -> None:
+    raise OutputError('No space left on device')
+
+
+@OUTPUTS
+def test_an_extension_that_was_placed_and_not_cleared_away_is_not_doubled(
+    tmp_path: Path,
+    name: str,
+    output: str,
+    format_: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / name
+    predict(EmbeddingWriter(path, format_), Chips(3), Task(output))
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, 'clear', full)
+        with pytest.raises(OutputError, match='No space left'):
+            predict(EmbeddingWriter(path, format_), Chips(8), Task(output))
+    placed = {file: file.read_bytes() for file in path.parent.rglob(f'{name}*/*')}
+    placed |= {path: path.read_bytes()} if path.is_file() else {}
+    chips = Chips(8)
+    predict(EmbeddingWriter(path, format_), chips, Task(output))
+    assert chips.asked == []
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert count_of(path, output) == 8
+    files = [path] if path.is_file() else list(path.iterdir())
+    assert {file: file.read_bytes() for file in files} == {
+        file: content for file, content in placed.items() if file in files
+    }
 
 
 class OwnDataModule(LightningDataModule):
@@ -172,7 +195,7 @@ def test_data_modules_of_others_are_continued_too(
         trainer = Trainer(
             accelerator='cpu',
             devices=1,
-            callbacks=[EmbeddingWriter(path)],
+            callbacks=[EmbeddingWriter(path, block_chips=2)],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -182,7 +205,7 @@ def test_data_modules_of_others_are_continued_too(
             trainer.predict(task, datamodule=OwnDataModule(), return_predictions=False)
     assert values(path) == {f'chip-{i}': float(i) for i in range(9)}
     assert len(gpd.read_parquet(path)) == 9
-    assert 'skip=writer.finished()' in caplog.text
+    assert 'chips are finished, and will be computed again' in caplog.text
     assert read_provenance(path)['source']['dataset'] == 'stand-in'
 
 
@@ -200,7 +223,7 @@ def test_other_settings_are_refused_with_a_table(
         fail(EmbeddingWriter(path), Chips(9), Task(fail_at=1))
     task = Task()
     task.provenance = {'backbone': 'another', 'weights': 'random'}
-    chips = Chips(3)
+    chips = Chips(3 if finished else 9)
     with pytest.raises(OutputError) as caught:
         predict(EmbeddingWriter(path, dtype='float16'), chips, task)
     lines = str(caught.value).splitlines()
@@ -278,20 +301,33 @@ def test_overwrite_starts_anew_after_an_interrupted_run(tmp_path: Path) -> None:
     assert len(read_provenance(path)['runs']) == 1
 
 
-def test_two_runs_do_not_write_one_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_folder, 'LOCK_PATIENCE', 0.1)
+def test_other_places_wait_for_the_end_of_a_run(tmp_path: Path) -> None:
     path = tmp_path / 'a.parquet'
-    folder = tmp_path / 'a.parquet.partial'
-    folder.mkdir()
-    with (
-        FileLock(folder / 'lock'),
-        pytest.raises(OutputError, match='another run is writing'),
-    ):
-        predict(EmbeddingWriter(path), Chips(3))
-    predict(EmbeddingWriter(path), Chips(3))
-    assert len(values(path)) == 3
+    fail(EmbeddingWriter(path), Chips(9), Task(fail_at=1))
+    with pytest.raises(OutputError, match='merge --partial') as caught:
+        predict(EmbeddingWriter(path), Chips(12))
+    rows = [line.split()[:2] for line in str(caught.value).splitlines()[2:-1]]
+    assert rows == [['chips', '9,']]
+    merged = merge(path, partial=True)
+    assert (merged.rows, merged.missing) == (2, 4)
+    shutil.rmtree(tmp_path / 'a.parquet.partial')
+    chips = Chips(12)
+    predict(EmbeddingWriter(path), chips)
+    assert len(chips.asked) == 10
+    assert len(values(path)) == 12
+
+
+def test_a_process_that_is_late_finds_the_plan_of_the_first(tmp_path: Path) -> None:
+    # It sees GeoTIFFs of a run that it takes part in, and would leave them out.
+    path, chips = tmp_path / 'maps', Chips(9)
+    fail(EmbeddingWriter(path, block_chips=4), chips, Task('grid', fail_at=3))
+    late = EmbeddingWriter(path)
+    assert len(list(path.glob('*.tif'))) >= 4
+    left = late.remaining(chips)
+    chips.asked = []
+    predict(late, chips, Task('grid'))
+    assert sorted(chips.asked) == left.tolist()
+    assert len(list(path.glob('*.tif'))) == 9
 
 
 # Failures.
@@ -337,7 +373,7 @@ def test_failures_are_listed_left_alone_and_tried_again(
     chips.asked = []
     retry = EmbeddingWriter(path, format_, retry_failed=True)
     predict(retry, chips, Task(output))
-    assert chips.asked == [0, 3, 6]
+    assert sorted(chips.asked) == [0, 3, 6]
     assert retry.summary is not None
     assert (retry.summary.written, retry.summary.failed) == (3, 0)
     assert not retry.failures.exists()
@@ -345,11 +381,12 @@ def test_failures_are_listed_left_alone_and_tried_again(
 
 def test_failures_survive_an_interrupted_run(tmp_path: Path) -> None:
     path = tmp_path / 'a.parquet'
-    fail(EmbeddingWriter(path), Chips(9), Failing(fail_at=2))
+    first = Chips(9)
+    fail(EmbeddingWriter(path, block_chips=2), first, Failing(fail_at=2))
     chips = Chips(9)
     writer = EmbeddingWriter(path)
     predict(writer, chips, Failing())
-    assert 0 not in chips.asked
+    assert not set(first.asked[:4]) & set(chips.asked)
     assert gpd.read_parquet(writer.failures)['id'].tolist() == [
         'chip-0',
         'chip-3',
@@ -378,6 +415,56 @@ def test_full_disk(tmp_path: Path, name: str, output: str, format_: str | None) 
         predict(writer, Chips(20), Task(output, dimensions=4000))
     assert not [file for file in tmp_path.rglob('*.parquet') if file.is_file()]
     assert not list(tmp_path.rglob('*.tif'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'format_'), [('a.parquet', None), ('b', 'geoparquet')]
+)
+def test_full_disk_in_the_merge(
+    tmp_path: Path, request: pytest.FixtureRequest, name: str, format_: str | None
+) -> None:
+    path, chips = tmp_path / name, Chips(8)
+    request.getfixturevalue('full_disk')
+    writer = EmbeddingWriter(path, format_, block_chips=1)
+    with pytest.raises(OutputError, match='cannot write'):
+        predict(writer, chips, Noise(dimensions=4000))
+    assert len(list(tmp_path.glob('*.partial/block-*'))) == 8
+    assert not list(tmp_path.rglob('data-*')) + list(tmp_path.glob('*.parquet'))
+    resource = pytest.importorskip('resource')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits[1], limits[1]))
+    chips.asked = []
+    predict(EmbeddingWriter(path, format_), chips, Noise(dimensions=4000))
+    assert chips.asked == []
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+class Noise(Task):
+    """Embeddings that cannot be compressed."""
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        prediction = super().predict_step(batch, batch_idx)
+        prediction['embedding'] = torch.rand_like(prediction['embedding'])
+        return prediction
+
+
+@OUTPUTS
+def test_failures_in_an_unfinished_run_are_tried_again(
+    tmp_path: Path, name: str, output: str, format_: str | None
+) -> None:
+    path, first = tmp_path / name, Chips(9)
+    failing = Failing(output, fail_at=3)
+    fail(EmbeddingWriter(path, format_, block_chips=2), first, failing)
+    chips = Chips(9)
+    writer = EmbeddingWriter(path, format_, retry_failed=True)
+    predict(writer, chips, Task(output))
+    assert writer.summary is not None
+    assert writer.summary.failed == 0
+    assert not writer.failures.exists()
+    # A block is done as a whole.
+    assert {0, 3, 6} <= set(chips.asked)
+    assert len(chips.asked) < 9
+    assert count_of(path, output) == 9
 
 
 def test_folder_of_the_run_that_is_gone(tmp_path: Path) -> None:

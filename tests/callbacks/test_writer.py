@@ -1,5 +1,4 @@
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,13 @@ import pytest
 import rasterio
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from s3fs import S3FileSystem
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.callbacks.predictions import ChipTable
+from dynamicvis_geo.datamodules import ChipDataModule
+from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
@@ -23,10 +26,13 @@ def predict(
     dataset: Dataset[Any],
     task: LightningModule | None = None,
     batch_size: int = 4,
-    collate_fn: Callable[..., Any] | None = None,
     **trainer: Any,
 ) -> None:
     options: dict[str, Any] = {'accelerator': 'cpu', 'devices': 1, **trainer}
+    data: Any = DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
+    if isinstance(dataset, ChipTable):
+        data = ChipDataModule(batch_size=batch_size)
+        data.chips = dataset
     Trainer(
         callbacks=[writer],
         logger=False,
@@ -34,11 +40,7 @@ def predict(
         enable_model_summary=False,
         enable_checkpointing=False,
         **options,
-    ).predict(
-        task or Task(),
-        DataLoader(dataset, batch_size=batch_size, collate_fn=collate_fn),
-        return_predictions=False,
-    )
+    ).predict(task or Task(), data, return_predictions=False)
 
 
 def values(path: Path) -> dict[str, float]:
@@ -113,15 +115,29 @@ def test_folder_of_geoparquet(tmp_path: Path, name: str) -> None:
     predict(EmbeddingWriter(path, format='geoparquet'), Chips(10))
     assert {f.name for f in path.iterdir()} == {'data-00000.parquet', '_metadata.json'}
     assert values(path) == {f'chip-{i}': float(i) for i in range(10)}
+    assert gpd.read_parquet(path).crs == 'EPSG:4326'
     assert read_provenance(path)['emb:type'] == 'chip'
 
 
-@pytest.mark.parametrize(('count', 'limit'), [(0, 1.0), (3, 0)])
-def test_no_chips_give_a_valid_empty_file(
-    tmp_path: Path, count: int, limit: float
+@pytest.mark.parametrize('limit', [0, 1])
+def test_a_part_makes_no_output(
+    tmp_path: Path, limit: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / 'out.parquet'
-    predict(EmbeddingWriter(path), Chips(count), limit_predict_batches=limit)
+    writer = EmbeddingWriter(path, block_chips=2)
+    predict(writer, Chips(5), batch_size=2, limit_predict_batches=limit)
+    assert f'{5 - 2 * limit} chips have not come' in caplog.text
+    assert not path.exists()
+    assert writer.summary is None
+    chips = Chips(5)
+    predict(EmbeddingWriter(path), chips, batch_size=2)
+    assert len(chips.asked) == 5 - 2 * limit
+    assert len(values(path)) == 5
+
+
+def test_no_chips_give_a_valid_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / 'out.parquet'
+    predict(EmbeddingWriter(path), Chips(0))
     frame = gpd.read_parquet(path)
     assert len(frame) == 0
     assert frame.crs == 'EPSG:4326'
@@ -295,20 +311,31 @@ def test_what_lies_beside_an_output_is_spared(tmp_path: Path, beside: str) -> No
 
 
 @pytest.mark.parametrize(
-    'url',
+    ('url', 'told'),
     [
-        *('s3://bucket/x.parquet', 'gs://bucket/maps', 'az://a/x.zarr'),
-        *('https://example.org/x.parquet', '/vsis3/bucket/maps', 'file:///tmp/x'),
+        ('nowhere://bucket/maps', 'no URL of a known kind'),
+        ('https://example.org/x.parquet', 'can only be read'),
+        ('/vsis3/bucket/maps', 'only images are read'),
     ],
 )
-def test_urls_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+def test_urls_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for form in (url, Path(url)):
-        with pytest.raises(OutputError, match='is a URL'):
-            EmbeddingWriter(form)
+    with pytest.raises(OutputError, match=told):
+        EmbeddingWriter(url)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith('AWS_')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('AWS_EC2_METADATA_DISABLED', 'true')
+    monkeypatch.setenv('AWS_ENDPOINT_URL', 'http://127.0.0.1:9')
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(OutputError, match=r"'s3://bucket.*credentials"):
+        predict(EmbeddingWriter('s3://bucket/x.parquet'), Chips(2), Unreachable())
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize('path', ['', ' ', '/', '.' * 300, '~nobody-of-this-name/x'])

@@ -3,11 +3,17 @@
 import json
 import multiprocessing
 import os
+import shutil
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import fsspec
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -17,7 +23,8 @@ import shapely
 from rasterio.transform import from_origin
 
 from dynamicvis_geo.callbacks import mosaic
-from dynamicvis_geo.callbacks.predictions import Predictions
+from dynamicvis_geo.callbacks.place import check_place
+from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.errors import OutputError
@@ -27,21 +34,21 @@ from tests.callbacks.conftest import DatedImages, UndatedImages
 from tests.callbacks.mosaics import (
     PROVENANCE,
     D,
+    Run,
     assert_same,
+    content,
     drive,
     expected,
-    job,
     open_group,
-    predictions,
     scene,
 )
-from tests.callbacks.standins import Chips
 from tests.processes import HANG
 
 xr = pytest.importorskip('xarray')
 zarr = pytest.importorskip('zarr')
 pytest.importorskip('rioxarray')
 
+OLDER = Path(__file__).parents[1] / 'data/outputs/maps-before-blocks.zarr.tar.gz'
 SMALL = {'CHUNK_BYTES': (1, 2**20), 'SHARD_BYTES': 500}
 
 
@@ -62,6 +69,7 @@ def grid(tmp_path: Path) -> Callable[..., ChipDataset]:
         skip: Sequence[str] = (),
         roi: Any = None,
         names: Sequence[str] = ('S2_20240601.tif',),
+        squares: bool = True,
         **options: Any,
     ) -> ChipDataset:
         folder = tmp_path / '-'.join(names)
@@ -70,7 +78,9 @@ def grid(tmp_path: Path) -> Callable[..., ChipDataset]:
         dated = all('_2' in name for name in names)
         dataset = (DatedImages if dated else UndatedImages)(folder)
         sampler = GridSampler(dataset, size, stride, roi=roi, edge='drop')
-        return ChipDataset([(dataset, sampler)], skip=skip)
+        # Of mere slices nobody knows the stride: their blocks are no squares.
+        pairs = [(dataset, sampler if squares else list(sampler))]
+        return ChipDataset(pairs, skip=skip)
 
     return make
 
@@ -138,33 +148,161 @@ def test_chip_centres_win(
     tmp_path: Path, grid: Callable[..., ChipDataset], stride: int
 ) -> None:
     chips = grid(stride)
-    rng = np.random.default_rng(stride)
-    rows = rng.permutation(len(chips)).tolist()
-    target = drive(tmp_path / 'out.zarr', chips, rows=rows)
-    ds = open_group(target)
+    ds = open_group(drive(tmp_path / 'out.zarr', chips))
     np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
-    assert np.isnan(ds['embeddings']).any() == (stride > 32)
 
 
-def test_failed_chips_leave_their_cells_to_neighbours(
+def test_failed_chips_leave_their_cells_empty_until_they_are_done(
     tmp_path: Path, grid: Callable[..., ChipDataset]
 ) -> None:
     chips = grid(16)
-    rows = [i for i in range(len(chips)) if i % 3]
-    target = drive(tmp_path / 'out.zarr', chips, rows=rows)
+    fails = range(0, len(chips), 3)
+    target = drive(tmp_path / 'out.zarr', chips, fails=fails)
     ds = open_group(target)
-    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.rows(rows)))
+    array = expected(ds, chips.chips, fails=fails)
+    np.testing.assert_array_equal(ds['embeddings'], array)
+    listed = gpd.read_parquet(tmp_path / 'out.failures.parquet')
+    assert len(listed) == len(fails)
+    retry = Run(target, chips)
+    assert sorted(retry.plan.rows) == list(fails)
+    retry.do()
+    assert retry.end().rows == len(fails)
+    assert not (tmp_path / 'out.failures.parquet').exists()
+    ds = open_group(target)
+    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
+    assert len(gpd.read_parquet(target / 'chips.parquet')) == len(chips)
 
 
-@pytest.mark.parametrize('ranks', [2, 4, 50])
-def test_ranks_and_batches_make_no_difference(
-    tmp_path: Path, grid: Callable[..., ChipDataset], ranks: int
+@pytest.mark.parametrize('shards', [2, 3, 50])
+@pytest.mark.parametrize('stride', [16, 24, 32])
+def test_shards_make_no_difference(
+    tmp_path: Path, grid: Callable[..., ChipDataset], shards: int, stride: int
 ) -> None:
-    chips = grid(16)
+    chips = grid(stride)
     one = drive(tmp_path / 'one.zarr', chips)
-    many = drive(tmp_path / 'many.zarr', chips, ranks=ranks, run='b', batch=1)
-    assert len(list(one.rglob('c/*/*/*/*'))) > 4
+    many = drive(tmp_path / 'many.zarr', chips, shards=shards)
+    assert len(list(one.rglob('c/*/*/*/*'))) > 3
     assert_same(one, many)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Callable[..., ChipDataset]:
+    """19 x 22 chips of 8 pixels and 4 cells, not from a corner of a square."""
+
+    def make(stride: int | tuple[int, int]) -> ChipDataset:
+        folder = tmp_path / 'large'
+        down, across = np.broadcast_to(stride, 2).tolist()
+        shape = 18 * down + 8, 21 * across + 8
+        scene(folder, shape=shape, corner=(499200.0 - 70 * across, 4500480 + 30 * down))
+        dataset = DatedImages(folder)
+        sampler = GridSampler(dataset, 8, stride, edge='drop')
+        return ChipDataset([(dataset, sampler)])
+
+    return make
+
+
+#: More of what work is divided into: 4 chips a side a block.
+BLOCK = 16
+#: Bytes of a chip of 4 x 4 cells, twice two chips a side.
+SHARDS_OF_FOUR = 4 * 4 * 4 * D * 4
+
+
+@pytest.mark.parametrize('stride', [8, 4, 6, 2, (4, 8), 16])
+def test_blocks_of_a_grid_write_whole_shards(
+    tmp_path: Path,
+    large: Callable[..., ChipDataset],
+    monkeypatch: pytest.MonkeyPatch,
+    stride: int | tuple[int, int],
+) -> None:
+    monkeypatch.setattr(mosaic, 'SHARD_BYTES', SHARDS_OF_FOUR)
+    chips = large(stride)
+    run = Run(tmp_path / 'out.zarr', chips, BLOCK)
+    assert len(run.plan) > 9
+    run.do()
+    assert run.seams() == []
+    run.end()
+    ds = open_group(tmp_path / 'out.zarr')
+    filled = np.isfinite(ds['embeddings'].values[0, 0])
+    # What is empty lies in the north and west.
+    margin = np.argmax(filled.any(axis=1)), np.argmax(filled.any(axis=0))
+    apart = np.broadcast_to(stride, 2)
+    for i, name in enumerate(('y', 'x')):
+        assert 17 * margin[i] <= ds.sizes[name]
+        assert margin[i] == 0 or apart[i] < 8
+    maps = {name: n for n, name in enumerate(chips.chips['chip_id'])}
+    assert len(maps) == len(chips)
+    assert filled[margin[0] :, margin[1] :].all() == (stride != 16)
+    assert_chip_centres_win(ds, chips)
+
+
+def assert_chip_centres_win(ds: Any, chips: ChipDataset) -> None:
+    """Compare some cells with the oracle: it is slow."""
+    rng = np.random.default_rng(0)
+    rows = chips.chips
+    for _ in range(5):
+        y, x = (int(rng.integers(0, ds.sizes[n] - 6)) for n in ('y', 'x'))
+        part = ds.isel(y=slice(y, y + 6), x=slice(x, x + 6))
+        west, east = (float(part['x'][i]) for i in (0, -1))
+        north, south = (float(part['y'][i]) for i in (0, -1))
+        near = rows[
+            (rows['minx'] < east)
+            & (rows['maxx'] > west)
+            & (rows['miny'] < north)
+            & (rows['maxy'] > south)
+        ]
+        np.testing.assert_array_equal(part['embeddings'], expected(part, near))
+
+
+@pytest.mark.parametrize('stride', [16, 24, 32])
+def test_seams_are_joined(
+    tmp_path: Path,
+    grid: Callable[..., ChipDataset],
+    monkeypatch: pytest.MonkeyPatch,
+    stride: int,
+) -> None:
+    monkeypatch.setattr(mosaic, 'SHARD_BYTES', SHARDS_OF_FOUR)
+    chips = grid(stride, squares=False)
+    run = Run(tmp_path / 'out.zarr', chips, 5)
+    run.do()
+    assert len(run.seams()) > 1
+    run.end()
+    ds = open_group(tmp_path / 'out.zarr')
+    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
+
+
+@pytest.mark.parametrize('stride', [8, 12, 16])
+def test_ragged_edges(
+    tmp_path: Path,
+    grid: Callable[..., ChipDataset],
+    monkeypatch: pytest.MonkeyPatch,
+    stride: int,
+) -> None:
+    monkeypatch.setattr(mosaic, 'SHARD_BYTES', SHARDS_OF_FOUR)
+    hole = shapely.box(499500, 4499900, 499700, 4500100)
+    roi = shapely.Point(499900, 4500000).buffer(500).difference(hole)
+    chips = grid(stride, size=16, roi=roi, shape=(128, 160))
+    ds = open_group(drive(tmp_path / 'out.zarr', chips, block_chips=BLOCK))
+    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
+
+
+def test_two_sources_in_one_place(
+    tmp_path: Path,
+    grid: Callable[..., ChipDataset],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mosaic, 'SHARD_BYTES', SHARDS_OF_FOUR)
+    dataset = grid().datasets[0]
+    # Three rows of chips each.
+    halves = shapely.box(0, 4500000, 1e6, 1e7), shapely.box(0, 0, 1e6, 4500000)
+    pairs = [(dataset, GridSampler(dataset, 16, roi=half)) for half in halves]
+    chips = ChipDataset(pairs)
+    run = Run(tmp_path / 'out.zarr', chips, BLOCK)
+    run.do()
+    assert 0 < len(run.seams()) < len(run.plan)
+    run.end()
+    ds = open_group(tmp_path / 'out.zarr')
+    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
+    assert len(gpd.read_parquet(tmp_path / 'out.zarr/chips.parquet')) == len(chips)
 
 
 def test_zones_and_times(tmp_path: Path) -> None:
@@ -178,7 +316,7 @@ def test_zones_and_times(tmp_path: Path) -> None:
         pairs.append((dataset, GridSampler(dataset, 32)))
     chips = ChipDataset(pairs)
     assert len(chips) == 16
-    target = drive(tmp_path / 'out.zarr', chips, ranks=2)
+    target = drive(tmp_path / 'out.zarr', chips, shards=2)
     rows = chips.chips
     for zone in ('EPSG:32618', 'EPSG:32719'):
         ds = open_group(target, zone.replace(':', '_'))
@@ -219,55 +357,63 @@ def test_projection_without_authority_and_cells_of_part_of_a_pixel(
 
 def test_float16(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None:
     chips = grid(16)
-    target = drive(tmp_path / 'out.zarr', chips, dtype='float16', rows=[0, 1, 5, 7])
+    fails = range(3, 9)
+    target = drive(tmp_path / 'out.zarr', chips, dtype='float16', fails=fails)
     ds = open_group(target)
     assert ds['embeddings'].dtype == np.float16
-    array = expected(ds, chips.rows([0, 1, 5, 7]), dtype='float16')
+    array = expected(ds, chips.chips, dtype='float16', fails=fails)
     np.testing.assert_array_equal(ds['embeddings'], array)
     assert read_provenance(target)['data_type'] == 'float16'
-    sink = ZarrMosaic(job(tmp_path / 'b.zarr', chips, dtype='float16'))
-    large = Predictions(np.array([0]), np.full((1, D, 4, 4), 1e5, np.float32), None)
+    run = Run(tmp_path / 'b.zarr', chips, dtype='float16')
+    first = run.predictions(run.plan.block(0)[:1].tolist())
+    large = replace(first, embedding=np.full((1, D, 4, 4), 1e5, np.float32))
     with pytest.raises(OutputError, match="float16' cannot hold features of 100000"):
-        sink.write(large)
+        run.format.write_maps(run.work, 0, large)
     with pytest.raises(OutputError, match='3 x 4 x 4 float16'):
         drive(target, chips)
 
 
 def test_nothing_to_write(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None:
-    for name, chips in (('a', None), ('b', grid())):
-        target = tmp_path / f'{name}.zarr'
-        sinks = [ZarrMosaic(job(target, chips, rank, 2)) for rank in range(2)]
-        for sink in sinks:
-            sink.flush()
-            sink.assemble()
-        sinks[0].complete()
-        assert ZarrMosaic.finished(target).to_pylist() == []
+    cases = ('a', ChipDataset([]), ()), ('b', grid(), range(12))
+    for name, chips, fails in cases:
+        target = drive(tmp_path / f'{name}.zarr', chips, 2, fails=fails)
+        assert ZarrMosaic(str(target), 'float32').held().to_pylist() == []
         assert len(gpd.read_parquet(target / 'chips.parquet')) == 0
         assert list(xr.open_datatree(target, engine='zarr').children) == []
     drive(target, grid())
-    assert len(ZarrMosaic.finished(target)) == 12
+    assert len(ZarrMosaic(str(target), 'float32').held()) == 12
+    assert read_provenance(target)['emb:dimensions'] == D
 
 
-def test_flushed_chips_are_finished(
+def test_what_is_begun_may_be_overwritten(
     tmp_path: Path, grid: Callable[..., ChipDataset]
 ) -> None:
-    chips = grid()
-    ids = chips.chips['chip_id'].tolist()
+    run = Run(tmp_path / 'out.zarr', grid())
+    run.block(0)
+    check_place(tmp_path / 'out.zarr', True, run.format.members, overwrite=True)
+
+
+def test_a_part_is_joined_and_the_run_goes_on(
+    tmp_path: Path, grid: Callable[..., ChipDataset]
+) -> None:
+    chips = grid(16)
     target = tmp_path / 'out.zarr'
-    assert ZarrMosaic.finished(target).to_pylist() == []
-    sink = ZarrMosaic(job(target, chips))
-    sink.write(predictions(chips, [4, 2]))
-    assert ZarrMosaic.finished(target).to_pylist() == []
-    sink.flush()
-    sink.write(predictions(chips, [2, 3]))
-    sink.flush()
-    sink.flush()
-    finished = ZarrMosaic.finished(target).to_pylist()
-    assert finished == [ids[4], ids[2], ids[3]]
-    # The next run may leave out what is done, or have only that left.
-    left = grid(skip=finished)
-    assert len(left) == 9
-    drive(target, left, run='b', ranks=2)
+    run = Run(target, chips)
+    run.do(Shard(1, 3))
+    with pytest.raises(OutputError, match='lacks'):
+        run.merge()
+    merged = run.merge(partial=True)
+    assert merged.missing == len(run.plan) - len(range(1, len(run.plan), 3))
+    ds = open_group(target)
+    done = np.concatenate([run.plan.block(n) for n in range(1, len(run.plan), 3)])
+    assert merged.rows == len(done) == len(run.format.held())
+    fails = np.setdiff1d(np.arange(len(chips)), done).tolist()
+    array = expected(ds, chips.chips, fails=fails)
+    np.testing.assert_array_equal(ds['embeddings'], array)
+    # Another process, which finds chips in the store that are in the plan.
+    again = Run(target, chips)
+    again.do()
+    again.end()
     assert_same(target, drive(tmp_path / 'other.zarr', chips))
 
 
@@ -293,7 +439,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[str]]
 
         monkeypatch.setattr(module, name, change)
 
-    for name in ('replace', 'rename', 'unlink', 'mkdir'):
+    for name in ('replace', 'link', 'unlink', 'mkdir'):
         patch(os, name)
 
     def at(number: int) -> list[str]:
@@ -309,60 +455,55 @@ def killed_everywhere(
     tmp_path: Path,
     kill: Callable[[int], list[str]],
     begin: Callable[[Path], None],
-    run: Callable[[Path, str], Any],
+    run: Callable[[Path], Any],
 ) -> None:
     """Kill a run at changes of the file system; the next must make up for it."""
     whole = tmp_path / 'whole.zarr'
     begin(whole)
     names = kill(sys.maxsize)
-    run(whole, 'a')
+    run(whole)
     changes = len(names)
     assert changes > 20
-    for number in range(changes // 8, changes, changes // 8):
+    for number in range(0, changes, changes // 8):
         target = tmp_path / f'killed-{number}.zarr'
         begin(target)
         kill(number)
         with pytest.raises(Killed):
-            run(target, 'a')
+            run(target)
+        kill(number // 2 + 5)
+        with suppress(Killed):
+            run(target)
         kill(sys.maxsize)
-        before = set(ZarrMosaic.finished(target).to_pylist())
-        run(target, 'b')
-        assert before <= set(ZarrMosaic.finished(target).to_pylist())
+        run(target)
         assert_same(target, whole)
 
 
+@pytest.mark.parametrize('squares', [True, False])
 def test_killed_at_any_moment(
     tmp_path: Path,
     grid: Callable[..., ChipDataset],
     kill: Callable[[int], list[str]],
+    squares: bool,
 ) -> None:
-    chips = grid(size=48)
-    assert len(chips) == 4
+    chips = grid(24, squares=squares)
     killed_everywhere(
-        tmp_path,
-        kill,
-        begin=lambda target: None,
-        run=lambda target, word: drive(target, chips, ranks=2, run=word, batch=1),
+        tmp_path, kill, lambda target: None, lambda target: drive(target, chips)
     )
 
 
-@pytest.mark.parametrize('grow', [False, True])
+@pytest.mark.parametrize('squares', [True, False])
 def test_killed_while_adding(
     tmp_path: Path,
     grid: Callable[..., ChipDataset],
     kill: Callable[[int], list[str]],
-    grow: bool,
+    squares: bool,
 ) -> None:
-    chips = grid(32, size=64)
-    assert len(chips) == 6
-    south = shapely.box(499200, 4499520, 500480, 4499900)
-    first = grid(32, size=64, roi=south) if grow else chips
-    rows = None if grow else [1, 4]
+    chips = grid(24, squares=squares)
     killed_everywhere(
         tmp_path,
         kill,
-        begin=lambda target: drive(target, first, rows=rows, run='begin') and None,
-        run=lambda target, word: drive(target, chips, ranks=2, run=word),
+        lambda target: drive(target, chips, fails=[1, 4, 5]) and None,
+        lambda target: drive(target, chips, block_chips=1),
     )
 
 
@@ -371,45 +512,84 @@ def test_chips_added_within_the_array(
     tmp_path: Path, grid: Callable[..., ChipDataset], stride: int
 ) -> None:
     chips = grid(stride)
-    some = list(range(0, len(chips), 2))
-    target = drive(tmp_path / 'out.zarr', chips, rows=some)
-    drive(target, chips, run='b', ranks=2)
-    assert_same(target, drive(tmp_path / 'other.zarr', chips))
-    drive(target, chips, run='c')
-    assert_same(target, tmp_path / 'other.zarr')
+    some = range(0, len(chips), 2)
+    target = drive(tmp_path / 'out.zarr', chips, fails=some)
+    before = gpd.read_parquet(target / 'chips.parquet')['id'].tolist()
+    # Some of them, and with another size of blocks.
+    part = ChipDataset(
+        [(chips.datasets[0], GridSampler(chips.datasets[0], 32, stride, edge='drop'))],
+        skip=chips.rows([0, 1, 2, 5])['chip_id'],
+    )
+    drive(target, part, 2, block_chips=2)
+    table = gpd.read_parquet(target / 'chips.parquet')
+    assert table['id'].tolist()[: len(before)] == before
+    drive(target, chips, block_chips=64)
+    ds = open_group(target)
+    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
+    assert len(gpd.read_parquet(target / 'chips.parquet')) == len(chips)
+    there = content(target)
+    drive(target, chips)
+    now = content(target)
+    assert [name for name in there if there[name] != now[name]] == []
 
 
-def test_chips_added_beyond_the_array(
+def test_a_store_of_an_older_version_is_filled_further(
+    tmp_path: Path, grid: Callable[..., ChipDataset]
+) -> None:
+    # Made of this grid when chips were staged; neighbours filled what had failed.
+    with tarfile.open(OLDER) as archive:
+        archive.extractall(tmp_path, filter='data')
+    target, chips, failed = tmp_path / 'maps.zarr', grid(16), [4, 9, 10]
+    done = [row for row in range(len(chips)) if row not in failed]
+    ds = open_group(target)
+    array = expected(ds, chips.rows(done))
+    np.testing.assert_array_equal(ds['embeddings'], array)
+    drive(target, chips, fails=[4, 9, 10])
+    np.testing.assert_array_equal(open_group(target)['embeddings'], array)
+    run = Run(target, chips, 16)
+    assert sorted(run.plan.rows) == failed
+    run.do()
+    run.end()
+    again = open_group(target)
+    assert again.sizes == ds.sizes
+    np.testing.assert_array_equal(again['embeddings'], expected(ds, chips.chips))
+    table = gpd.read_parquet(target / 'chips.parquet')
+    assert table['id'].tolist()[-3:] == chips.rows(run.plan.rows)['chip_id'].tolist()
+    assert len(table) == len(chips)
+
+
+def test_chips_beyond_the_array_are_refused(
     tmp_path: Path, grid: Callable[..., ChipDataset]
 ) -> None:
     east = grid(16, names=('S2_20240601.tif',), corner=(499520.0, 4500320.0))
     target = drive(tmp_path / 'out.zarr', east)
-    both = grid(
+    before = content(target)
+    larger = grid(16, corner=(499200.0, 4500640.0))
+    with pytest.raises(OutputError, match=r'to the north.*to the west.*--overwrite'):
+        Run(target, larger)
+    later = grid(
         16,
         names=('S2_20240601.tif', 'S2_20230101.tif'),
-        corner=(499200.0, 4500640.0),
+        corner=(499520.0, 4500320.0),
     )
-    drive(target, both, run='b', ranks=3)
-    ds = open_group(target)
-    assert ds.sizes == {'time': 2, 'embedding': D, 'y': 16, 'x': 20, 'bounds': 2}
-    assert ds.rio.transform() == from_origin(499200, 4500640, 80, 80)
-    rows = pd.concat([east.chips, both.chips]).drop_duplicates('chip_id')
-    np.testing.assert_array_equal(ds['embeddings'], expected(ds, rows))
-    assert len(gpd.read_parquet(target / 'chips.parquet')) == len(rows)
+    with pytest.raises(OutputError, match=r'of the time 2023-01-01.*another output'):
+        Run(target, later)
+    assert content(target) == before
+    assert not (tmp_path / 'out.zarr.partial').exists()
 
 
 def test_stride_that_is_no_whole_number_of_cells(
     tmp_path: Path, grid: Callable[..., ChipDataset]
 ) -> None:
     target = tmp_path / 'out.zarr'
-    sink = ZarrMosaic(job(target, grid(12)))
+    run = Run(target, grid(12))
     with pytest.raises(OutputError, match=r'1\.5 cells.*multiple of 8 pixels, such as'):
-        sink.write(predictions(grid(12), [0]))
+        run.block(0)
     assert not target.exists()
     # The same grid with another model, and another grid with this one.
-    drive(target, grid(12), cells=8)
+    drive(tmp_path / 'other.zarr', grid(12), cells=8)
     with pytest.raises(OutputError, match='multiple of 4 pixels'):
-        drive(target, grid(6), cells=8)
+        Run(tmp_path / 'other.zarr', grid(6))
 
 
 def test_chips_that_make_no_grid(
@@ -422,82 +602,161 @@ def test_chips_that_make_no_grid(
     points = gpd.GeoDataFrame(geometry=gpd.points_from_xy(*xy.T), crs='EPSG:32618')
     around = ChipDataset([(dataset, PointSampler(dataset, points, 32))])
     with pytest.raises(OutputError, match=r"around points.*format='geotiff'"):
-        ZarrMosaic(job(target, around))
+        Run(target, around)
     grids = [(dataset, GridSampler(dataset, size)) for size in (32, 16)]
     with pytest.raises(OutputError, match=r"32 x 32.*16 x 16.*format='geotiff'"):
-        ZarrMosaic(job(target, ChipDataset(grids)))
+        Run(target, ChipDataset(grids))
     x, y = 499200.0, 4500480.0
     shifted = [
         (slice(x, x + 320, 10), slice(y - 320, y, 10), dataset.bounds[2]),
         (slice(x + 325, x + 645, 10), slice(y - 320, y, 10), dataset.bounds[2]),
     ]
     with pytest.raises(OutputError, match=r"grid of pixels.*format='geotiff'"):
-        ZarrMosaic(job(target, ChipDataset([(dataset, shifted)])))
-    with pytest.raises(OutputError, match='ChipDataset'):
-        ZarrMosaic(job(target, Chips(3)))
+        Run(target, ChipDataset([(dataset, shifted)]))
     assert not target.exists()
+    drive(target, grid())
+    off = [(slice(x + 50, x + 370, 10), slice(y - 320, y, 10), dataset.bounds[2])]
+    with pytest.raises(OutputError, match='whole cells apart'):
+        Run(target, ChipDataset([(dataset, off)]))
+
+
+def test_points_on_a_grid(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None:
+    grid()
+    dataset = DatedImages(tmp_path / 'S2_20240601.tif')
+    xy = [
+        (499360 + 80 * i, 4500320 - 80 * j) for i, j in [(0, 0), (1, 0), (0, 0), (6, 3)]
+    ]
+    points = gpd.GeoDataFrame(
+        {'id': list('abcd')},
+        geometry=gpd.points_from_xy(*np.transpose(xy)),
+        crs='EPSG:32618',
+    )
+    chips = ChipDataset([(dataset, PointSampler(dataset, points, 32))])
+    target = drive(tmp_path / 'out.zarr', chips, block_chips=1)
+    ds = open_group(target)
+    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
+    table = gpd.read_parquet(target / 'chips.parquet')
+    assert sorted(table['point_id']) == list('abcd')
+    held = ZarrMosaic(str(target), 'float32').held()
+    assert chips.among(held).all()
 
 
 def test_maps_of_another_shape(
     tmp_path: Path, grid: Callable[..., ChipDataset]
 ) -> None:
     chips = grid()
-    sink = ZarrMosaic(job(tmp_path / 'out.zarr', chips))
-    sink.write(predictions(chips, [0]))
-    with pytest.raises(OutputError, match=r'\(3, 4, 4\) and \(3, 8, 8\)'):
-        sink.write(predictions(chips, [1], cells=8))
-    target = drive(tmp_path / 'other.zarr', chips, rows=[0])
+    run = Run(tmp_path / 'out.zarr', chips)
+    run.block(0)
+    run.cells = 8
+    with pytest.raises(OutputError, match=r'3 x 4 x 4 float32.* 3 x 8 x 8 float32'):
+        run.block(1)
+    target = drive(tmp_path / 'other.zarr', chips, fails=range(1, 12))
     with pytest.raises(OutputError, match=r'3 x 4 x 4 float32.*choose another output'):
         drive(target, chips, cells=8)
     with pytest.raises(OutputError, match='different sizes'):
-        drive(target, grid(size=16))
+        Run(tmp_path / 'other.zarr', grid(size=16))
 
 
-def test_damaged_output(tmp_path: Path) -> None:
+def test_damaged_output(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None:
     target = tmp_path / 'out.zarr'
-    (target / '.staging').mkdir(parents=True)
-    (target / '.staging/x.arrow').write_bytes(b'nothing')
-    with pytest.raises(OutputError, match=r"cannot read '.*x\.arrow'"):
-        ZarrMosaic.finished(target)
-    (target / '.staging/x.arrow').unlink()
+    target.mkdir()
     (target / 'chips.parquet').write_bytes(b'nothing')
-    with pytest.raises(OutputError, match=r"cannot read '.*chips\.parquet'"):
-        ZarrMosaic.finished(target)
+    with pytest.raises(OutputError, match=r"'.*chips\.parquet' cannot be read"):
+        ZarrMosaic(str(target), 'float32').held()
+    (target / 'chips.parquet').unlink()
+    drive(target, grid())
+    shutil.rmtree(target / 'EPSG_32618')
+    with pytest.raises(OutputError, match='is damaged'):
+        Run(target, grid())
+    run = Run(tmp_path / 'other.zarr', grid(24, squares=False))
+    run.do()
+    name = run.seams()[0]
+    run.store.put(name, b'nothing')
+    with pytest.raises(OutputError, match=f"{name}' cannot be read.*block-"):
+        run.merge()
 
 
-def test_without_zarr(
-    tmp_path: Path, grid: Callable[..., ChipDataset], monkeypatch: pytest.MonkeyPatch
+def test_something_else_has_begun_there(
+    tmp_path: Path, grid: Callable[..., ChipDataset]
 ) -> None:
+    target = tmp_path / 'out.zarr'
+    file = target / 'EPSG_32618' / 'embeddings' / 'zarr.json'
+    file.parent.mkdir(parents=True)
+    file.write_text('{}')
+    run = Run(target, grid())
+    with pytest.raises(OutputError, match=r"zarr\.json' was begun for other chips"):
+        run.do()
+    (target / 'EPSG_32618' / 'zarr.json').write_text('{}')
+    with pytest.raises(OutputError, match='not a Zarr group that dynamicvis_geo wrote'):
+        run.do()
+
+
+def test_without_zarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'zarr', None)
     with pytest.raises(OutputError, match=r"pip install 'dynamicvis-geo\[zarr\]'"):
-        ZarrMosaic(job(tmp_path / 'out.zarr', grid()))
+        ZarrMosaic(str(tmp_path / 'out.zarr'), 'float32')
 
 
-def run_rank(target: Path, chips: ChipDataset, rank: int, barrier: Any) -> None:
+def all_of_it(target: Path, chips: ChipDataset, reverse: bool, barrier: Any) -> None:
     for name, value in SMALL.items():
         setattr(mosaic, name, value)
-    sink = ZarrMosaic(job(target, chips, rank, 2))
     barrier.wait(HANG)
-    for first in range(rank, len(chips), 2):
-        sink.write(predictions(chips, [first]))
-        sink.flush()
+    run = Run(target, chips)
     barrier.wait(HANG)
-    sink.assemble()
+    run.do(numbers=sorted(range(len(run.plan)), reverse=reverse))
     barrier.wait(HANG)
-    if rank == 0:
-        sink.complete()
+    run.merge()
 
 
-def test_two_processes(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None:
+def test_two_processes_do_all_of_it_at_once(
+    tmp_path: Path, grid: Callable[..., ChipDataset]
+) -> None:
     chips = grid(16)
     context = multiprocessing.get_context('spawn')
     barrier = context.Barrier(2)
     target = tmp_path / 'out.zarr'
     other = context.Process(
-        target=run_rank, args=(target, chips, 1, barrier), daemon=True
+        target=all_of_it, args=(target, chips, True, barrier), daemon=True
     )
     other.start()
-    run_rank(target, chips, 0, barrier)
+    all_of_it(target, chips, False, barrier)
     other.join(HANG)
     assert other.exitcode == 0
     assert_same(target, drive(tmp_path / 'other.zarr', chips))
+
+
+def test_a_store_in_a_bucket(
+    grid: Callable[..., ChipDataset], tmp_path: Path, bucket: str
+) -> None:
+    chips = grid(24, squares=False)
+    url = f'{bucket}/some/out.zarr'
+    for index in (1, 0):
+        run = Run(url, chips, fails=[3])
+        run.do(Shard(index, 2))
+    run.end()
+    run = Run(url, chips)
+    run.do()
+    run.end()
+    ds = xr.open_zarr(url, group='EPSG_32618', chunks=None)
+    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
+    fsspec.filesystem('s3').get(url, str(tmp_path / 'copied.zarr'), recursive=True)
+    other = drive(tmp_path / 'other.zarr', chips, fails=[3])
+    assert_same(tmp_path / 'copied.zarr', drive(other, chips))
+
+
+def test_a_store_behind_a_url(grid: Callable[..., ChipDataset], tmp_path: Path) -> None:
+    chips = grid(24, squares=False)
+    url = f'memory://{uuid4().hex}/out.zarr'
+    for index in (1, 0):
+        run = Run(url, chips, fails=[3])
+        run.do(Shard(index, 2))
+    run.end()
+    run = Run(url, chips)
+    run.do()
+    run.end()
+    memory = fsspec.filesystem('memory')
+    copied = tmp_path / 'copied.zarr'
+    memory.get(url, str(copied), recursive=True)
+    other = drive(tmp_path / 'other.zarr', chips, fails=[3])
+    assert_same(copied, drive(other, chips))
+    memory.rm(url.rsplit('/', 1)[0], recursive=True)

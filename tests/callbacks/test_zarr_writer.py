@@ -6,7 +6,7 @@ import pytest
 from torch.utils.data import Subset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Task
@@ -22,9 +22,9 @@ def test_a_trainer_writes_and_extends_a_store(
     chips = make_chips()
     target = tmp_path / 'maps.zarr'
     first = EmbeddingWriter(target)
-    predict(first, Subset(chips, range(4)), Task('grid'), collate_fn=collate)
+    predict(first, Subset(chips, range(4)), Task('grid'))
     second = EmbeddingWriter(target)
-    predict(second, chips, Task('grid'), collate_fn=collate)
+    predict(second, chips, Task('grid'))
     assert first.summary is not None
     assert second.summary is not None
     assert (first.summary.written, second.summary.written) == (4, 2)
@@ -47,16 +47,16 @@ def test_overwrite_spares_a_store_with_something_else_in_it(
     tmp_path: Path, make_chips: Callable[..., ChipDataset]
 ) -> None:
     chips, target = make_chips(), tmp_path / 'maps.zarr'
-    predict(EmbeddingWriter(target), chips, Task('grid'), collate_fn=collate)
+    predict(EmbeddingWriter(target), chips, Task('grid'))
     photo = target / 'photos' / 'a.tif'
     photo.parent.mkdir()
     photo.write_text('years of work')
     again = EmbeddingWriter(target, overwrite=True)
     with pytest.raises(OutputError, match='photos'):
-        predict(again, chips, Task('grid'), collate_fn=collate)
+        predict(again, chips, Task('grid'))
     photo.unlink()
     photo.parent.rmdir()
     again = EmbeddingWriter(target, overwrite=True)
-    predict(again, Subset(chips, [0]), Task('grid'), collate_fn=collate)
+    predict(again, Subset(chips, [0]), Task('grid'))
     assert again.summary is not None
     assert (again.summary.before, again.summary.written) == (0, 1)

@@ -59,7 +59,7 @@ def files(
         'url.yaml': (
             'data: {class_path: dynamicvis_geo.ScenesDataModule, '
             'init_args: {path: scene.tif}}\n'
-            'writer: {path: "s3://bucket/o.parquet"}\n'
+            'writer: {path: "https://a.example/o.parquet"}\n'
         ),
     }
     for name, text in texts.items():
@@ -106,7 +106,10 @@ def outputs() -> Iterator[tuple[tuple[str, ...], str]]:
     }
     for command, suffix in commands.items():
         option = command[-1] if command[-1].startswith('--') else 'OUT'
-        for place in ('s3://bucket/x', '/vsigs/bucket/x', 'text.txt/x'):
+        places = ['https://a.example/x', '/vsigs/bucket/x', 'text.txt/x']
+        # Runs may go to stores.
+        places += ['nope://x'] if command[0] == 'embed' else ['s3://bucket/x']
+        for place in places:
             yield (*command, f'{place}{suffix}'), f'{option}.*{place}'
         yield (*command, '/'), f'{option}.*root of a file system'
         yield (*command, ''), f"{option}.*''"
@@ -168,6 +171,11 @@ CASES = [
     ((*SCENE, *OUT, '--points', 'points.csv', '--stride', '3'), 'stride=3'),
     (('embed', 'text.txt', *OUT), r'argument SOURCE: text\.txt: rasterio cannot'),
     (('embed', '', *OUT), "SOURCE: '' is no path"),
+    (('embed', 'gs://b/x.tif', *OUT), r"SOURCE: 'gs://b/x\.tif' .*geo\[gcs\]"),
+    (('embed', '/vsizip/a.zip/x.tif', *OUT), r'SOURCE: /vsizip/a\.zip/x\.tif: raster'),
+    ((*SCENE, *OUT, '--points', 'nope://x.csv'), "--points: 'nope://x.csv' is no URL"),
+    ((*SCENE, *OUT, '--points', '/vsis3/b/x.csv'), '--points: .* only images'),
+    ((*SCENE, *OUT, '--weights', 's3://b/x.pth'), '--weights: .*local disks only'),
     (('info', '--checkpoint', 'other.pth'), r'--checkpoint: other\.pth has no'),
     ((*SCENE, *OUT, '--weights', ''), "--weights: '' is no path"),
     (('info', '--checkpoint', 'text.txt'), r'--checkpoint: text\.txt is neither'),
@@ -191,7 +199,7 @@ CASES = [
     ((*PREDICT, 'broken.yaml'), r'config.*correct --config broken\.yaml'),
     ((*PREDICT, 'unknown.yaml'), r"'colour'.*correct --config unknown\.yaml"),
     ((*PREDICT, 'devices.yaml'), r'devices=0.*correct --config devices\.yaml'),
-    ((*PREDICT, 'url.yaml'), "'s3://bucket/o.parquet' is a URL"),
+    ((*PREDICT, 'url.yaml'), "path='https://a.example/o.parquet' is a"),
     ((*PREDICT, 'nowhere.yaml'), r'nowhere\.yaml.*--help'),
 ]
 

@@ -206,10 +206,11 @@ def test_an_outage_ends_a_run_that_is_then_continued(
     output = tmp_path / 'e.parquet'
     where = ('--points', tmp_path / 'plots.csv', '--on-error', 'skip')
     where = (*where, '--num-workers', '0', '--batch-size', '1', '--output', output)
+    where = (*where, '--max-concurrency', '1')
     # The default of a parameter of a dataclass is that of its class.
     monkeypatch.setattr(EarthEngineClient.__init__, '__defaults__', IMPATIENT)
     server.set(script=[None, None], kinds=[503], rate=1)
-    code, _, err = embed(run_cli, *options, *where, '--flush-chips', '1', '--quiet')
+    code, _, err = embed(run_cli, *options, *where, '--block-chips', '1', '--quiet')
     assert code == 2
     assert 'Told to fail with 503. (HTTP status 503); gave up' in err.splitlines()[-1]
     assert not (tmp_path / 'e.failures.parquet').exists()

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from geopandas.testing import assert_geodataframe_equal
 from rasterio.windows import from_bounds
 
 from dynamicvis_geo import BackboneConfig, FeatureExtraction, read_provenance
 from dynamicvis_geo.errors import SourceError
+from tests.stores import Upload
 
 from .conftest import MakeScene
 
@@ -219,3 +221,24 @@ def test_random_weights_are_the_same_each_time(
         embed(run_cli, scene, '--output', tmp_path / name)
         vectors.append(np.array(gpd.read_parquet(tmp_path / name)['embedding'].iloc[0]))
     assert np.array_equal(*vectors)
+
+
+def test_images_of_stores_are_embedded_as_those_of_disks(
+    make_scene: MakeScene, run_cli: RunCli, tmp_path: Path, upload: Upload, web: str
+) -> None:
+    make_scene('scenes/scene.tif')
+    url = upload(tmp_path / 'scenes')
+    sources = (
+        tmp_path / 'scenes',
+        url,
+        f'/vsis3/{url.path}/scene.tif',
+        f'{web}/scenes/scene.tif',
+    )
+    tables = []
+    for i, source in enumerate(sources):
+        output = tmp_path / f'{i}.parquet'
+        code, _, err = embed(run_cli, source, '--output', output)
+        assert code == 0, err
+        tables.append(gpd.read_parquet(output))
+    for table in tables[1:]:
+        assert_geodataframe_equal(table, tables[0])

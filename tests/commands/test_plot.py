@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.commands.conftest import MakeScene
 from tests.outputs import write_grid, write_pooled
+from tests.stores import Upload
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -179,3 +180,36 @@ def test_what_embed_writes_can_be_reported_and_drawn(
     )
     assert code == 0, err
     assert out.count('EPSG32633_x') == 3
+
+
+def test_outputs_of_stores_are_drawn(
+    run_cli: Cli, make_scene: MakeScene, tmp_path: Path, upload: Upload
+) -> None:
+    make_scene('scenes/one.tif')
+    make_scene('scenes/two.tif')
+    write_grid(tmp_path / 'maps')
+    write_pooled(tmp_path / 'e.parquet')
+    scenes, maps = upload(tmp_path / 'scenes'), upload(tmp_path / 'maps')
+    table = upload(tmp_path / 'e.parquet')
+    for i, arguments in enumerate(
+        (
+            ('plot', 'rgb', scenes),
+            ('plot', 'rgb', f'/vsis3/{scenes.path}/one.tif'),
+            ('plot', 'pca', maps),
+            ('plot', 'map', table),
+            ('plot', 'neighbours', table, '--chip', '0', '--images', scenes),
+        )
+    ):
+        output = tmp_path / f'{i}.png'
+        code, _, err = run_cli(*arguments, '--output', output)
+        assert code == 0, err
+        assert colours(output) > 10
+    code, out, err = run_cli('plot', 'pca', maps, '--output', tmp_path / 'colours')
+    assert (code, '4 GeoTIFFs' in out) == (0, True), err
+    for source in (maps, table):
+        page = tmp_path / f'{source.name}.html'
+        code, _, err = run_cli('report', source, '--output', page)
+        assert code == 0, err
+        assert str(source.name) in page.read_text()
+    code, _, err = run_cli('report', table)
+    assert (code, '--output is needed' in err) == (2, True)

@@ -61,6 +61,35 @@ def test_local_images(make_scene: MakeScene, run_cli: RunCli, tmp_path: Path) ->
     assert len(list((tmp_path / 'maps').glob('*.tif'))) == 6
 
 
+def test_shards_of_a_configuration(
+    make_scene: MakeScene, run_cli: RunCli, tmp_path: Path
+) -> None:
+    config = {
+        'data': {
+            'class_path': 'ScenesDataModule',
+            'init_args': {'path': str(make_scene()), 'size': 64},
+        },
+        'writer': {'path': str(tmp_path / 'e.parquet'), 'block_chips': 1},
+    }
+    (tmp_path / 'run.yaml').write_text(yaml.safe_dump(config))
+    options = ('--config', tmp_path / 'run.yaml', *TINY, '--trainer.accelerator', 'cpu')
+    code, out, err = run_cli('predict', *options, '--writer.shard', '2/3')
+    assert code == 0, err
+    assert '. 4 blocks are left to other shards' in out
+    assert err.count('this is shard 2/3') == 1
+    config['writer']['shard'] = [1, 3]
+    (tmp_path / 'run.yaml').write_text(yaml.safe_dump(config))
+    code, out, err = run_cli('predict', *options)
+    assert code == 0, err
+    assert '. 2 blocks are left to other shards' in out
+    code, out, _ = run_cli('predict', *options, '--writer.shard', '3/3')
+    assert code == 0
+    assert 'beside 4 from before' in out
+    code, _, err = run_cli('predict', *options, '--writer.shard', '4/3')
+    assert code == 2
+    assert 'shard=4/3' in err.splitlines()[-1]
+
+
 def test_the_configuration_is_printed_and_can_be_run(run_cli: RunCli) -> None:
     code, out, _ = run_cli(
         'predict', '--config', EXAMPLES / 'predict.yaml', *TINY, '--print_config'

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 from dynamicvis_geo import EmbeddingWriter
 from dynamicvis_geo.tasks import load_probe
 from tests.callbacks.standins import Chips
+from tests.outputs import write_pooled
+from tests.stores import Upload
 
 RunCli = Callable[..., tuple[int, str, str]]
 COVERS = ('bare', 'forest', 'water')
@@ -127,10 +129,10 @@ def test_from_labels_to_maps(files: Path, run_cli: RunCli, tmp_path: Path) -> No
 def test_numbers_several_classes_and_a_column_of_splits(
     files: Path, run_cli: RunCli, tmp_path: Path
 ) -> None:
-    table = gpd.read_parquet(files / 'e.parquet')
+    labels = pd.read_csv(files / 'labels.csv').set_index('id')[:140]
+    table = gpd.read_parquet(files / 'e.parquet').set_index('id').loc[labels.index]
     places = table[['centre_lon', 'centre_lat']].set_axis(['lon', 'lat'], axis=1)
-    labels = pd.read_csv(files / 'labels.csv').set_index('id').loc[table['id'][:140]]
-    places = places[:140].assign(
+    places = places.assign(
         height=labels['height'].to_numpy(),
         kinds=labels['kinds'].to_numpy(),
         part=['train', 'train', 'val', 'test', 'test'] * 28,
@@ -214,3 +216,24 @@ def test_results_are_replaced_when_asked(
     assert run_cli(*command, '--overwrite')[0] == 0
     assert (tmp_path / 'results.csv').read_text().startswith('method,')
     assert (tmp_path / 'notes.txt').read_text() == 'mine'
+
+
+def test_embeddings_and_labels_of_a_store(
+    run_cli: RunCli, tmp_path: Path, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    write_pooled(tmp_path / 'e.parquet', count=60)
+    ids = gpd.read_parquet(tmp_path / 'e.parquet')['id']
+    labels = pd.DataFrame({'id': ids, 'cover': np.tile(COVERS, 20)})
+    labels.to_csv(tmp_path / 'labels.csv', index=False)
+    tables = []
+    for place in (lambda path: path, upload):
+        output = tmp_path / f'probe-{len(tables)}'
+        code, _, err = run_cli(
+            *('probe', place(tmp_path / 'e.parquet')),
+            *('--labels', place(tmp_path / 'labels.csv'), '--target', 'cover'),
+            *('--epochs', '2', '--output', output),
+        )
+        assert code == 0, err
+        tables.append((output / 'results.csv').read_text())
+    assert tables[0] == tables[1]

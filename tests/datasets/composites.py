@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from dynamicvis_geo.datasets import EarthEngineDataset
+from dynamicvis_geo.datamodules.batches import Batches
+from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset, collate
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.specs import BBox, SensorSpec
 from tests.earthengine_server import EarthEngineServer
@@ -51,6 +53,16 @@ def assert_right(dataset: Any, where: Any, sample: Any, window: Any = WINDOW) ->
     assert (sample['image'].numpy() == image).all()
     assert sample['valid_fraction'].shape == (1,)
     assert sample['valid_fraction'].item() == pytest.approx(valid.mean(), abs=1e-6)
+
+
+def ahead(
+    chips: ChipDataset, batch_size: int, workers: int, rows: Any = None, **options: Any
+) -> DataLoader[Any]:
+    """Loads batches as a data module does: of all chips, or of some in their order."""
+    rows = np.arange(len(chips)) if rows is None else np.array(rows)
+    options.setdefault('collate_fn', collate)
+    batches = Batches(chips, [rows], batch_size)
+    return DataLoader(batches, batch_size=None, num_workers=workers, **options)
 
 
 def batches_before(error: type[Exception], loader: Iterable[Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from torchgeo.datasets import NonGeoDataset
 from dynamicvis_geo import PooledEmbeddings
 from dynamicvis_geo.errors import SourceError, SpecError
 from tests.datasets.embedding_parts import vectors, write_part
+from tests.stores import Upload
 
 
 def test_samples_are_vectors_labels_and_row_numbers(tmp_path: Path) -> None:
@@ -237,3 +238,32 @@ def test_moved_file_is_decoded_anew(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         PooledEmbeddings(other / 'a.parquet').embeddings, vectors(2)
     )
+
+
+def test_embeddings_of_a_store_are_mapped_from_the_cache(
+    tmp_path: Path, upload: Upload, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    folder = tmp_path / 'parts'
+    folder.mkdir()
+    cover = ['x', 'y', 'x']
+    for i, name in enumerate(('a', 'b')):
+        write_part(folder / f'{name}.parquet', vectors(3, seed=i), cover=cover)
+    local = PooledEmbeddings(folder, 'cover')
+    url = upload(folder)
+    for place in (url, str(url)):
+        dataset = PooledEmbeddings(place, 'cover')
+        assert np.array_equal(dataset.embeddings, local.embeddings)
+        assert dataset.classes == local.classes
+        assert_geodataframe_equal(dataset.table, local.table)
+        assert pickle.loads(pickle.dumps(dataset))[4]['index'].tolist() == [4]
+    for one in (url / 'b.parquet', f'{web}/parts/b.parquet'):
+        assert np.array_equal(PooledEmbeddings(one).embeddings, vectors(3, seed=1))
+    # The same size, other vectors.
+    write_part(folder / 'b.parquet', vectors(3, seed=2), cover=cover)
+    upload(folder / 'b.parquet', 'parts/b.parquet')
+    for one in (url / 'b.parquet', f'{web}/parts/b.parquet'):
+        assert np.array_equal(PooledEmbeddings(one).embeddings, vectors(3, seed=2))
+    assert not list(folder.glob('.b*'))
+    with pytest.raises(SourceError, match=f'{url}/c.parquet: no such file'):
+        PooledEmbeddings(url / 'c.parquet')

@@ -37,6 +37,7 @@ from .composites import (
     ROI,
     SENSOR,
     WINDOW,
+    ahead,
     assert_right,
     batches_before,
     grid,
@@ -247,8 +248,7 @@ def test_a_server_that_comes_back_is_waited_for(workers: int) -> None:
         dataset = make(first, block_size=1, limits={'max_concurrency': 4})
         wanted = grid(dataset, 4, 6, 16)
         chips = from_earth_engine(dataset, wanted, on_error='skip')
-        chips.expect(range(24))
-        batches = iter(loader(chips, 4, workers))
+        batches = iter(ahead(chips, 4, workers))
         found = [next(batches)]
     # What was sent meanwhile is refused.
     back = threading.Timer(1, lambda: servers.append(EarthEngineServer('--port', port)))
@@ -286,18 +286,16 @@ def test_a_chip_that_the_server_fails_on_is_listed(
 AWAY = """
 import sys
 sys.path.insert(0, '.')
-from torch.utils.data import DataLoader
-from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset, collate
+from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
 from dynamicvis_geo.earthengine import EarthEngineClient, client
 from dynamicvis_geo.errors import UnavailableError
-from tests.datasets.composites import ROI, WINDOW, SENSOR, grid
+from tests.datasets.composites import ROI, WINDOW, SENSOR, ahead, grid
 client.TELL_OF_FAILURES = 0.5
 away = EarthEngineClient(url='http://127.0.0.1:9', retry_for=3)
 dataset = EarthEngineDataset(ROI, WINDOW, SENSOR, client=away, block_size=1)
 chips = ChipDataset([(dataset, grid(dataset, 4, 4))])
-chips.expect(range(16))
 try:
-    list(DataLoader(chips, 2, num_workers=int(sys.argv[1]), collate_fn=collate))
+    list(ahead(chips, 2, int(sys.argv[1])))
 except UnavailableError:
     print('unavailable')
 """

@@ -13,6 +13,7 @@ from torchgeo.datasets import RasterDataset
 from dynamicvis_geo import ChipDataset, FeatureMaps, GridSampler, collate
 from dynamicvis_geo.errors import SourceError, SpecError
 from tests.datasets.rasters import write_geotiff
+from tests.stores import Upload
 
 #: Cells of 160 m: chips of 640 m.
 RES, CELLS, BANDS = 160.0, 4, 5
@@ -176,3 +177,22 @@ def test_unusable_files(tmp_path: Path) -> None:
     write_map(tmp_path, 1, {'start': 'soon', 'end': 'later'})
     with pytest.raises(SourceError, match="start='soon'"):
         FeatureMaps(tmp_path)
+
+
+def test_maps_are_read_from_stores(tmp_path: Path, upload: Upload, web: str) -> None:
+    tags = {'start': '2024-06-01T00:00:00', 'end': '2024-09-01T00:00:00'}
+    for column in range(2):
+        write_map(tmp_path / 'maps', column, tags)
+    local = FeatureMaps(tmp_path / 'maps')
+    x, y, t = local.bounds
+    expected = local[x, y, t]['image']
+    url = upload(tmp_path / 'maps')
+    pages = [f'{web}/maps/chip-{i}.tif' for i in range(2)]
+    for paths in (url, str(url), pages, [url / 'chip-1.tif', url / 'chip-0.tif']):
+        maps = FeatureMaps(paths)
+        assert (len(maps), maps.bounds) == (2, local.bounds)
+        torch.testing.assert_close(maps[x, y, t]['image'], expected)
+    with pytest.raises(SourceError, match=f'^{url}/none: no such file'):
+        FeatureMaps(url / 'none')
+    with pytest.raises(SourceError, match=f'^{url}/none.tif: rasterio cannot open'):
+        FeatureMaps(url / 'none.tif')

@@ -11,6 +11,7 @@ from dynamicvis_geo import PooledEmbeddings
 from dynamicvis_geo.datasets import join_labels
 from dynamicvis_geo.errors import SourceError, SpecError
 from tests.datasets.embedding_parts import vectors, write_part
+from tests.stores import Upload
 
 
 def chips(tmp_path: Path, count: int = 4, **columns: Any) -> gpd.GeoDataFrame:
@@ -253,3 +254,16 @@ def test_unusable_files(tmp_path: Path) -> None:
     points = gpd.GeoDataFrame({'v': [1, 2]}, geometry=[shapely.Point(0, 0), None])
     with pytest.raises(SourceError, match=r'1 of 2 labels have no geometry.*row 2'):
         join_labels(table, points.set_crs('EPSG:4326'), 'v')
+
+
+def test_labels_of_a_store(tmp_path: Path, upload: Upload) -> None:
+    path = csv(tmp_path, 'id,cover\nchip-2,water\nchip-0,forest\n')
+    table = chips(tmp_path)
+    expected = join_labels(table, path, 'cover').values.tolist()
+    assert join_labels(table, upload(path), 'cover').values.tolist() == expected
+    labels = table[['id', 'geometry']].assign(cover='water')
+    labels.to_file(tmp_path / 'labels.gpkg')
+    labels.to_parquet(tmp_path / 'labels.parquet')
+    for name in ('labels.gpkg', 'labels.parquet'):
+        joined = join_labels(table, str(upload(tmp_path / name)), 'cover', 'within')
+        assert joined.rows.tolist() == [0, 1, 2, 3]

@@ -5,7 +5,9 @@ import pytest
 import shapely
 
 from dynamicvis_geo.datasets import assign_points, open_scenes, read_points
+from dynamicvis_geo.datasets.areas import read_area
 from dynamicvis_geo.errors import SourceError
+from tests.stores import Upload
 
 from .rasters import Areas, pattern, write_geotiff
 
@@ -110,3 +112,23 @@ def test_points_in_no_image_are_listed() -> None:
     places = gpd.GeoSeries.from_xy([-75.5, 0, 10], [38.5, 50, 51], crs=4326)
     with pytest.raises(SourceError, match=r'2 of 3 points.*1 \(0\.00000, 50\.00000\)'):
         assign_points(datasets, gpd.GeoDataFrame(geometry=places))
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'geojson', 'gpkg', 'parquet'])
+def test_files_of_stores(tmp_path: Path, upload: Upload, suffix: str) -> None:
+    path = tmp_path / f'p.{suffix}'
+    table = gpd.GeoDataFrame(
+        {'id': ['a', 'b']}, geometry=gpd.points_from_xy([10, 11], [50, 51]), crs=4326
+    )
+    if suffix == 'csv':
+        write(path, 'id,lon,lat', 'a,10,50', 'b,11,51')
+    else:
+        table.to_parquet(path) if suffix == 'parquet' else table.to_file(path)
+    url = upload(path)
+    for points in (read_points(url), read_points(str(url))):
+        assert points['id'].tolist() == ['a', 'b']
+        assert points.geometry.geom_equals_exact(table.geometry, 1e-9).all()
+    if suffix != 'csv':
+        assert len(read_area(str(url))) == 2
+    with pytest.raises(SourceError, match=f'^{url}.none: no such file'):
+        read_points(f'{url}.none')

@@ -2,24 +2,23 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
 import shapely
-import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from dynamicvis_geo.datasets import ChipDataset, collate
-from dynamicvis_geo.datasets.read_ahead import MOST_PIXELS, ReadAhead, chips_ahead
+from dynamicvis_geo.datasets.read_ahead import MOST_PIXELS, chips_ahead, read_ahead
 from dynamicvis_geo.errors import NoImageryError, PermissionDeniedError
 from dynamicvis_geo.samplers import GridSampler
 from tests.earthengine_server import EarthEngineServer
 from tests.processes import HANG, Start
 
-from .composites import GAP, ROI, assert_right, batches_before, grid, make
+from .composites import GAP, ROI, ahead, assert_right, batches_before, grid, make
 from .rasters import Areas
 
 FAULTS = [429, 500, 503, 'reset', 'close', 'truncated', 'short', 'html']
@@ -38,67 +37,54 @@ def rows_of(batches: Any) -> list[list[int]]:
 # Which batches are begun, and when.
 
 
-class Batches:
+class Begun:
     """Notes what is begun and given up; a batch is the list of its rows."""
 
-    def __init__(self, error: Exception | None = None, bad: int = -1) -> None:
-        self.begun: list[list[int]] = []
-        self.events: list[threading.Event] = []
-        self.error, self.bad = error, bad
+    def __init__(self, bad: int = -1) -> None:
+        self.rows: list[list[int]] = []
+        self.cancelled: set[threading.Event] = set()
+        self.bad = bad
 
     def __call__(
         self, rows: np.ndarray[Any, Any], cancelled: threading.Event
     ) -> Callable[[], list[int]]:
-        self.begun.append(rows.tolist())
-        self.events.append(cancelled)
+        self.rows.append(rows.tolist())
+        self.cancelled.add(cancelled)
 
         def finish() -> list[int]:
-            if self.error is not None and self.bad in rows:
-                raise self.error
+            if self.bad in rows:
+                raise NoImageryError('nothing')
             return rows.tolist()  # type: ignore[no-any-return]
 
         return finish
 
 
-def reader(
-    batches: Batches, count: int = 20, worker: int = 0, workers: int = 2, ahead: int = 4
-) -> ReadAhead[list[int]]:
-    expected = torch.arange(100, 100 + count)
-    return ReadAhead(expected, worker, workers, batches, lambda row: ahead)
+def reader(begun: Begun, sizes: list[int], ahead: int) -> Iterator[list[int]]:
+    batches = np.split(np.arange(100, 100 + sum(sizes)), np.cumsum(sizes)[:-1])
+    return read_ahead(batches, begun, lambda row: ahead)
 
 
-def take(reader: ReadAhead[list[int]], *rows: int) -> None:
-    assert reader.take(np.array(rows)) == list(rows)
-
-
-def test_a_worker_begins_its_own_batches_before_they_are_asked_for() -> None:
-    begun = Batches()
-    second = reader(begun, worker=1)
-    take(second, 102, 103)
-    assert begun.begun == [[102, 103], [106, 107], [110, 111]]
-    take(second, 106, 107)
-    assert begun.begun[3:] == [[114, 115]]
-    for first in (110, 114, 118):
-        take(second, first, first + 1)
-    assert begun.begun[4:] == [[118, 119]]
-    # The next epoch of workers that persist.
-    take(second, 102, 103)
-    assert begun.begun[5] == [102, 103]
-
-
-def test_the_last_batch_may_be_short() -> None:
-    begun = Batches()
-    one = reader(begun, count=10, workers=1)
-    for rows in ((100, 101, 102, 103), (104, 105, 106, 107), (108, 109)):
-        take(one, *rows)
-    assert begun.begun == [[*range(100, 104)], [*range(104, 108)], [108, 109]]
+def test_so_many_chips_are_begun_besides_the_batch_in_hand() -> None:
+    begun = Begun()
+    sizes = [4, 1, 3, 2, 4, 4]
+    batches = reader(begun, sizes, ahead=5)
+    assert begun.rows == []
+    assert next(batches) == [100, 101, 102, 103]
+    # 1 + 3 are not enough.
+    assert list(map(len, begun.rows)) == [4, 1, 3, 2]
+    assert next(batches) == [104]
+    assert list(map(len, begun.rows)) == [4, 1, 3, 2]
+    assert next(batches) == [105, 106, 107]
+    assert list(map(len, begun.rows)) == sizes[:5]
+    assert list(map(len, batches)) == sizes[3:]
+    assert begun.rows[-1] == [114, 115, 116, 117]
 
 
 def test_one_batch_at_least_is_read_ahead_unless_it_is_too_large() -> None:
-    for ahead, expected in ((1, 2), (0, 1)):
-        begun = Batches()
-        take(reader(begun, workers=1, ahead=ahead), 100, 101, 102)
-        assert len(begun.begun) == expected
+    for least, expected in ((1, 2), (0, 1)):
+        begun = Begun()
+        next(reader(begun, [3, 3, 3], least))
+        assert len(begun.rows) == expected
     assert chips_ahead([], 100) == 0
     source = Areas([shapely.box(0, 0, 1, 1)])
     source.concurrency = 16  # type: ignore[attr-defined]
@@ -106,29 +92,23 @@ def test_one_batch_at_least_is_read_ahead_unless_it_is_too_large() -> None:
     assert chips_ahead([source], MOST_PIXELS // 3) == 3
 
 
-def test_other_rows_than_expected_cost_nothing() -> None:
-    begun = Batches()
-    one = reader(begun)
-    rng = np.random.default_rng(0)
-    for rows in rng.permutation(np.arange(100, 120)).reshape(-1, 2)[:8].tolist():
-        take(one, *rows)
-    assert len(begun.begun) == 8
-    begun = Batches()
-    one = reader(begun)
-    take(one, 100, 101)
-    take(one, 116, 117)
-    assert begun.begun == [[100, 101], [104, 105], [108, 109], [116, 117]]
-    assert [event.is_set() for event in begun.events] == [False, True, True, False]
-
-
-def test_an_error_is_raised_where_its_batch_is_asked_for() -> None:
-    begun = Batches(NoImageryError('nothing'), bad=104)
-    one = reader(begun)
-    take(one, 100, 101)
+def test_an_error_is_raised_in_its_turn_and_gives_up_the_rest() -> None:
+    begun = Begun(bad=102)
+    batches = reader(begun, [2, 2, 2, 2], ahead=4)
+    assert next(batches) == [100, 101]
+    (cancelled,) = begun.cancelled
+    assert not cancelled.is_set()
     with pytest.raises(NoImageryError):
-        one.take(np.array([104, 105]))
-    take(one, 108, 109)
-    assert not any(event.is_set() for event in begun.events)
+        next(batches)
+    assert cancelled.is_set()
+
+
+def test_what_nobody_waits_for_is_given_up() -> None:
+    begun = Begun()
+    batches = reader(begun, [2, 2, 2], ahead=2)
+    next(batches)
+    del batches
+    assert all(cancelled.is_set() for cancelled in begun.cancelled)
 
 
 # With Earth Engine and a DataLoader.
@@ -145,17 +125,9 @@ def test_samples_and_their_order_are_the_same(
     # The parent makes requests first: its connections are inherited.
     assert chips[3]['chip'].tolist() == [3]  # type: ignore[index, union-attr]
     order = [*range(30, 60), *range(30)]
-    chips.expect(order)
+    loader = ahead(chips, batch_size, workers, order, multiprocessing_context=method)
     before = chips.retries
     server.set(kinds=FAULTS, rate=0.2, seed=workers)
-    loader = DataLoader(
-        chips,
-        batch_size,
-        sampler=order,
-        num_workers=workers,
-        collate_fn=collate,
-        multiprocessing_context=method,
-    )
     batches = list(loader)
     assert [*chain(*rows_of(batches))] == order
     dataset: Any = chips.datasets[0]
@@ -170,53 +142,20 @@ def test_samples_and_their_order_are_the_same(
     assert chips.retries - before == counts['requests'] - 60 > 0
 
 
-@pytest.mark.parametrize('kind', ['shuffled', 'part', 'single', 'epochs', 'dropped'])
-def test_wrong_expectations_give_the_right_samples(
-    server: EarthEngineServer, kind: str
-) -> None:
-    chips = chips_of(server)
-    chips.expect(range(60))
-    generator = torch.Generator().manual_seed(0)
-    options: dict[str, Any] = {'batch_size': 5, 'generator': generator}
-    data: Any = Subset(chips, range(1, 60, 2)) if kind == 'part' else chips
-    if kind in ('shuffled', 'single'):
-        options['shuffle'] = True
-    if kind == 'single':
-        options['batch_size'] = 1
-    if kind == 'epochs':
-        options['persistent_workers'] = True
-    if kind == 'dropped':
-        options |= {'batch_size': 9, 'drop_last': True}
-    loader = DataLoader(data, num_workers=2, collate_fn=collate, **options)
-    epochs = [list(loader) for _ in range(2 if kind == 'epochs' else 1)]
-    wanted = grid(chips.datasets[0], 6, 10, 16)
-    for batches in epochs:
-        rows = [*chain(*rows_of(batches))]
-        assert sorted(rows) == {
-            'part': [*range(1, 60, 2)],
-            'dropped': [*range(54)],
-        }.get(kind, [*range(60)])
-        images = torch.cat([batch['image'] for batch in batches])
-        valid = torch.cat([batch['valid_fraction'] for batch in batches])
-        for row, image, fraction in zip(rows, images, valid, strict=True):
-            sample = {'image': image, 'valid_fraction': fraction}
-            assert_right(chips.datasets[0], wanted[row], sample)
-    asked = sum(len(rows) for batches in epochs for rows in rows_of(batches))
-    assert server.counts()['requests'] - asked <= 6
-
-
 def test_requests_are_in_flight_across_batches(server: EarthEngineServer) -> None:
     peaks = []
-    for expect in (False, True):
-        chips = chips_of(server, limits={'max_concurrency': 12})
-        if expect:
-            chips.expect(range(60))
-        server.set(latency=0.05)
-        loader = DataLoader(chips, 2, num_workers=2, collate_fn=collate)
-        assert [*chain(*rows_of(loader))] == [*range(60)]
-        peaks.append(server.counts()['peak'])
-    # Two workers with batches of two, and with their shares of six.
-    assert peaks == [4, 12]
+    for workers in (2, 0):
+        for known in (False, True):
+            chips = chips_of(server, limits={'max_concurrency': 12})
+            loader = DataLoader(chips, 2, num_workers=workers, collate_fn=collate)
+            server.set(latency=0.05)
+            loader = ahead(chips, 2, workers) if known else loader
+            assert [*chain(*rows_of(loader))] == [*range(60)]
+            peaks.append(server.counts()['peak'])
+    # Two workers with batches of two, and with their shares of six; one process with a
+    # batch of two, and with all twelve; a busy machine may not reach what it may.
+    assert peaks[0] <= 4 < peaks[1] <= 12
+    assert peaks[2] <= 2 < peaks[3] <= 12
 
 
 def test_errors_of_the_background_end_the_run_in_turn(
@@ -226,19 +165,15 @@ def test_errors_of_the_background_end_the_run_in_turn(
     dataset = make(server, roi, block_size=1)
     good, bad = grid(make(server), 4, 4, 16), grid(make(server, GAP), 1, 1, 16)
     chips = ChipDataset([(dataset, [*good, *bad])])
-    chips.expect(range(17))
-    loader = DataLoader(chips, 4, num_workers=2, collate_fn=collate)
-    batches = batches_before(NoImageryError, loader)
+    batches = batches_before(NoImageryError, ahead(chips, 4, workers=2))
     assert rows_of(batches) == [[*range(i, i + 4)] for i in (0, 4, 8, 12)]
 
 
 def test_errors_of_the_run_end_it(server: EarthEngineServer) -> None:
     chips = chips_of(server)
     chips.on_error = 'skip'
-    chips.expect(range(60))
     server.set(kinds=[403], rate=1)
-    loader = DataLoader(chips, 4, num_workers=2, collate_fn=collate)
-    assert batches_before(PermissionDeniedError, loader) == []
+    assert batches_before(PermissionDeniedError, ahead(chips, 4, workers=2)) == []
 
 
 def test_files_are_read_when_they_are_asked_for(server: EarthEngineServer) -> None:
@@ -246,36 +181,23 @@ def test_files_are_read_when_they_are_asked_for(server: EarthEngineServer) -> No
     far = make(server, block_size=1)
     near = Areas([shapely.box(0, 0, 80, 10)], res=1.0)
     chips = ChipDataset([(far, grid(far, 1, 6, 16)), (near, GridSampler(near, 10))])
-    chips.expect(range(14))
-    found = [
-        sample
-        for batch in DataLoader(chips, 4, num_workers=2, collate_fn=list)
-        for sample in batch
-    ]
+    found = [*chain(*ahead(chips, 4, workers=2, collate_fn=list))]
     assert [sample['chip'].item() for sample in found] == [*range(14)]
     for where, sample in zip(grid(far, 1, 6, 16), found[:6], strict=True):
         assert_right(far, where, sample)
     assert [sample['image'][0].item() for sample in found[6:]] == [*range(0, 80, 10)]
 
 
-def test_expectations_must_be_rows(server: EarthEngineServer) -> None:
-    with pytest.raises(IndexError, match='chip 60 of 60'):
-        chips_of(server).expect(np.arange(61))
-
-
 SLOW = """
 import sys
 sys.path.insert(0, '.')
-from torch.utils.data import DataLoader
-from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset, collate
+from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
 from dynamicvis_geo.earthengine import EarthEngineClient
-from tests.datasets.composites import ROI, WINDOW, SENSOR, grid
+from tests.datasets.composites import ROI, WINDOW, SENSOR, ahead, grid
 client = EarthEngineClient('p', sys.argv[1], max_concurrency=4)
 dataset = EarthEngineDataset(ROI, WINDOW, SENSOR, client=client, block_size=1)
 chips = ChipDataset([(dataset, grid(dataset, 10, 10, 16))])
-chips.expect(range(100))
-workers = int(sys.argv[2])
-for batch in DataLoader(chips, 4, num_workers=workers, collate_fn=collate):
+for batch in ahead(chips, 4, int(sys.argv[2])):
     print('batch', flush=True)
 """
 

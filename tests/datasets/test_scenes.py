@@ -1,4 +1,5 @@
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torchgeo.datasets import RasterDataset
 from dynamicvis_geo.datasets import ChipDataset, Scenes, collate, open_scenes
 from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.samplers import GridSampler
+from tests.stores import Upload
 
 from .rasters import pattern, write_geotiff
 
@@ -312,3 +314,81 @@ def test_wrong_bands(tmp_path: Path, bands: Any) -> None:
     path = write_geotiff(tmp_path / 'a.tif', pattern(8, 8))
     with pytest.raises(SpecError, match='bands='):
         open_scenes(path, bands=bands)
+
+
+SCENES = ('a_20240601.tif', 'b_20240601.tif', 'more/c_20240601.TIF')
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """A folder of three images side by side, one of them in a folder of its own."""
+    folder = tmp_path / 'scenes'
+    (folder / 'more').mkdir(parents=True)
+    for i, name in enumerate(SCENES):
+        write_geotiff(folder / name, pattern(64, 64, i), 400_000 + 640.0 * i)
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
+def samples(found: list[Scenes]) -> list[Any]:
+    chips = chips_of(found)
+    return [chips[i]['image'].tolist() for i in range(len(chips))]
+
+
+def test_images_of_stores_are_those_of_disks(
+    scenes: Path, upload: Upload, web: str, tmp_path: Path
+) -> None:
+    local = open_scenes(scenes)
+    url = upload(scenes)
+    for folder in (url, str(url), f'/vsis3/{url.path}'):
+        (found,) = open_scenes(folder)
+        assert [os.path.basename(path) for path in found.paths] == [
+            os.path.basename(path) for path in local[0].paths
+        ]
+        assert found.bounds == local[0].bounds
+        assert samples([found]) == samples(local)
+    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:
+        archive.write(scenes / 'a_20240601.tif', 'a_20240601.tif')
+    one = open_scenes(scenes / 'a_20240601.tif')
+    for path in (
+        url / 'a_20240601.tif',
+        f'/vsis3/{url.path}/a_20240601.tif',
+        f'{web}/scenes/a_20240601.tif',
+        f'/vsicurl/{web}/scenes/a_20240601.tif',
+        f'/vsizip/{tmp_path}/a.zip/a_20240601.tif',
+    ):
+        found = open_scenes(path)
+        assert found[0].bounds == one[0].bounds
+        assert samples(found) == samples(one)
+
+
+def test_worker_processes_read_from_stores(
+    scenes: Path, upload: Upload, web: str
+) -> None:
+    expected = samples(open_scenes(scenes))
+    for found in (
+        open_scenes(upload(scenes)),
+        [Scenes([f'{web}/scenes/{name}' for name in SCENES])],
+    ):
+        chips = chips_of(found)
+        # What this process has open must not be shared with the workers.
+        chips[0]
+        loader = DataLoader(chips, num_workers=2, collate_fn=collate)
+        assert [batch['image'][0].tolist() for batch in loader] == expected
+
+
+def test_missing_images_of_stores_are_named(bucket: str, web: str) -> None:
+    name = bucket.removeprefix('s3://')
+    for path in (
+        f'{bucket}/none.tif',
+        f'{bucket}/none',
+        f'/vsis3/{name}/none.tif',
+        f'{web}/none.tif',
+        f'/vsicurl/{web}/none.tif',
+        '/vsizip/none.zip/none.tif',
+    ):
+        with pytest.raises(SourceError, match=f'^{path}: ') as caught:
+            open_scenes(path)
+        assert '\n' not in str(caught.value)
+    with pytest.raises(SourceError, match=f'^{bucket}/none: no such file or folder'):
+        open_scenes(f'/vsis3/{name}/none')

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.earthengine.limiter import CancelledError
 from dynamicvis_geo.errors import EarthEngineError
 from dynamicvis_geo.specs import BBox
 from tests.earthengine_server import EarthEngineServer
 
-from .composites import assert_right, grid, make
+from .composites import ahead, assert_right, grid, make
 
 #: One place in each of four zones.
 PLACES = [
@@ -31,18 +31,13 @@ def chips_of(server: EarthEngineServer, zones: int, **options: Any) -> ChipDatas
     for i, place in enumerate(PLACES[:zones]):
         dataset = make(server, place, block_size=1, limits=limits)
         pairs.append((dataset, grid(dataset, 1, 3 if i else 1, 16)))
-    chips = ChipDataset(pairs, **options)
-    # The order in which zones alternate within a batch.
+    return ChipDataset(pairs, **options)
+
+
+def load(chips: ChipDataset, workers: int) -> DataLoader[Any]:
+    # An order in which zones alternate within a batch.
     order = np.random.default_rng(0).permutation(len(chips))
-    chips.expect(order)
-    return chips
-
-
-def load(chips: ChipDataset, workers: int, batch_size: int = 4) -> DataLoader[Any]:
-    order = np.random.default_rng(0).permutation(len(chips)).tolist()
-    return DataLoader(
-        chips, batch_size, sampler=order, num_workers=workers, collate_fn=collate
-    )
+    return ahead(chips, 4, workers, order)
 
 
 def assert_chips(chips: ChipDataset, batches: list[Any], without: set[int]) -> None:

@@ -1,8 +1,8 @@
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 
-from dynamicvis_geo.earthengine.limiter import Limiter
+from dynamicvis_geo.earthengine.limiter import CancelledError, Limiter
 
 
 class Service:
@@ -101,3 +101,64 @@ def test_a_limit_of_one_remains() -> None:
         with limiter.slot():
             limiter.refused()
     assert limiter.limit == 1
+
+
+class Asked(threading.Event):
+    """Not set, and tells who waits for it that somebody has looked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked = threading.Event()
+
+    def is_set(self) -> bool:
+        self.looked.set()
+        return super().is_set()
+
+
+def test_slots_are_given_in_the_order_in_which_they_are_asked_for() -> None:
+    limiter = Limiter(1)
+    order: list[int] = []
+
+    def ask(number: int, cancelled: threading.Event) -> None:
+        with limiter.slot(cancelled):
+            order.append(number)
+
+    threads = []
+    with limiter.slot():
+        for number in range(8):
+            asked = Asked()
+            threads.append(threading.Thread(target=ask, args=(number, asked)))
+            threads[-1].start()
+            # It looks when it is in the queue.
+            asked.looked.wait()
+    # Whoever has just given a slot back is the first to ask for one.
+    with limiter.slot():
+        order.append(8)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(9))
+
+
+def test_one_who_gives_up_leaves_the_place_to_the_next() -> None:
+    limiter = Limiter(1)
+    first, second = Asked(), Asked()
+    entered = threading.Event()
+
+    def give_up() -> None:
+        with suppress(CancelledError), limiter.slot(first):
+            raise AssertionError('it had been cancelled')
+
+    def enter() -> None:
+        with limiter.slot(second):
+            entered.set()
+
+    threads = [threading.Thread(target=give_up), threading.Thread(target=enter)]
+    with limiter.slot():
+        for thread, asked in zip(threads, (first, second), strict=True):
+            thread.start()
+            asked.looked.wait()
+        first.set()
+        threads[0].join()
+        assert not entered.is_set()
+    entered.wait()
+    threads[1].join()

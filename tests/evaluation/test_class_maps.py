@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 
 from dynamicvis_geo import LinearProbe, read_provenance
-from dynamicvis_geo.callbacks.geotiff import write_feature_map
+from dynamicvis_geo.callbacks.geotiff import encode_feature_map
 from dynamicvis_geo.errors import CheckpointError, OutputError, SourceError, SpecError
 from dynamicvis_geo.evaluation.class_maps import predict_maps
 from tests.callbacks.standins import Chips
+from tests.stores import Upload
 
 GRID: dict[str, Any] = {
     'model': {
@@ -50,7 +51,7 @@ def maps(tmp_path: Path) -> Path:
         if i == 0:
             features[2, 1, 3] = np.nan
         path = folder / f'{chip["chip_id"]}.tif'
-        write_feature_map(path, features, chip, GRID, 0.5)
+        path.write_bytes(encode_feature_map(features, chip, GRID, 0.5))
     return folder
 
 
@@ -91,7 +92,7 @@ def test_class_maps_lie_on_the_cells_and_say_what_the_numbers_mean(
 def test_blocks_do_not_show(probe: Path, tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=(4, 530, 40)).astype(np.float32)
     chip = Chips(1).rows([0]).iloc[0]
-    write_feature_map(tmp_path / 'large.tif', features, chip, GRID)
+    (tmp_path / 'large.tif').write_bytes(encode_feature_map(features, chip, GRID))
     (path,), _ = predict_maps(probe, tmp_path / 'large.tif', tmp_path / 'out')
     with rasterio.open(path) as made:
         np.testing.assert_array_equal(made.read(1), features[:3].argmax(0))
@@ -199,3 +200,15 @@ def test_what_does_not_fit_is_refused(maps: Path, probe: Path, tmp_path: Path) -
     with pytest.raises(SourceError, match='chip-0'):
         predict_maps(probe, maps, output)
     assert not output.exists()
+
+
+def test_maps_of_a_store_are_classified(
+    tmp_path: Path, maps: Path, probe: Path, upload: Upload
+) -> None:
+    local, _ = predict_maps(probe, maps, tmp_path / 'local')
+    url = upload(maps)
+    written, _ = predict_maps(probe, url, tmp_path / 'remote')
+    assert [path.name for path in written] == [path.name for path in local]
+    for one, other in zip(written, local, strict=True):
+        with rasterio.open(one) as got, rasterio.open(other) as expected:
+            np.testing.assert_array_equal(got.read(), expected.read())

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets import RasterDataset
 
 from dynamicvis_geo import ChipDataset, FeatureMaps, GridSampler, LinearProbe, collate
-from dynamicvis_geo.callbacks.geotiff import write_feature_map
+from dynamicvis_geo.callbacks.geotiff import encode_feature_map
 from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.models import DynamicVis
 from dynamicvis_geo.tasks import load_probe
@@ -267,7 +267,7 @@ def test_feature_maps_and_a_label_raster_of_torchgeo(tmp_path: Path) -> None:
         features += rng.normal(size=features.shape) * 0.2
         path = tmp_path / 'maps' / f'{chip["chip_id"]}.tif'
         path.parent.mkdir(exist_ok=True)
-        write_feature_map(path, features.astype(np.float32), chip, MADE)
+        path.write_bytes(encode_feature_map(features.astype(np.float32), chip, MADE))
     with rasterio.open(
         tmp_path / 'labels.tif',
         'w',

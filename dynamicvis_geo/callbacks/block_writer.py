@@ -1,0 +1,147 @@
+"""Blocks on disk as soon as they are whole, while the model computes."""
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import numpy as np
+
+from dynamicvis_geo.callbacks.blocks import block_name, leave, read_description
+from dynamicvis_geo.callbacks.formats import Format, Work
+from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, encode_block
+from dynamicvis_geo.callbacks.predictions import Predictions
+from dynamicvis_geo.errors import OutputError
+
+_logger = logging.getLogger(__name__)
+
+#: Blocks that wait to be written, at most, beside the one that is being written.
+WAITING = 1
+
+
+class BlockWriter:
+    """Gathers predictions, in any order, and writes each block when it is whole.
+
+    Writing is done by a thread. At most :data:`WAITING` blocks wait for it: then the
+    model waits, so that memory stays flat.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        kind: Format,
+        dtype: str | None,
+        mine: Iterable[int],
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            work: The run.
+            kind: Format of the output.
+            dtype: Type of embeddings in the files of blocks; None for feature maps.
+            mine: Numbers of the blocks to write; chips of others are dropped.
+        """
+        self._work, self._kind, self._dtype = work, kind, dtype
+        self._block_of = work.plan.block_of(len(work.chips.table))
+        self._wanted = np.isin(self._block_of, list(mine))
+        self._held: dict[int, list[Predictions]] = {}
+        self._queue: queue.Queue[tuple[int, list[Predictions]] | None] = queue.Queue(
+            WAITING
+        )
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._run, name='embedding-writer', daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def missing(self) -> int:
+        """Number of chips of the blocks to write that have not come."""
+        return int(self._wanted.sum())
+
+    def add(self, predictions: Predictions) -> tuple[int, int]:
+        """Take a batch; waits while too many blocks are waiting already.
+
+        Returns:
+            Numbers of chips and of failures in it that are to be written, and were not
+            taken before.
+
+        Raises:
+            Exception: What stopped the writing, if it has stopped.
+        """
+        self.check()
+        done = failed = 0
+        for part in self._parts(predictions):
+            rows = part.rows
+            number = int(self._block_of[rows[0]])
+            self._wanted[rows] = False
+            held = self._held.setdefault(number, [])
+            held.append(part)
+            done += len(part.chip)
+            failed += len(part.failures)
+            block = self._work.plan.block(number)
+            if not self._wanted[block].any():
+                self._queue.put((number, self._held.pop(number)))
+        return done, failed
+
+    def check(self) -> None:
+        """Raise what stopped the writing, if it has stopped."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Have all whole blocks on disk, and end the thread.
+
+        Raises:
+            Exception: What stopped the writing.
+        """
+        self._queue.put(None)
+        self._thread.join()
+        self.check()
+
+    def _parts(self, predictions: Predictions) -> list[Predictions]:
+        """Cut a batch into what is wanted of it, block by block."""
+        _, first = np.unique(predictions.chip, return_index=True)
+        wanted = np.zeros(len(predictions.chip), dtype=bool)
+        wanted[first] = True
+        wanted &= self._wanted[predictions.chip]
+        failures = {one[0]: one for one in predictions.failures if self._wanted[one[0]]}
+        rows = np.concatenate(
+            [predictions.chip[wanted], np.array(list(failures), np.int64)]
+        )
+        return [
+            predictions.part(
+                wanted & (self._block_of[predictions.chip] == number),
+                [f for row, f in failures.items() if self._block_of[row] == number],
+            )
+            for number in np.unique(self._block_of[rows])
+        ]
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is not None:
+                continue
+            try:
+                self._write(*item)
+            except BaseException as error:  # Raised where the next batch is added.
+                _logger.debug('writing has stopped', exc_info=True)
+                self._error = error
+
+    def _write(self, number: int, parts: list[Predictions]) -> None:
+        work = self._work
+        there = read_description(work.store)
+        if there is None:
+            leave(work.store, work.run)
+        if there is None or there.word != work.run.word:
+            raise OutputError(
+                f"the run in '{work.store.url}' is gone: another process has finished "
+                'it, removed it, or begun another one there'
+            )
+        given = [part for part in parts if len(part.chip)]
+        if given:
+            self._kind.write_maps(work, number, Predictions.concatenate(given))
+        content = encode_block(
+            work.chips, work.plan.block(number), parts, datetime.now(UTC), self._dtype
+        )
+        work.store.put(block_name(work.run, number, SUFFIX), memoryview(content))

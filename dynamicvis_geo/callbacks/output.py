@@ -1,0 +1,329 @@
+"""An output: what there is of it, and what remains to be done."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dynamicvis_geo.callbacks.blocks import (
+    DESCRIPTION_FILE,
+    Description,
+    Ints,
+    Plan,
+    describe,
+    finished,
+    leave,
+    make_plan,
+    offer,
+    read_description,
+    require_same,
+)
+from dynamicvis_geo.callbacks.formats import (
+    FORMATS,
+    Format,
+    Work,
+    is_folder,
+    resolve_format,
+)
+from dynamicvis_geo.callbacks.parquet_blocks import (
+    SUFFIX,
+    Merged,
+    failed_blocks,
+    listed_keys,
+)
+from dynamicvis_geo.callbacks.place import check_place, check_settings, made_by
+from dynamicvis_geo.callbacks.predictions import ChipTable
+from dynamicvis_geo.callbacks.settings import settings_of
+from dynamicvis_geo.callbacks.store import Store, Target
+from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.paths import AnyPath, Place, output_path
+from dynamicvis_geo.provenance import run_history
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that has begun, as one process sees it.
+
+    Attributes:
+        work: What is to be done.
+        done: Of each block, whether it needs no computing.
+        before: Chips that need no computing, failed ones not among them.
+        failed: Chips that have failed before and are left alone.
+        fresh: Whether nothing had been begun before.
+    """
+
+    work: Work
+    done: NDArray[np.bool_]
+    before: int
+    failed: int
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where embeddings go, and how they are stored.
+
+    Attributes:
+        path: File or folder to be, or a URL.
+        format: Name of the format.
+        dtype: Type in which embeddings are stored.
+        retry_failed: Whether chips that have failed are computed again.
+    """
+
+    path: Place
+    format: str
+    dtype: str
+    retry_failed: bool = False
+
+    @classmethod
+    def of(
+        cls, path: AnyPath, name: str | None, dtype: str, retry_failed: bool
+    ) -> 'Output':
+        """Check where an output is to be, and how.
+
+        Args:
+            path: File or folder.
+            name: Name of the format; None takes it from *path*.
+            dtype: Type in which embeddings are stored.
+            retry_failed: Whether chips that have failed are computed again.
+
+        Raises:
+            OutputError: If *path* cannot be used, or the format is unknown or does not
+                fit it.
+            SpecError: If the format cannot store the type.
+        """
+        place = output_path(path, 'path').resolve()
+        resolved = resolve_format(str(place), name)
+        dtypes = FORMATS[resolved].dtypes
+        if dtype not in dtypes:
+            raise SpecError(
+                f'dtype={dtype!r} cannot be stored as {resolved}: choose one of '
+                f'{", ".join(dtypes)}'
+            )
+        return cls(place, resolved, dtype, retry_failed)
+
+    @cached_property
+    def kind(self) -> Format:
+        """What its format does."""
+        return FORMATS[self.format](str(self.path), self.dtype)
+
+    @property
+    def store(self) -> Store:
+        """Where blocks are until the output is made."""
+        return Target.of(str(self.path)).blocks
+
+    @property
+    def failures(self) -> Place:
+        """File that lists the chips that have failed, if there are any."""
+        return self.path.parent / Target.of(str(self.path)).failures
+
+    def check(self, overwrite: bool) -> None:
+        """Refuse a place that cannot be written, or holds something else.
+
+        Raises:
+            OutputError: If it is one.
+        """
+        folder = is_folder(str(self.path), self.format)
+        check_place(self.path, folder, self.kind.members, overwrite)
+
+    def is_there(self) -> bool:
+        """Whether there is a finished output."""
+        return self.path.exists() and made_by(self.path) is not None
+
+    def listed(self) -> pa.StringArray:
+        """Keys of the chips that are listed as failed."""
+        target = Target.of(str(self.path))
+        return listed_keys(target.parent, target.failures)
+
+    def begin(
+        self,
+        chips: ChipTable,
+        provenance: dict[str, Any],
+        block_chips: int,
+        fixed: bool,
+        rows: Ints | None = None,
+    ) -> Begun:
+        """Begin a run, or join one that has begun.
+
+        Args:
+            chips: The chips.
+            provenance: What makes the embeddings.
+            block_chips: Chips of a block at most, if nothing has been begun.
+            fixed: Whether it must be this number.
+            rows: Rows of the chips that will come; all by default.
+
+        Raises:
+            OutputError: If the format cannot hold the chips, or something else was
+                begun or made there.
+        """
+        self.kind.check(chips)
+        existing = made_by(self.path)
+        if existing is not None:
+            check_settings(self.path, existing, provenance, self.dtype)
+        provenance = {**provenance, 'runs': run_history(existing or {}, provenance)}
+        settings = {**settings_of(provenance, self.dtype), 'format': self.format}
+
+        def planned(there: Description | None) -> tuple[Plan, Description]:
+            size = block_chips if there is None or fixed else there.block_chips
+            plan = self._plan(chips, there, size, rows)
+            return plan, describe(plan, settings, provenance)
+
+        there = read_description(self.store)
+        plan, mine = planned(there)
+        fresh = there is None
+        if there is None and (len(plan) or not self.is_there()):
+            there = offer(self.store, mine)
+            if there.word != mine.word:
+                # Another process was first.
+                plan, mine = planned(there)
+        if there is not None:
+            require_same(self.store, there, mine)
+        done = self._done(there or mine)
+        left_out = plan.block_of(len(chips.table)) < 0
+        failed = 0
+        if not self.retry_failed:
+            failed = int(chips.among(self.listed()).sum())
+        before = int(np.diff(plan.starts)[done].sum()) - failed
+        before += int((left_out if rows is None else left_out[rows]).sum())
+        work = Work(self.store, chips, plan, there or mine)
+        return Begun(work, done, before, failed, fresh)
+
+    def remaining(self, chips: ChipTable, block_chips: int) -> Ints:
+        """Rows of the chips that are still to be computed, ascending.
+
+        Args:
+            chips: The chips.
+            block_chips: Chips of a block at most, if nothing has been begun.
+
+        Raises:
+            OutputError: If what there is of the output cannot be read.
+        """
+        there = read_description(self.store)
+        size = block_chips if there is None else there.block_chips
+        plan = self._plan(chips, there, size)
+        rows = plan.rows
+        if there is not None and there.plan == plan.fingerprint:
+            rows = rows[~np.repeat(self._done(there), np.diff(plan.starts))]
+        return np.sort(rows)
+
+    def _plan(
+        self,
+        chips: ChipTable,
+        there: Description | None,
+        block_chips: int,
+        rows: Ints | None = None,
+    ) -> Plan:
+        """Plan the chips, as the first process of the run has if there was one."""
+        left_out: NDArray[np.bool_] | str
+        if there is None:
+            left_out = self._left_out(chips)
+            if rows is not None:
+                wanted = np.zeros(len(chips.table), dtype=bool)
+                wanted[rows] = True
+                left_out |= ~wanted
+        else:
+            left_out = there.left_out
+        return make_plan(
+            chips.table,
+            chips.source_crs,
+            block_chips,
+            strides=chips.strides,
+            point_ids=chips.point_ids,
+            left_out=left_out,
+            origins=self.kind.origins(chips),
+        )
+
+    def _left_out(self, chips: ChipTable) -> NDArray[np.bool_]:
+        """Say which chips need no computing, of an output that is finished or new."""
+        failed = chips.among(self.listed())
+        held = chips.among(self.kind.held())
+        return held | ~failed if self.retry_failed else held | failed
+
+    def _done(self, run: Description) -> NDArray[np.bool_]:
+        """Say which blocks need no computing."""
+        done = finished(self.store, run, SUFFIX)
+        if self.retry_failed:
+            done[failed_blocks(self.store, run, np.flatnonzero(done))] = False
+        return done
+
+    def finish(self, run: Description, wait: bool) -> int:
+        """Make the output if all its blocks are done, and remove them.
+
+        Another process may do the same at the same time.
+
+        Args:
+            run: The description of the run.
+            wait: Whether blocks may be missing: others do them.
+
+        Returns:
+            Number of blocks that are missing.
+
+        Raises:
+            OutputError: If blocks are missing that may not, or something cannot be read
+                or written.
+        """
+        if not run.blocks and self.is_there():
+            return 0
+        missing = int((~finished(self.store, run, SUFFIX)).sum())
+        try:
+            if not missing or not wait:
+                self.kind.merge(self.store, run, partial=False)
+                self.store.clear(DESCRIPTION_FILE)
+                return 0
+        except OutputError:
+            if read_description(self.store) is not None:
+                raise
+        if read_description(self.store) is not None:
+            return missing
+        _logger.info('another process has made %s meanwhile', self.path)
+        leave(self.store, run)
+        return 0
+
+
+def merge(path: AnyPath, partial: bool = False) -> Merged:
+    """Make an output of the blocks that unfinished runs have left.
+
+    When all blocks are there they are removed afterwards. A partial output may be read
+    as any other; the blocks stay, and the run may go on.
+
+    Args:
+        path: The output, or what it is to be.
+        partial: Whether to join what there is, if blocks are missing.
+
+    Returns:
+        What was joined; nothing if the output is finished already.
+
+    Raises:
+        OutputError: If there are neither blocks nor an output, blocks are missing that
+            may not, or something cannot be read or written.
+    """
+    place = output_path(path, 'path').resolve()
+    target = str(place)
+    store = Target.of(target).blocks
+    run = read_description(store)
+    if run is not None:
+        settings = run.settings
+        made = FORMATS[settings['format']](target, settings['dtype'])
+        try:
+            merged = made.merge(store, run, partial)
+        except OutputError:
+            # Another process may have made the output meanwhile.
+            if read_description(store) is not None:
+                raise
+        else:
+            if not merged.missing:
+                store.clear(DESCRIPTION_FILE)
+            return merged
+    if not (place.exists() and made_by(place) is not None):
+        raise OutputError(
+            f"'{target}' has no blocks to join: there is no unfinished run in "
+            f"'{store.url}'"
+        )
+    listed = listed_keys(Target.of(target).parent, Target.of(target).failures)
+    return Merged(0, len(listed), 0)

@@ -1,0 +1,69 @@
+"""The other processes of a Trainer's run."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+
+from dynamicvis_geo.errors import OutputError
+
+#: One process may be done days before another. It ends at once where one has died.
+PATIENCE = timedelta(days=30)
+
+
+class Peers:
+    """All processes of a run, if a Trainer has started several.
+
+    It has a process group of its own, which waits longer than Lightning's and needs no
+    GPU. To be made by all of them at the same time.
+
+    Raises:
+        OutputError: If they do not reach each other.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+        if not (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):
+            return
+        try:
+            self._group = torch.distributed.new_group(backend='gloo', timeout=PATIENCE)
+        except RuntimeError as error:
+            raise OutputError(
+                f'the processes of this run do not reach each other '
+                f'({_last_line(error)}): GLOO_SOCKET_IFNAME names the network '
+                'interface between them, such as eth0'
+            ) from error
+
+    def total(self, numbers: Sequence[int]) -> list[int]:
+        """Wait for all, and return the sums of what they give.
+
+        Raises:
+            OutputError: If one of them has ended.
+        """
+        if self._group is None:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        try:
+            torch.distributed.all_reduce(tensor, group=self._group)
+        except RuntimeError as error:
+            raise OutputError(
+                f'another process of this run has ended ({_last_line(error)}): what is '
+                'finished is kept, and the same command goes on from there'
+            ) from error
+        totals: list[int] = tensor.tolist()
+        return totals
+
+    def close(self) -> None:
+        """Let go of the others: nobody waits for this process any more."""
+        if self._group is not None:
+            # Threads of a group that is left to the end of Python may abort it.
+            torch.distributed.destroy_process_group(self._group)
+            self._group = None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:200]
