@@ -94,7 +94,7 @@ def blocks(path: Path) -> set[str]:
 
 
 def merging(path: Path) -> bool:
-    return any(path.parent.glob(f'.{path.name}.*.partial'))
+    return any(Path(f'{path}.partial').glob(f'.{path.name}.*'))
 
 
 def role(job: psutil.Popen, process: psutil.Process) -> str:
@@ -177,8 +177,10 @@ class Run:
         jobs = [self.start(shard) for shard in self.shards]
         codes = [self.wait(one) for one in jobs]
         _, alive = psutil.wait_procs(self.started, timeout=120)
-        if alive:
-            print(f'{self.path.stem}: still alive: {alive}')
+        for one in alive:
+            # A rank waits half an hour for a parent that it has not met.
+            print(f'{self.path.stem}: {one.pid} is still there', flush=True)
+            one.kill()
         return codes
 
 

@@ -183,6 +183,7 @@ def copy(files: Sequence[Path], to: Path) -> float:
 
 def join_blocks(path: Path) -> tuple[float, float, float]:
     """Return seconds, those of the CPU, and MB at most, above those of the imports."""
+    import dynamicvis_geo.callbacks.writer  # noqa: F401
     from dynamicvis_geo.callbacks.blocks import read_description
     from dynamicvis_geo.callbacks.parquet_merge import GeoParquet
     from dynamicvis_geo.callbacks.store import Store

@@ -29,6 +29,10 @@ class OutputError(DynamicVisGeoError):
     """An output cannot be written, or exists already."""
 
 
+class RunEndedError(OutputError):
+    """Another process has finished or removed the run that this one works on."""
+
+
 class EarthEngineError(DynamicVisGeoError):
     """Earth Engine did not give what was asked for.
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from dynamicvis_geo.callbacks.blocks import block_name, leave, read_description
+from dynamicvis_geo.callbacks.blocks import block_name, read_description, sweep
 from dynamicvis_geo.callbacks.formats import Format, Work
 from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, encode_block
 from dynamicvis_geo.callbacks.predictions import Predictions
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.errors import OutputError, RunEndedError
 
 _logger = logging.getLogger(__name__)
 
@@ -129,15 +129,32 @@ class BlockWriter:
                 self._error = error
 
     def _write(self, number: int, parts: list[Predictions]) -> None:
+        self._require_run()
+        try:
+            self._put(number, parts)
+        except OutputError:
+            # The folder may have been removed meanwhile.
+            self._require_run()
+            raise
+
+    def _require_run(self) -> None:
+        """Check that the run is the one that there is.
+
+        Raises:
+            RunEndedError: If it is not.
+        """
         work = self._work
         there = read_description(work.store)
         if there is None:
-            leave(work.store, work.run)
+            sweep(work.store)
         if there is None or there.word != work.run.word:
-            raise OutputError(
+            raise RunEndedError(
                 f"the run in '{work.store.url}' is gone: another process has finished "
                 'it, removed it, or begun another one there'
             )
+
+    def _put(self, number: int, parts: list[Predictions]) -> None:
+        work = self._work
         given = [part for part in parts if len(part.chip)]
         if given:
             self._kind.write_maps(work, number, Predictions.concatenate(given))

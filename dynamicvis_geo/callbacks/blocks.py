@@ -35,7 +35,7 @@ from dynamicvis_geo.datasets.chip_order import (
     hilbert_order,
     slabs,
 )
-from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.errors import OutputError, RunEndedError, SpecError
 from dynamicvis_geo.provenance import jsonable, to_json
 
 Ints = NDArray[np.int64]
@@ -302,12 +302,13 @@ def offer(store: Store, description: Description) -> Description:
 
     Raises:
         OutputError: If it cannot be written or read.
+        RunEndedError: If it is removed meanwhile.
     """
     content = to_json(asdict(description), indent=2).encode()
     store.put_new(DESCRIPTION_FILE, content)
     there = read_description(store)
     if there is None:
-        raise OutputError(
+        raise RunEndedError(
             f"'{store.url}/{DESCRIPTION_FILE}' is gone: another process has ended or "
             'removed this run'
         )
@@ -371,12 +372,14 @@ def block_name(description: Description, number: int, suffix: str) -> str:
     return f'block-{description.word}-{number:08d}{suffix}'
 
 
-def leave(store: Store, description: Description) -> None:
-    """Remove the blocks of a run whose output another process has made meanwhile."""
-    for name in store.names():
-        if name.startswith(f'block-{description.word}-'):
+def sweep(store: Store) -> None:
+    """Remove what is left of runs that have ended, unless another has begun."""
+    # In this order: what a run writes that begins now is not among them.
+    names = store.names()
+    if read_description(store) is None:
+        for name in names:
             store.remove(name)
-    store.remove_if_empty()
+        store.remove_if_empty()
 
 
 def finished(store: Store, description: Description, suffix: str) -> NDArray[np.bool_]:

@@ -26,8 +26,8 @@ The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the prove
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -344,20 +344,6 @@ class GeoParquetWriter:
         # Closing writes, and writing may be what has failed (a full disk).
         with nullcontext() if kind is None else suppress(OSError):
             self._file.close()
-
-
-@contextmanager
-def steady_memory() -> Iterator[None]:
-    """Have PyArrow give back what it needs no more.
-
-    Its own pools keep memory for the next time, a tenth of what a run needs.
-    """
-    pool = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(pool)
 
 
 def _geo_metadata(extent: Extent) -> str:

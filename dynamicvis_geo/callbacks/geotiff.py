@@ -91,6 +91,7 @@ class GeoTIFFFolder:
         failed = list_failures(
             self._place.parent,
             self._place.failures,
+            store,
             gathered.failed,
             lambda: row_keys(gathered.done),
         )

@@ -16,11 +16,11 @@ from dynamicvis_geo.callbacks.blocks import (
     Plan,
     describe,
     finished,
-    leave,
     make_plan,
     offer,
     read_description,
     require_same,
+    sweep,
 )
 from dynamicvis_geo.callbacks.formats import (
     FORMATS,
@@ -269,6 +269,8 @@ class Output:
                 or written.
         """
         if not run.blocks and self.is_there():
+            # Whoever made it may have been killed while removing the blocks.
+            sweep(self.store)
             return 0
         missing = int((~finished(self.store, run, SUFFIX)).sum())
         try:
@@ -282,7 +284,7 @@ class Output:
         if read_description(self.store) is not None:
             return missing
         _logger.info('another process has made %s meanwhile', self.path)
-        leave(self.store, run)
+        sweep(self.store)
         return 0
 
 
@@ -325,5 +327,6 @@ def merge(path: AnyPath, partial: bool = False) -> Merged:
             f"'{target}' has no blocks to join: there is no unfinished run in "
             f"'{store.url}'"
         )
+    sweep(store)
     listed = listed_keys(Target.of(target).parent, Target.of(target).failures)
     return Merged(0, len(listed), 0)

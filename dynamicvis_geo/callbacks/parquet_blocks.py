@@ -373,7 +373,11 @@ def row_keys(table: pa.Table) -> pa.StringArray:
 
 
 def list_failures(
-    target: Store, name: str, failed: pa.Table, done: Callable[[], pa.StringArray]
+    target: Store,
+    name: str,
+    scratch: Store,
+    failed: pa.Table,
+    done: Callable[[], pa.StringArray],
 ) -> int:
     """Bring the list of failures up to date.
 
@@ -382,6 +386,7 @@ def list_failures(
     Args:
         target: Where the list is.
         name: Its name.
+        scratch: Where it is until it is whole.
         failed: The chips of these blocks that have failed.
         done: Gives the keys of the others, if they are needed.
 
@@ -409,7 +414,7 @@ def list_failures(
     frame = frame.sort_values('id', ignore_index=True, kind='stable')
     outlines = shapely.from_wkb(frame.pop('geometry').to_numpy())
     frame = gpd.GeoDataFrame(frame, geometry=outlines, crs='EPSG:4326')
-    with target.whole(name) as temporary:
+    with target.whole(name, scratch) as temporary:
         frame.to_parquet(temporary, index=False, write_covering_bbox=True)
     return len(frame)
 

@@ -16,7 +16,6 @@ from dynamicvis_geo.callbacks.geoparquet import (
     Extent,
     GeoParquetWriter,
     embedding_schema,
-    steady_memory,
 )
 from dynamicvis_geo.callbacks.parquet_blocks import (
     Gathering,
@@ -103,18 +102,21 @@ class GeoParquet:
             # The file of this run, if it has been joined before.
             mine = [file for file in files if _run_of(target, file) == _word(run)]
             name, old = mine[0] if mine else f'data-{len(files):05d}.parquet', []
-        with steady_memory():
-            blocks = Gathering(store, run, partial)
-            rows = blocks.rows()
-            first = next(rows, None)
-            if first is not None or name in files or not files:
-                self._write(run, blocks, first, rows, target, name, old)
+        blocks = Gathering(store, run, partial)
+        rows = blocks.rows()
+        first = next(rows, None)
+        if first is not None or name in files or not files:
+            self._write(store, run, blocks, first, rows, target, name, old)
         if not self._is_file:
             provenance = self._provenance(run, blocks.schema)
             text = to_json(provenance, indent=2) + '\n'
             target.put(PARQUET_METADATA_FILE, text.encode())
         failed = list_failures(
-            self._place.parent, self._place.failures, blocks.failed(), blocks.keys
+            self._place.parent,
+            self._place.failures,
+            store,
+            blocks.failed(),
+            blocks.keys,
         )
         return Merged(blocks.count, failed, blocks.missing)
 
@@ -139,6 +141,7 @@ class GeoParquet:
 
     def _write(
         self,
+        store: Store,
         run: Description,
         blocks: Gathering,
         first: pa.Table | None,
@@ -168,7 +171,7 @@ class GeoParquet:
         fitting = (_fit(table, schema) for table in tables)
         groups = _groups(fitting, _group_rows(held, schema))
         with (
-            target.whole(name) as temporary,
+            target.whole(name, store) as temporary,
             GeoParquetWriter(
                 temporary, schema, extent, provenance, {_RUN_KEY: _word(run)}
             ) as writer,

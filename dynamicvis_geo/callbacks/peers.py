@@ -5,19 +5,21 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed
+from torch import distributed
 
 from dynamicvis_geo.errors import OutputError
 
 #: One process may be done days before another. It ends at once where one has died.
 PATIENCE = timedelta(days=30)
+#: Time to find each other.
+MEETING = timedelta(minutes=10)
 
 
 class Peers:
     """All processes of a run, if a Trainer has started several.
 
-    It has a process group of its own, which waits longer than Lightning's and needs no
-    GPU. To be made by all of them at the same time.
+    They wait for each other in a group of gloo, which needs no GPU: that of the Trainer
+    if it is one, else one of their own. To be made by all of them at the same time.
 
     Raises:
         OutputError: If they do not reach each other.
@@ -25,12 +27,13 @@ class Peers:
 
     def __init__(self) -> None:
         self._group: Any = None
-        if not (
-            torch.distributed.is_available() and torch.distributed.is_initialized()
-        ):
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        if distributed.get_backend() == 'gloo':
+            self._group = distributed.group.WORLD
             return
         try:
-            self._group = torch.distributed.new_group(backend='gloo', timeout=PATIENCE)
+            self._group = distributed.new_group(backend='gloo', timeout=MEETING)
         except RuntimeError as error:
             raise OutputError(
                 f'the processes of this run do not reach each other '
@@ -48,7 +51,9 @@ class Peers:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.int64)
         try:
-            torch.distributed.all_reduce(tensor, group=self._group)
+            # What follows has the patience of the group, half an hour by default.
+            distributed.monitored_barrier(self._group, timeout=PATIENCE)
+            distributed.all_reduce(tensor, group=self._group)
         except RuntimeError as error:
             raise OutputError(
                 f'another process of this run has ended ({_last_line(error)}): what is '
@@ -59,10 +64,10 @@ class Peers:
 
     def close(self) -> None:
         """Let go of the others: nobody waits for this process any more."""
-        if self._group is not None:
+        if self._group is not None and self._group is not distributed.group.WORLD:
             # Threads of a group that is left to the end of Python may abort it.
-            torch.distributed.destroy_process_group(self._group)
-            self._group = None
+            distributed.destroy_process_group(self._group)
+        self._group = None
 
 
 def _last_line(error: Exception) -> str:

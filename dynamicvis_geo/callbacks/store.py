@@ -82,8 +82,14 @@ class Store:
                 system.pipe_file(f'{folder}/{name}', bytes(content))
 
     @contextmanager
-    def whole(self, name: str) -> Iterator[Path]:
+    def whole(self, name: str, scratch: 'Store | None' = None) -> Iterator[Path]:
         """Give a local file to write to, which is put whole when that is over.
+
+        Args:
+            name: Of the file to be.
+            scratch: Folder for the file until then, if it is on the same disk: there
+                it is removed with all else if the process is killed. This one by
+                default.
 
         Raises:
             OutputError: If it cannot be written.
@@ -91,8 +97,15 @@ class Store:
         system, folder = self._place()
         local = isinstance(system, LocalFileSystem)
         with self._errors('write', name, own=False), ExitStack() as stack:
-            scratch = folder if local else stack.enter_context(TemporaryDirectory())
-            temporary = stack.enter_context(_temporary(Path(scratch), name))
+            if local:
+                way = Path(folder if scratch is None else scratch._place()[1])
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                way.mkdir(parents=True, exist_ok=True)
+                if way.stat().st_dev != os.stat(folder).st_dev:
+                    way = Path(folder)
+            else:
+                way = Path(stack.enter_context(TemporaryDirectory()))
+            temporary = stack.enter_context(_temporary(way, name))
             yield temporary
             if local:
                 _replace(temporary, Path(folder, name))

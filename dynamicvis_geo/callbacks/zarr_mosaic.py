@@ -195,12 +195,13 @@ class ZarrMosaic:
         groups = [Group.open(f'{self._folder.url}/{name}') for name in names.values()]
         sizes = {group.layout.dimensions for group in groups if group is not None}
         provenance = self._provenance(run, min(sizes, default=None))
-        self._write_chips(table, provenance)
+        self._write_chips(store, table, provenance)
         text = to_json(provenance, indent=2)
         self._folder.put(METADATA_FILE, f'{text}\n'.encode())
         failed = list_failures(
             self._place.parent,
             self._place.failures,
+            store,
             gathered.failed,
             lambda: row_keys(gathered.done),
         )
@@ -300,9 +301,11 @@ class ZarrMosaic:
                 kept = (_read_seam(store, name, place) for name in parts[place])
                 _put_cells(opened_group, place[1], kept)
 
-    def _write_chips(self, table: pa.Table, provenance: Mapping[str, Any]) -> None:
+    def _write_chips(
+        self, store: Store, table: pa.Table, provenance: Mapping[str, Any]
+    ) -> None:
         with (
-            self._folder.whole(CHIPS_FILE) as temporary,
+            self._folder.whole(CHIPS_FILE, store) as temporary,
             GeoParquetWriter(
                 temporary, table.schema, Extent.of(table), provenance
             ) as writer,

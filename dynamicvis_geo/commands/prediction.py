@@ -13,6 +13,7 @@ from dynamicvis_geo import termination
 from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter, RunSummary
 from dynamicvis_geo.commands.options import choose_device, require_launcher
 from dynamicvis_geo.datamodules import ChipDataModule
+from dynamicvis_geo.errors import RunEndedError
 from dynamicvis_geo.tasks import FeatureExtraction
 
 _logger = logging.getLogger(__name__)
@@ -76,6 +77,13 @@ def run_trainer(
     termination.launch(trainer)
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)
+    except RunEndedError:
+        # Success all the same, if another process has done all of it.
+        chips = getattr(data, 'chips', None)
+        if chips is None or len(writer.remaining(chips)):
+            raise
+        print(f'{writer.path} is finished: another process has made it meanwhile.')
+        return SOME_FAILED if writer.failures.exists() else 0
     except termination.Terminated:
         raise
     except SystemExit as error:

@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dynamicvis_geo.callbacks import parquet_merge
 from dynamicvis_geo.callbacks.blocks import (
+    DESCRIPTION_FILE,
     Description,
     Plan,
     begin,
@@ -156,6 +161,35 @@ def test_sharded_killed_and_undisturbed_runs_give_the_same_file(
         assert read(run.target, 'out.parquet') == expected
         run.merge()
         assert read(run.target, 'out.parquet') == expected
+
+
+def die_in_merge(store: Store, description: Description, path: str) -> None:
+    """Be killed when the first row group should be written."""
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    parquet_merge.GeoParquetWriter.write = die  # type: ignore[assignment,method-assign]
+    GeoParquet(path, 'float32').merge(store, description, partial=False)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='processes are not killed')
+def test_a_merge_that_is_killed_leaves_nothing_beside_the_output(
+    tmp_path: Path,
+) -> None:
+    run = Run(str(tmp_path), points(20))
+    run.do()
+    path = str(tmp_path / 'out.parquet')
+    process = multiprocessing.get_context('spawn').Process(
+        target=die_in_merge, args=(run.store, run.description, path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert run.target.names() == ['out.parquet.partial']
+    run.merge()
+    run.store.clear(DESCRIPTION_FILE)
+    assert run.target.names() == ['out.parquet']
 
 
 def test_size_of_the_blocks_does_not_show(tmp_path: Path) -> None:

@@ -142,6 +142,8 @@ def test_torchrun_starts_a_killed_worker_again(start: Start, tmp_path: Path) -> 
         *('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2'),
         *('--max-restarts', '3', '--monitor-interval', '0.1'),
         *('-m', 'tests.callbacks.job', path, '--hold', hold),
+        # Else PyTorch's processes look for each other where the killed ones were.
+        env={**os.environ, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'},
     )
     wait_for(lambda: blocks(path) == 4, agent)
     os.kill(children(agent)[0], signal.SIGKILL)
@@ -203,6 +205,6 @@ def test_a_shard_whose_work_was_done_by_another_ends_without_harm(
     hold.unlink()
     log = late.communicate(timeout=HANG)[0]
     assert 'another process has finished' in log
-    assert 'Traceback' not in log.split('OutputError')[-1]
+    assert 'RunEndedError' in log
     assert path.read_bytes() == made
     assert {entry.name for entry in tmp_path.iterdir()} == {'a.parquet'}

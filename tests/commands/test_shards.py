@@ -1,8 +1,10 @@
 """Runs of several shards, and what is joined by hand."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -12,6 +14,7 @@ from geopandas.testing import assert_geodataframe_equal
 
 from dynamicvis_geo.callbacks.blocks import DESCRIPTION_FILE
 from dynamicvis_geo.runs import read_feature_map
+from dynamicvis_geo.tasks import FeatureExtraction
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.fixtures import running_server, server
 
@@ -296,3 +299,34 @@ def test_failures_are_told_by_the_shard_that_makes_the_output(
     assert len(gpd.read_parquet(tmp_path / 'e.parquet')) == 4
     (failure,) = gpd.read_parquet(tmp_path / 'e.failures.parquet').itertuples()
     assert failure.point_id == 'nowhere'
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_a_run_that_another_has_overtaken(
+    embed: Embed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    output = tmp_path / 'e.parquet'
+    step, made = FeatureExtraction.predict_step, []
+
+    def overtaken(*arguments: Any) -> Any:
+        if not made:
+            made.append(None)
+            if same:
+                assert embed('--output', output, '--quiet')[0] == 0
+                made[0] = output.read_bytes()
+            else:
+                shutil.rmtree(tmp_path / 'e.parquet.partial')
+        return step(*arguments)
+
+    monkeypatch.setattr(FeatureExtraction, 'predict_step', overtaken)
+    code, out, err = embed('--output', output, '--quiet')
+    left = {entry.name for entry in tmp_path.iterdir() if 'parquet' in entry.name}
+    if same:
+        assert code == 0, err
+        assert out.splitlines()[-1].endswith('another process has made it meanwhile.')
+        assert output.read_bytes() == made[0]
+        assert left == {'e.parquet'}
+    else:
+        assert code == 2
+        assert 'another process has finished it, removed it' in err
+        assert not left
