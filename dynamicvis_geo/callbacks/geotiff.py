@@ -89,8 +89,7 @@ class GeoTIFFFolder:
         text = to_json(_provenance(run, dimensions), indent=2) + '\n'
         self._folder.put(METADATA_FILE, text.encode())
         failed = list_failures(
-            self._place.parent,
-            self._place.failures,
+            self._place,
             store,
             gathered.failed,
             lambda: row_keys(gathered.done),

@@ -114,14 +114,19 @@ class Output:
         return FORMATS[self.format](str(self.path), self.dtype)
 
     @property
+    def target(self) -> Target:
+        """Its name, and the folder that it is in."""
+        return Target.of(str(self.path))
+
+    @property
     def store(self) -> Store:
         """Where blocks are until the output is made."""
-        return Target.of(str(self.path)).blocks
+        return self.target.blocks
 
     @property
     def failures(self) -> Place:
         """File that lists the chips that have failed, if there are any."""
-        return self.path.parent / Target.of(str(self.path)).failures
+        return self.path.parent / self.target.failures
 
     def check(self, overwrite: bool) -> None:
         """Refuse a place that cannot be written, or holds something else.
@@ -138,8 +143,7 @@ class Output:
 
     def listed(self) -> pa.StringArray:
         """Keys of the chips that are listed as failed."""
-        target = Target.of(str(self.path))
-        return listed_keys(target.parent, target.failures)
+        return listed_keys(self.target)
 
     def begin(
         self,
@@ -328,5 +332,5 @@ def merge(path: AnyPath, partial: bool = False) -> Merged:
             f"'{store.url}'"
         )
     sweep(store)
-    listed = listed_keys(Target.of(target).parent, Target.of(target).failures)
+    listed = listed_keys(Target.of(target))
     return Merged(0, len(listed), 0)

@@ -27,7 +27,7 @@ from dynamicvis_geo.callbacks.geoparquet import (
     embedding_table,
 )
 from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
-from dynamicvis_geo.callbacks.store import Store
+from dynamicvis_geo.callbacks.store import Store, Target
 from dynamicvis_geo.chip_keys import chip_keys, join_keys
 from dynamicvis_geo.errors import OutputError
 
@@ -117,9 +117,9 @@ def encode_block(
     if dtype is None and given:
         metadata[MAPS_KEY] = ','.join(map(str, given[0].embedding.shape[1:]))
     sink = pa.BufferOutputStream()
-    # It lives shortly: to pack it and unpack it takes longer than to read a bit more.
     # Of what the output will hold.
     extent = Extent.of(table.filter(pa.array(~failed)))
+    # It lives shortly: to pack it and unpack it takes longer than to read a bit more.
     with GeoParquetWriter(sink, table.schema, extent, {}, metadata, 'none') as writer:
         writer.write(table)
     return sink.getvalue()
@@ -373,8 +373,7 @@ def row_keys(table: pa.Table) -> pa.StringArray:
 
 
 def list_failures(
-    target: Store,
-    name: str,
+    target: Target,
     scratch: Store,
     failed: pa.Table,
     done: Callable[[], pa.StringArray],
@@ -384,9 +383,8 @@ def list_failures(
     What was listed before stays, but for the chips of these blocks.
 
     Args:
-        target: Where the list is.
-        name: Its name.
-        scratch: Where it is until it is whole.
+        target: The output.
+        scratch: Where the list is until it is whole.
         failed: The chips of these blocks that have failed.
         done: Gives the keys of the others, if they are needed.
 
@@ -394,7 +392,8 @@ def list_failures(
         Number of chips that are listed; without any there is no file.
     """
     tables = [failed] if failed.num_rows else []
-    content = target.read(name)
+    parent, name = target.parent, target.failures
+    content = parent.read(name)
     if content is not None:
         old = pq.read_table(pa.BufferReader(content))
         old = old.rename_columns(
@@ -407,30 +406,31 @@ def list_failures(
         if kept.num_rows:
             tables.insert(0, kept)
     if not tables:
-        target.remove(name)
+        parent.remove(name)
         return 0
     listed = pa.concat_tables(tables, promote_options='permissive')
     frame = listed.to_pandas().rename(columns={'failed': 'datetime'})
     frame = frame.sort_values('id', ignore_index=True, kind='stable')
     outlines = shapely.from_wkb(frame.pop('geometry').to_numpy())
     frame = gpd.GeoDataFrame(frame, geometry=outlines, crs='EPSG:4326')
-    with target.whole(name, scratch) as temporary:
+    with parent.whole(name, scratch) as temporary:
         frame.to_parquet(temporary, index=False, write_covering_bbox=True)
     return len(frame)
 
 
-def listed_keys(target: Store, name: str) -> pa.StringArray:
+def listed_keys(target: Target) -> pa.StringArray:
     """Return the keys of all chips in a list of failures; none if there is no list.
 
     Raises:
         OutputError: If it cannot be read.
     """
-    content = target.read(name)
+    content = target.parent.read(target.failures)
     if content is None:
         return pa.array([], pa.string())
     try:
         return row_keys(pq.read_table(pa.BufferReader(content)))
     except (pa.ArrowException, KeyError) as error:
         raise OutputError(
-            f"'{target.url}/{name}' is no list of failures ({error}): move it away"
+            f"'{target.parent.url}/{target.failures}' is no list of failures "
+            f'({error}): move it away'
         ) from error

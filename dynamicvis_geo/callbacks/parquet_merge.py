@@ -112,8 +112,7 @@ class GeoParquet:
             text = to_json(provenance, indent=2) + '\n'
             target.put(PARQUET_METADATA_FILE, text.encode())
         failed = list_failures(
-            self._place.parent,
-            self._place.failures,
+            self._place,
             store,
             blocks.failed(),
             blocks.keys,

@@ -199,8 +199,7 @@ class ZarrMosaic:
         text = to_json(provenance, indent=2)
         self._folder.put(METADATA_FILE, f'{text}\n'.encode())
         failed = list_failures(
-            self._place.parent,
-            self._place.failures,
+            self._place,
             store,
             gathered.failed,
             lambda: row_keys(gathered.done),
