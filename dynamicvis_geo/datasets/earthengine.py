@@ -45,11 +45,11 @@ from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.earthengine.client import Traffic
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
 from dynamicvis_geo.earthengine.fetch import Fetcher, Outcome, Survey
-from dynamicvis_geo.earthengine.grid import Grid, crs_text
 from dynamicvis_geo.earthengine.scenes import count_scenes
 from dynamicvis_geo.earthengine.sharing import Chip
 from dynamicvis_geo.earthengine.threads import in_background
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
+from dynamicvis_geo.grid import Grid, crs_text
 from dynamicvis_geo.specs import SensorSpec
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ import torch.distributed
 import torch.utils.data
 
 from dynamicvis_geo.earthengine.failures import REMEDIES, Failure, classify
-from dynamicvis_geo.earthengine.grid import Grid
 from dynamicvis_geo.earthengine.limiter import POLL, CancelledError, Limiter
 from dynamicvis_geo.earthengine.session import (
     is_loopback,
@@ -39,6 +38,7 @@ from dynamicvis_geo.errors import (
     SpecError,
     UnavailableError,
 )
+from dynamicvis_geo.grid import Grid
 
 T = TypeVar('T')
 R = TypeVar('R')

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamicvis_geo.earthengine.failures import BrokenAnswerError
-from dynamicvis_geo.earthengine.grid import Grid
+from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.specs import SensorSpec
 
 Pixels = NDArray[np.uint16] | NDArray[np.float32]

@@ -16,13 +16,13 @@ from dynamicvis_geo.earthengine.composite import (
     no_pixels,
     parse_pixels,
 )
-from dynamicvis_geo.earthengine.grid import Grid, paste
 from dynamicvis_geo.earthengine.sharing import Chip, Request, plan
 from dynamicvis_geo.errors import (
     EarthEngineError,
     NoImageryError,
     RequestTooLargeError,
 )
+from dynamicvis_geo.grid import Grid, paste
 from dynamicvis_geo.specs import SensorSpec
 
 #: What became of a chip.

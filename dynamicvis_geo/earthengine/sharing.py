@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dynamicvis_geo.earthengine.composite import MAX_SIDE
-from dynamicvis_geo.earthengine.grid import Grid
+from dynamicvis_geo.grid import Grid
 
 #: Chips that fill more blocks than this are too large to gain from sharing them.
 MOST_BLOCKS = 16

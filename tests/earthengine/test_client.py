@@ -20,7 +20,6 @@ from dynamicvis_geo.earthengine.composite import (
     no_pixels,
     parse_pixels,
 )
-from dynamicvis_geo.earthengine.grid import Grid
 from dynamicvis_geo.errors import (
     AuthenticationError,
     ComputationError,
@@ -33,6 +32,7 @@ from dynamicvis_geo.errors import (
     SpecError,
     UnavailableError,
 )
+from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.specs import SensorSpec
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.oracle import expected

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dynamicvis_geo.earthengine.grid import Grid
 from dynamicvis_geo.earthengine.sharing import Chip, Request, plan
+from dynamicvis_geo.grid import Grid
 
 LIMIT = 48 * 2**20 // 9
 WINDOW = ('2022-06-01', '2022-07-01')

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pyproj import CRS
 
-from dynamicvis_geo.earthengine.grid import Grid, crs_text, paste
+from dynamicvis_geo.grid import Grid, crs_text, paste
 
 
 def grid(x: float, y: float, px: int = 512, res: float = 10.0) -> Grid:
