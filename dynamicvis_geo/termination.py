@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from subprocess import Popen, TimeoutExpired
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ _FIRST = 'DYNAMICVIS_GEO_FIRST_PROCESS'
 _received = threading.Event()
 
 Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
+ExceptHook: TypeAlias = Callable[
+    [type[BaseException], BaseException, TracebackType | None], Any
+]
 
 
 class Terminated(SystemExit):
@@ -83,10 +86,27 @@ def in_worker(worker: int) -> None:
     Args:
         worker: Its number, as ``worker_init_fn`` gets it.
     """
+    sys.excepthook = _unless_left(sys.excepthook)
     if hasattr(signal, 'sigwaitinfo'):
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_pass_on, args=(os.getppid(),), daemon=True).start()
+
+
+def _unless_left(show: ExceptHook) -> ExceptHook:
+    """Let a worker say nothing if it is left while it hands over a tensor.
+
+    The thread of :mod:`multiprocessing` that does it shows errors by this hook.
+    """
+
+    def hook(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        handing_over = threading.current_thread() is not threading.main_thread()
+        if not (handing_over and isinstance(error, EOFError | OSError)):
+            show(kind, error, trace)
+
+    return hook
 
 
 def _pass_on(parent: int) -> NoReturn:

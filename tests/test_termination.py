@@ -163,6 +163,38 @@ def test_a_trainer_of_the_users_keeps_what_is_done(
     assert 'Traceback' not in log, log
 
 
+#: A worker hands a descriptor over, as it does tensors, to one that goes before that.
+LEFT = """
+import multiprocessing, os, socket
+from multiprocessing.resource_sharer import DupFd
+from dynamicvis_geo.termination import in_worker
+
+def work(pipe):
+    in_worker(0)
+    handed = DupFd(pipe.fileno())
+    pipe.send(handed._id[0])
+    pipe.recv()
+
+if __name__ == '__main__':
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.get_context('fork').Process(target=work, args=(theirs,))
+    worker.start()
+    address = ours.recv()
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.connect(address)
+            left.recv(1)
+    ours.send(None)
+    worker.join()
+"""
+
+
+def test_a_worker_that_is_left_says_nothing(start: Start) -> None:
+    run = start('-c', LEFT)
+    assert run.communicate(timeout=HANG)[0] == ''
+    assert run.returncode == 0
+
+
 class SignalsItself(Task):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         if batch_idx == 2:
