@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from rasterio.windows import Window
 from torch import Tensor
 
-from dynamicvis_geo.demo import synthetic_scene
+from dynamicvis_geo.commands.demo import synthetic_scene
 from dynamicvis_geo.models import DynamicVis
 from dynamicvis_geo.models.dynamicvis import Gate
 from dynamicvis_geo.transforms import Preprocess

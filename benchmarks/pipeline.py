@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.fetch import ROI, SENSOR, WINDOW, places, rectangles
-from dynamicvis_geo.commands.prediction import quieten_lightning
+from dynamicvis_geo.commands.trainer import quieten_lightning
 from dynamicvis_geo.datamodules import ChipDataModule
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset, collate
 from dynamicvis_geo.earthengine import EarthEngineClient

@@ -1,8 +1,6 @@
 """The command line, ``dynamicvis-geo``.
 
-Each command is a module of ``dynamicvis_geo.commands``, imported when it runs, so that
-``--help`` needs neither PyTorch nor TorchGeo; the arguments are in
-``dynamicvis_geo.arguments``.
+Each command is a module of ``dynamicvis_geo.commands``, which has its arguments, too.
 """
 
 import argparse
@@ -12,10 +10,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TextIO
 
-from dynamicvis_geo.arguments import MODULES, predict
-from dynamicvis_geo.arguments.common import Parser
+from dynamicvis_geo.commands import COMMANDS
+from dynamicvis_geo.commands.options import Parser, add_command, option_name, option_of
 from dynamicvis_geo.errors import DynamicVisGeoError
 from dynamicvis_geo.paths import is_gdal_path, is_url
 from dynamicvis_geo.termination import EXIT_CODE, Terminated, say, terminable
@@ -36,23 +35,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 after Ctrl-C, or 143 after SIGTERM.
     """
     arguments = _parse(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _show_warning
+
+    def show_warning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = _with_options(str(message), arguments.parser)
+        print(f'dynamicvis-geo: warning: {text}', file=sys.stderr)
+
+    warnings.showwarning = show_warning
     with terminable():
         return _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    name = arguments.command.replace('-', '_')
     try:
-        command = importlib.import_module(f'dynamicvis_geo.commands.{name}')
-        code: int | None = command.run(arguments)
+        code: int | None = _module(arguments.command).run(arguments)
     except DynamicVisGeoError as error:
         if arguments.debug:
             raise
-        print(
-            f'dynamicvis-geo: error: {_named(_message(error), arguments)}',
-            file=sys.stderr,
-        )
+        message = _with_options(_message(error), arguments.parser)
+        message = _with_argument(message, arguments)
+        print(f'dynamicvis-geo: error: {message}', file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         say('interrupted')
@@ -64,16 +72,43 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    if list(argv[:1]) != [predict.NAME]:
-        arguments, unknown = _parser().parse_known_args(argv)
-        if unknown:
-            arguments.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+    parser = _parser(argv)
+    if list(argv[:1]) == ['predict']:
+        # LightningCLI, which knows the classes, reads all but --debug itself.
+        arguments = parser.parse_args(argv[:1])
+        arguments.debug = '--debug' in argv
+        arguments.rest = [argument for argument in argv[1:] if argument != '--debug']
         return arguments
-    # The command reads all but --debug itself.
-    arguments = _parser().parse_args(argv[:1])
-    arguments.debug = '--debug' in argv
-    arguments.rest = [argument for argument in argv[1:] if argument != '--debug']
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
     return arguments
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Make the parser, with the arguments of the command that is named."""
+    parser: argparse.ArgumentParser = Parser(
+        prog='dynamicvis-geo',
+        description='Features of the frozen DynamicVis backbone for satellite images.',
+    )
+    parser.add_argument(
+        '--version', action=_Version, nargs=0, help='show the version and exit'
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, summary in COMMANDS.items():
+        command = add_command(commands, name, summary)
+        if name in argv and name != 'predict':
+            module = _module(name)
+            # Below the line that says what the module is, its docstring is the help.
+            command.description = (module.__doc__ or '').partition('\n\n')[2]
+            module.add_arguments(command)
+    return parser
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(
+        f'dynamicvis_geo.commands.{command.replace("-", "_")}'
+    )
 
 
 def _message(error: DynamicVisGeoError) -> str:
@@ -85,47 +120,36 @@ def _message(error: DynamicVisGeoError) -> str:
     return message.partition(': ')[2] or text.splitlines()[-1]
 
 
-def _named(message: str, arguments: argparse.Namespace) -> str:
+def _with_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """Name options where a message names arguments of Python (``cloudy_pct=130``)."""
+    for action in parser._actions:
+        option, word = option_name(action), action.dest.rpartition('.')[2]
+        if option.startswith('--'):
+            name = rf'(?<![\w./-]){word}'
+            message = message.replace(f'{word}={action.const!r}', option)
+            message = re.sub(rf"{name}='([\w./:+-]+)'", rf'{option} \1', message)
+            message = re.sub(rf'{name}=(?=[^\s,;.)])', f'{option} ', message)
+            # A word of English alone stands for itself.
+            alone = rf'{name}=|{name}(?![\w/-])' if '_' in word else f'{name}='
+            message = re.sub(alone, option, message)
+    return message
+
+
+def _with_argument(message: str, arguments: argparse.Namespace) -> str:
     """Say which argument a path was given as, where an error names the path alone."""
     found = []
-    for name, given in vars(arguments).items():
+    for dest, given in vars(arguments).items():
         for value in given if isinstance(given, list) else [given]:
             known = isinstance(value, Path) or is_url(value) or is_gdal_path(value)
-            if name in ('weights', 'checkpoint') or known:
+            if dest in ('weights', 'checkpoint') or known:
                 path = rf'(?<![\w.-]){re.escape(str(value))}(?![\w.-])'
                 if (place := re.search(path, message)) is not None:
-                    found.append((place.start(), name))
+                    found.append((place.start(), dest))
     if not found or message.startswith('--'):
         return message
-    _, name = min(found)
-    usage = arguments.parser.format_usage()
-    option = f'--{name}' if f'--{name} ' in usage else name.upper()
+    _, dest = min(found)
+    option = option_of(arguments, dest)
     return message if option in message else f'argument {option}: {message}'
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print(f'dynamicvis-geo: warning: {message}', file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog='dynamicvis-geo',
-        description='Features of the frozen DynamicVis backbone for satellite images.',
-    )
-    parser.add_argument(
-        '--version', action=_Version, nargs=0, help='show the version and exit'
-    )
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in MODULES:
-        module.add_commands(commands)
-    return parser
 
 
 class _Version(argparse.Action):

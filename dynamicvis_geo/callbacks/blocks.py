@@ -132,8 +132,7 @@ def make_plan(
         size = 0
     if size < 1:
         raise SpecError(
-            f'block_chips={block_chips!r} (--block-chips) must be a positive whole '
-            'number of chips'
+            f'block_chips={block_chips!r} must be a positive whole number of chips'
         )
     distance = along_curve(chips, strides, origins)
     order = hilbert_order(chips, distance)
@@ -331,13 +330,13 @@ def require_same(store: Store, there: Description, mine: Description) -> None:
         return
     ways = (
         'finish it with the same settings, choose another output, or start anew with '
-        '--overwrite (overwrite=True)'
+        'overwrite=True'
     )
     if [name for name, *_ in rows] == ['chips']:
         ways = (
             'finish it with the same places and times first, and extend it then; or '
             "make an output of what is done with 'dynamicvis-geo merge --partial', and "
-            'remove this folder; or start anew with --overwrite (overwrite=True)'
+            'remove this folder; or start anew with overwrite=True'
         )
     raise OutputError(
         f"'{store.url}' holds what was begun with other settings:\n"

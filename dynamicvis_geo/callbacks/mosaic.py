@@ -298,7 +298,7 @@ class Layout:
         instead = (
             'an array has its extent and its times from when it was begun. Choose '
             'another output for these chips, or begin anew with all places and times '
-            'at once (--overwrite, overwrite=True)'
+            'at once (overwrite=True)'
         )
         if (low < 0).any() or (high > (self.rows, self.columns)).any():
             beyond = ', '.join(

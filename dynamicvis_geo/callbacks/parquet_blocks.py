@@ -170,7 +170,7 @@ def block_files(store: Store, run: Description, partial: bool) -> list[str]:
     if missing and not partial:
         raise OutputError(
             f"'{store.url}' lacks {missing} of {run.blocks} blocks: go on with the run "
-            'to have all of them, or join what there is with --partial (partial=True)'
+            'to have all of them, or join what there is with partial=True'
         )
     return [block_name(run, number, SUFFIX) for number in np.flatnonzero(done).tolist()]
 

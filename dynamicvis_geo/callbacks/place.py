@@ -176,7 +176,7 @@ def check_settings(
             f"'{path}' was made with other settings:\n"
             + table(rows, ('setting', 'there', 'now'))
             + '\nchoose another output, use the same settings, or start anew with '
-            '--overwrite (overwrite=True)'
+            'overwrite=True'
         )
 
 

@@ -38,7 +38,7 @@ class Shard:
         """
         if not 0 <= self.index < self.count:
             raise SpecError(
-                f'shard={self} (--shard) must be a number from 1 and how many there '
+                f'shard={self} must be a number from 1 and how many there '
                 'are, such as 3/10'
             )
 
@@ -60,7 +60,7 @@ class Shard:
         found = re.fullmatch(r'(\d*)/(\d+)', text.strip())
         if found is None:
             raise SpecError(
-                f'shard={text!r} (--shard) must be I/N, such as 3/10 for the third of '
+                f'shard={text!r} must be I/N, such as 3/10 for the third of '
                 'ten, or /N in an array job'
             )
         number, count = found[1], int(found[2])
@@ -69,7 +69,7 @@ class Shard:
         told = _array_job(environ)
         if told is None:
             raise SpecError(
-                f'shard={text!r} (--shard) leaves the number of this shard to an array '
+                f'shard={text!r} leaves the number of this shard to an array '
                 'job, and this is none that is known: give both, such as 3/10'
             )
         return cls(told[0], count)
@@ -91,7 +91,7 @@ class Shard:
         if count is None:
             raise SpecError(
                 f'{name}={index} says that this is one of several, but not of how '
-                'many: give --shard /N (shard=), or --shard 1/1 if it does all alone'
+                "many: give shard='/N', or shard='1/1' if it does all alone"
             )
         return cls(index, count)
 
@@ -118,7 +118,7 @@ def _slurm(task: int, least: int, most: int, count: int) -> tuple[int, int]:
         # Of an array with gaps at least one task comes here, whatever its numbers.
         raise SpecError(
             f'SLURM_ARRAY_TASK_ID={task} is one of {count} from {least} to {most} with '
-            'gaps between them: use --array=1-N, or say --shard I/N'
+            "gaps between them: use --array=1-N, or say shard='I/N'"
         )
     return index, count
 
@@ -128,6 +128,6 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     if not text.isdecimal():
         raise SpecError(
             f'{name}={text!r} must be a whole number, as an array job gives it: unset '
-            'it, or say --shard I/N'
+            "it, or say shard='I/N'"
         )
     return int(text)

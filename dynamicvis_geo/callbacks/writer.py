@@ -170,18 +170,17 @@ class EmbeddingWriter(BasePredictionWriter):
             or block_chips < 1
         ):
             raise SpecError(
-                f'block_chips={block_chips!r} (--block-chips) must be a positive whole '
-                'number of chips'
+                f'block_chips={block_chips!r} must be a positive whole number of chips'
             )
         if overwrite and retry_failed:
             raise SpecError(
-                'retry_failed (--retry-failed) goes on with an output that overwrite '
-                '(--overwrite) removes: leave out one of them'
+                'retry_failed=True goes on with an output that overwrite=True removes: '
+                'leave out one of them'
             )
         self.shard = _shard(shard)
         if overwrite and self.shard.count > 1:
             raise SpecError(
-                f'overwrite (--overwrite) with shard {self.shard} would remove what '
+                f'overwrite=True with shard {self.shard} would remove what '
                 f"other shards have done: remove '{self.path}' and what lies beside it "
                 'before you start them, and leave it out'
             )
@@ -220,10 +219,10 @@ class EmbeddingWriter(BasePredictionWriter):
                 {
                     'pooled': f"'{self.path}' is the name of a file of pooled "
                     'embeddings, and this run gives feature maps: name a folder, or '
-                    "leave out --grid (output='grid')",
+                    "leave out output='grid'",
                     'grid': f"'{self.path}' is the name of feature maps, and this run "
                     'gives pooled embeddings: end it in .parquet, or ask for feature '
-                    "maps by --grid (output='grid')",
+                    "maps (output='grid')",
                 }[needed]
             )
         self._output.check(self.overwrite)
@@ -505,7 +504,7 @@ def _shard(given: tuple[int, int] | str | None) -> Shard:
             shard = Shard(number - 1, count)
         except (TypeError, ValueError) as error:
             raise SpecError(
-                f'shard={given!r} (--shard) must be a number from 1 and how many there '
+                f'shard={given!r} must be a number from 1 and how many there '
                 'are, such as (3, 10)'
             ) from error
     if shard.count > 1:

@@ -166,7 +166,7 @@ class Group:
         if group is None or group.layout != layout:
             raise OutputError(
                 f"'{url}' was begun for other chips: choose another output, or begin "
-                'anew (--overwrite, overwrite=True)'
+                'anew (overwrite=True)'
             )
         return group
 

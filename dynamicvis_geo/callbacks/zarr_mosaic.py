@@ -140,7 +140,7 @@ class ZarrMosaic:
                 raise OutputError(
                     f"'{self._folder.url}' is damaged: its {CHIPS_FILE} lists chips in "
                     f"{crs}, but there is no group '{group_name(crs)}'; choose another "
-                    'output, or have it replaced (--overwrite, overwrite=True)'
+                    'output, or have it replaced (overwrite=True)'
                 )
             if crs not in planned:
                 continue
@@ -294,7 +294,7 @@ class ZarrMosaic:
             if opened_group is None:
                 raise OutputError(
                     f"'{url}' is gone, which this run has begun: begin anew "
-                    '(--overwrite, overwrite=True)'
+                    '(overwrite=True)'
                 )
             for place in shards:
                 kept = (_read_seam(store, name, place) for name in parts[place])

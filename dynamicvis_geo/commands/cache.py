@@ -1,14 +1,31 @@
-"""``dynamicvis-geo cache``: what a cache of chips holds."""
+"""``dynamicvis-geo cache``: what a cache of chips holds.
 
-from argparse import Namespace
+Show what a cache of chips holds, or remove its chips.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from dynamicvis_geo.earthengine import CacheInfo, ChipCache
+from dynamicvis_geo.commands.options import local_source
 from dynamicvis_geo.errors import SpecError
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.earthengine import CacheInfo
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument('action', choices=('info', 'clear'))
+    parser.add_argument('folder', type=local_source, metavar='FOLDER')
 
 
 def run(arguments: Namespace) -> None:
     """Print what the cache holds, or held."""
+    from dynamicvis_geo.earthengine import ChipCache
+
     if not arguments.folder.is_dir():
         raise SpecError(f'{arguments.folder} is no folder: name that of --cache')
     cache = ChipCache(arguments.folder)

@@ -1,38 +1,193 @@
-"""``dynamicvis-geo embed``: chips of GeoTIFFs or of Earth Engine, embedded."""
+"""``dynamicvis-geo embed``: chips of GeoTIFFs or of Earth Engine, embedded.
 
+Cut chips from GeoTIFFs, or fetch them from Google Earth Engine; embed them, and write
+the embeddings with their footprints: pooled to one GeoParquet file, or with --grid the
+feature maps to one GeoTIFF a chip. Interrupted and started again, it computes only what
+is missing. Exits with 3 if the images of some chips could not be had.
+"""
+
+from __future__ import annotations
+
+import math
 import warnings
-from argparse import Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsContainer
+from typing import TYPE_CHECKING
 
-from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.commands.imagery import imagery
-from dynamicvis_geo.commands.options import (
-    backbone_config,
-    choose_device,
-    feature_shape,
-    require_launcher,
+from dynamicvis_geo.commands.chips import (
+    add_chips,
+    add_earthengine,
+    add_plan,
+    earthengine,
+    goes_ahead,
+    is_first,
 )
-from dynamicvis_geo.commands.planning import goes_ahead, is_first
-from dynamicvis_geo.commands.prediction import log, predict
-from dynamicvis_geo.datamodules import ScenesDataModule
-from dynamicvis_geo.datasets import Scenes
+from dynamicvis_geo.commands.options import (
+    add_bands,
+    add_running,
+    add_weights,
+    images,
+    log,
+    option_of,
+    output,
+    positive,
+)
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.models.checkpoint import read_head
-from dynamicvis_geo.rasters import open_raster
-from dynamicvis_geo.tasks import FeatureExtraction
-from dynamicvis_geo.tasks.features import Output
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.callbacks.shards import Shard
+    from dynamicvis_geo.datamodules import ChipDataModule
+    from dynamicvis_geo.datasets import Scenes
+    from dynamicvis_geo.tasks.features import Output
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        'source',
+        type=images,
+        nargs='?',
+        metavar='SOURCE',
+        help='a GeoTIFF, or a folder of them, or a URL or GDAL path (/vsi...) of such; '
+        'without it, chips come from Earth Engine',
+    )
+    parser.add_argument(
+        '--output',
+        dest='path',
+        type=output,
+        required=True,
+        metavar='OUT',
+        help='file that ends in .parquet; with --grid a folder, or a name that ends in '
+        '.zarr',
+    )
+    parser.add_argument(
+        '--shard',
+        metavar='I/N',
+        help='do one of N equal shares, the I-th from 1, beside others; or /N in an '
+        'array job, which tells I (default: as an array job says, else everything)',
+    )
+    _add_output(parser.add_argument_group('output'))
+    chips = parser.add_argument_group('chips')
+    add_chips(chips)
+    add_bands(chips)
+    chips.add_argument(
+        '--input-range',
+        type=_value_range,
+        default=(0.0, 10000.0),
+        metavar='LOW,HIGH',
+        help='values that become black and white (default: 0,10000, Sentinel-2 surface '
+        'reflectance)',
+    )
+    earth_engine = parser.add_argument_group('Earth Engine, without SOURCE')
+    add_earthengine(earth_engine)
+    earth_engine.add_argument(
+        '--on-missing',
+        dest='data.on_missing',
+        choices=('raise', 'fill', 'skip'),
+        help='for a chip without imagery: stop, fill it with zeros, or leave it out '
+        '(default: raise)',
+    )
+    earth_engine.add_argument(
+        '--shards-at-once',
+        dest='shards.at_once',
+        type=positive,
+        metavar='N',
+        help='shards that run at a time, among which --max-concurrency is divided '
+        '(default: all of them)',
+    )
+    features = parser.add_argument_group('features')
+    features.add_argument(
+        '--grid',
+        dest='output',
+        action='store_const',
+        const='grid',
+        default='pooled',
+        help='feature maps instead of pooled vectors',
+    )
+    features.add_argument(
+        '--pooling',
+        choices=('mean', 'max'),
+        help='over the cells of a map (default: mean)',
+    )
+    add_weights(features)
+    add_plan(parser)
+    add_running(parser)
+
+
+def _add_output(group: _ActionsContainer) -> None:
+    group.add_argument(
+        '--format',
+        choices=('geoparquet', 'geotiff', 'zarr'),
+        help='of OUT (default: as its name says, geotiff for a folder)',
+    )
+    group.add_argument(
+        '--dtype',
+        choices=('float32', 'float16', 'int8'),
+        default='float32',
+        help='of the numbers in OUT; int8 has a scale for each row (default: float32)',
+    )
+    group.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='start anew: remove what OUT holds, and what an interrupted run has left',
+    )
+    group.add_argument(
+        '--block-chips',
+        type=positive,
+        metavar='N',
+        help='chips that are put on disk together, at most; a killed process loses so '
+        'many (default: as OUT was begun, else 64 on a CPU, 4096 vectors or 256 maps '
+        'on a GPU, or fewer)',
+    )
+    group.add_argument(
+        '--on-error',
+        choices=('raise', 'skip'),
+        default='raise',
+        help='for a chip whose image cannot be had: stop, or leave it out and list it '
+        'in OUT.failures.parquet (default: raise)',
+    )
+    group.add_argument(
+        '--retry-failed',
+        action='store_true',
+        help='compute just the chips that are listed as failed',
+    )
+
+
+def _value_range(text: str) -> tuple[float, float]:
+    """Read the values that become black and white."""
+    try:
+        low, high = map(float, text.split(','))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ArgumentTypeError(
+            f'{text!r} must be two numbers, the smaller one first, such as 0,3000'
+        )
+    return low, high
 
 
 def run(arguments: Namespace) -> int:
     """Embed what the arguments name, and print what was written."""
-    output: Output = 'grid' if arguments.grid else 'pooled'
-    if arguments.grid and arguments.pooling is not None:
+    from dynamicvis_geo.callbacks import EmbeddingWriter
+    from dynamicvis_geo.commands.trainer import (
+        backbone_config,
+        choose_device,
+        feature_shape,
+        predict,
+        require_launcher,
+    )
+    from dynamicvis_geo.datamodules import ScenesDataModule
+    from dynamicvis_geo.models.checkpoint import read_head
+    from dynamicvis_geo.tasks import FeatureExtraction
+
+    output: Output = arguments.output
+    if output == 'grid' and arguments.pooling is not None:
         raise SpecError(
             f'--pooling {arguments.pooling} makes one vector a chip, and --grid writes '
             'the maps as they are: leave out one of them'
         )
     log(arguments.quiet)
     writer = EmbeddingWriter(
-        arguments.output,
+        arguments.path,
         arguments.format,
         overwrite=arguments.overwrite,
         dtype=arguments.dtype,
@@ -47,7 +202,7 @@ def run(arguments: Namespace) -> int:
     config = backbone_config(arguments.weights)
     if config.checkpoint is not None and not arguments.dry_run:
         read_head(config.checkpoint)
-    data = imagery(arguments, writer.shard)
+    data = _chips(arguments, writer.shard)
     if isinstance(data, ScenesDataModule):
         _warn_of_byte_images(data.scenes, arguments.input_range)
     # Of what is finished, the first process alone can be sure: it may be at work.
@@ -60,10 +215,83 @@ def run(arguments: Namespace) -> int:
     return predict(data, module, writer, arguments)
 
 
+def _chips(arguments: Namespace, shard: Shard) -> ChipDataModule:
+    """Make the data module that the options describe.
+
+    Raises:
+        SpecError: if options are missing, contradict each other, or have values that
+            cannot be used.
+    """
+    from dynamicvis_geo.datamodules import ScenesDataModule
+
+    _check(arguments, shard)
+    workers = arguments.num_workers
+    if workers is None:
+        # Fetching and computing then go on at the same time.
+        workers = 2 if arguments.source is None else 0
+    loading = {
+        'batch_size': arguments.batch_size,
+        'num_workers': workers,
+        'on_error': arguments.on_error,
+    }
+    if arguments.source is None:
+        return earthengine(arguments, shard, **loading)
+    return ScenesDataModule(
+        arguments.source,
+        arguments.bands or (1, 2, 3),
+        arguments.size,
+        arguments.stride,
+        arguments.points,
+        **loading,
+    )
+
+
+def _check(arguments: Namespace, shard: Shard) -> None:
+    """Refuse options that contradict each other, or lack others."""
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        # These are for Earth Engine.
+        if '.' in name and value is not None
+    }
+    dated = any(name.startswith('time.') for name in given)
+    if arguments.source is not None and given:
+        options = ', '.join(option_of(arguments, name) for name in given)
+        raise SpecError(
+            f'only Earth Engine takes {options}, but SOURCE is {arguments.source}: '
+            'leave out one or the other'
+        )
+    if arguments.source is not None:
+        return
+    if arguments.points is not None and not dated:
+        raise SpecError(
+            f'--points {arguments.points} without SOURCE asks for Earth Engine, which '
+            'needs dates: give --year, or --start and --end; or give SOURCE, the images'
+        )
+    if arguments.bands is not None:
+        raise SpecError(
+            f'--bands {",".join(map(str, arguments.bands))} is for GeoTIFFs, but there '
+            'is no SOURCE: leave it out (of Earth Engine the bands are B4, B3, B2; '
+            'predict has data.sensor.bands)'
+        )
+    if not dated and not any(name.startswith('data.') for name in given):
+        raise SpecError(
+            'there is nothing to embed: give SOURCE (a GeoTIFF or a folder), or for '
+            'Earth Engine --roi or --points, with --year or --start and --end'
+        )
+    if (at_once := given.get('shards.at_once')) is not None and shard.count == 1:
+        raise SpecError(
+            f'--shards-at-once {at_once} is for one of several shards, and this run '
+            'does everything: give --shard I/N, or leave it out'
+        )
+
+
 def _warn_of_byte_images(
     scenes: list[Scenes], input_range: tuple[float, float]
 ) -> None:
     """An 8-bit picture read as reflectance is nearly black, and nobody would see it."""
+    from dynamicvis_geo.rasters import open_raster
+
     for scene in scenes:
         path = scene.index['filepath'].iloc[0]
         with open_raster(path) as file:

@@ -1,17 +1,36 @@
-"""``dynamicvis-geo fetch``: chips from Earth Engine into a cache."""
+"""``dynamicvis-geo fetch``: chips from Earth Engine into a cache.
 
-from argparse import Namespace
+Fill a cache ahead of embed, which with the same options then needs no network.
+Interrupted and started again, it continues where it stopped.
+"""
 
-from dynamicvis_geo.commands.imagery import earthengine
-from dynamicvis_geo.commands.planning import goes_ahead
-from dynamicvis_geo.commands.prediction import log
-from dynamicvis_geo.datasets.earthengine import EarthEngineDataset
+from argparse import ArgumentParser, Namespace
+
+from dynamicvis_geo.commands.chips import (
+    add_chips,
+    add_earthengine,
+    add_plan,
+    earthengine,
+    goes_ahead,
+    set_by,
+)
+from dynamicvis_geo.commands.options import log
 from dynamicvis_geo.errors import SpecError
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_chips(parser.add_argument_group('chips'))
+    add_earthengine(parser.add_argument_group('Earth Engine'))
+    add_plan(parser)
 
 
 def run(arguments: Namespace) -> None:
     """Fetch what is not there yet, and print what was done."""
-    if arguments.cache is None:
+    from dynamicvis_geo.datasets import EarthEngineDataset
+
+    cache = set_by(arguments, 'data').get('cache')
+    if cache is None:
         raise SpecError('fetch needs --cache FOLDER: where the chips are kept')
     log(quiet=False)
     data = earthengine(arguments)
@@ -30,7 +49,7 @@ def run(arguments: Namespace) -> None:
     )
     seconds = sum(report.seconds for report in reports)
     print(
-        f'{arguments.cache} holds all {chips} chips: fetched {fetched} '
+        f'{cache} holds all {chips} chips: fetched {fetched} '
         f'({empty} without imagery) in {requests} requests ({retries} of them again), '
         f'{received / 1e6:.1f} MB, {seconds:.1f} s.'
     )

@@ -1,29 +1,50 @@
-"""``dynamicvis-geo info``: what would run, and why."""
+"""``dynamicvis-geo info``: what would run, and why.
 
-from argparse import Namespace
+Show the configuration of the backbone and where each value comes from, versions, the
+device, and the form of the selective scan that will run; or inspect a checkpoint
+without building a model.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from dynamicvis_geo.commands.options import (
-    backbone_config,
-    torch_device,
-    weights_fields,
-)
+from dynamicvis_geo.commands.options import add_device, add_weights, checkpoint
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.models.checkpoint import read_checkpoint
-from dynamicvis_geo.models.config import BackboneConfig, sources
-from dynamicvis_geo.models.scan_forms import resolve_scan, scan_forms
-from dynamicvis_geo.models.weights import fetch_checkpoint, list_checkpoints
-from dynamicvis_geo.provenance import software_versions
+
+if TYPE_CHECKING:
+    import torch
+
+    from dynamicvis_geo.models.config import BackboneConfig
 
 _HUB = 'hf://'
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        '--checkpoint',
+        type=checkpoint,
+        metavar='FILE|hf://OWNER/NAME[/FILE]',
+        help='inspect this file instead; of a Hugging Face repository, list the '
+        'checkpoints, or fetch and inspect one',
+    )
+    add_weights(parser)
+    add_device(parser)
+
+
 def run(arguments: Namespace) -> None:
     """Print the configuration, or what a checkpoint holds."""
+    from dynamicvis_geo.commands.trainer import (
+        backbone_config,
+        torch_device,
+        weights_fields,
+    )
+
     if arguments.checkpoint is not None:
         if arguments.checkpoint.startswith(_HUB):
             print(_on_the_hub(arguments.checkpoint))
@@ -38,6 +59,8 @@ def run(arguments: Namespace) -> None:
 
 def _on_the_hub(address: str) -> str:
     """List the checkpoints of a repository, or inspect one of them."""
+    from dynamicvis_geo.models.weights import fetch_checkpoint, list_checkpoints
+
     parts = address.removeprefix(_HUB).strip('/').split('/')
     if len(parts) < 2:
         raise SpecError(
@@ -54,6 +77,11 @@ def _on_the_hub(address: str) -> str:
 
 
 def _environment_rows(device: torch.device, scan: str) -> Iterable[tuple[str, ...]]:
+    import torch
+
+    from dynamicvis_geo.models.scan_forms import resolve_scan, scan_forms
+    from dynamicvis_geo.provenance import software_versions
+
     yield from software_versions().items()
     detail = ''
     if device.type == 'cpu':
@@ -69,6 +97,8 @@ def _environment_rows(device: torch.device, scan: str) -> Iterable[tuple[str, ..
 def _setting_rows(
     config: BackboneConfig, given: Iterable[str]
 ) -> Iterable[tuple[str, ...]]:
+    from dynamicvis_geo.models.config import sources
+
     origins = sources(given)
     yield 'setting', 'value', 'from'
     for field in fields(config):
@@ -76,6 +106,8 @@ def _setting_rows(
 
 
 def _checkpoint_rows(path: Path) -> Iterable[tuple[str, ...]]:
+    from dynamicvis_geo.models.checkpoint import read_checkpoint
+
     checkpoint = read_checkpoint(path)
     size = checkpoint.img_size
     yield 'file', str(checkpoint.path)

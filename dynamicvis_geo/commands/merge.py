@@ -1,9 +1,24 @@
-"""``dynamicvis-geo merge``: an output made of the blocks of unfinished runs."""
+"""``dynamicvis-geo merge``: an output made of the blocks of unfinished runs.
 
-from argparse import Namespace
+Join the blocks that lie beside OUT, where embed has been ended, or its last shard has.
+Exits with 3 if the images of some chips could not be had.
+"""
 
-from dynamicvis_geo.callbacks.output import merge
-from dynamicvis_geo.commands.prediction import SOME_FAILED
+from argparse import ArgumentParser, Namespace
+
+from dynamicvis_geo.commands.options import output
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        'out', type=output, metavar='OUT', help='--output of that embed'
+    )
+    parser.add_argument(
+        '--partial',
+        action='store_true',
+        help='join what there is, also if blocks are missing; the run may still go on',
+    )
 
 
 def run(arguments: Namespace) -> int:
@@ -12,6 +27,9 @@ def run(arguments: Namespace) -> int:
     Returns:
         the exit code: 0, or :data:`SOME_FAILED`.
     """
+    from dynamicvis_geo.callbacks.output import merge
+    from dynamicvis_geo.commands.trainer import SOME_FAILED
+
     merged = merge(arguments.out, arguments.partial)
     text = f'Wrote {arguments.out}: {merged.rows} chips joined'
     if not merged.rows + merged.missing:

@@ -1,117 +1,279 @@
-"""What options of several commands mean."""
+"""Options that several commands have, and how the values of options are read."""
 
-import os
+import argparse
+import logging
+import math
+import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, TypeAlias, TypeVar
 
-import torch
-from lightning.fabric.plugins.environments.lsf import LSFEnvironment
-from lightning.fabric.plugins.environments.mpi import MPIEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from dynamicvis_geo.errors import DynamicVisGeoError
+from dynamicvis_geo.paths import (
+    Place,
+    image_path,
+    input_path,
+    local_input,
+    local_output,
+    output_path,
+)
 
-from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.models.config import BackboneConfig
-
-
-def weights_fields(weights: str) -> dict[str, Any]:
-    """Turn ``--weights`` into fields of :class:`BackboneConfig`."""
-    if weights == 'pretrained':
-        return {}
-    if weights == 'random':
-        return {'weights': 'random'}
-    return {'checkpoint': Path(weights)}
+T = TypeVar('T')
+Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
 
 
-def backbone_config(weights: str) -> BackboneConfig:
-    """Read the environment, and what ``--weights`` says.
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage above it."""
 
-    Raises:
-        SpecError: if a variable has a value that cannot be used.
-    """
-    return BackboneConfig.from_env(**weights_fields(weights))
-
-
-def feature_shape(config: BackboneConfig) -> tuple[int, int, int]:
-    """Channels, height and width of the feature maps, without making the model."""
-    size = config.img_size
-    height, width = size if isinstance(size, tuple) else (size, size)
-    # A cell is 32 pixels wide.
-    return 1024 if config.named_arch == 'l' else 768, -(-height // 32), -(-width // 32)
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        if message.endswith('expected one argument'):
+            message += ' (a value that begins with a minus follows an equals sign)'
+        message = ' '.join(message.split())
+        name, _, _ = self.prog.partition(' ')
+        self.exit(2, f'{name}: error: {message}; see {self.prog} --help\n')
 
 
-def require_launcher(nodes: int) -> None:
-    """Refuse a run on several machines of which none knows the others.
+def add_command(
+    commands: Commands, name: str, summary: str, description: str | None = None
+) -> argparse.ArgumentParser:
+    """Add a command, or a kind of one, to the list of all."""
+    parser = commands.add_parser(name, help=summary, description=description)
+    parser.set_defaults(parser=parser)
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of an error'
+    )
+    return parser
 
-    Raises:
-        SpecError: If nothing has started it on several machines: it would wait for
-            them for ever.
-    """
-    # torchrun and Kubeflow set the variable, and so may a user.
-    launchers = (SLURMEnvironment, LSFEnvironment, MPIEnvironment)
-    if nodes == 1 or 'MASTER_ADDR' in os.environ:
-        return
-    if not any(launcher.detect() for launcher in launchers):
-        raise SpecError(
-            f'--nodes {nodes} (trainer.num_nodes): no launcher has started this on '
-            f'{nodes} machines, so it would wait for them in vain: start it with srun '
-            'or torchrun on each, set MASTER_ADDR, MASTER_PORT and NODE_RANK on each, '
-            'or leave out --nodes'
+
+def add_examples(parser: argparse.ArgumentParser, *lines: str) -> None:
+    """Add examples to the end of the help."""
+    parser.description = textwrap.fill(' '.join((parser.description or '').split()), 78)
+    parser.epilog = '\n  '.join(['examples:', *lines])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
+def option_name(action: argparse.Action) -> str:
+    """Return how a user calls an argument: ``--size``, or ``SOURCE``."""
+    return str([action.metavar, *action.option_strings][-1])
+
+
+def option_of(arguments: argparse.Namespace, dest: str) -> str:
+    """Return how a user calls the argument that is kept under a name."""
+    actions = arguments.parser._actions
+    return next(option_name(action) for action in actions if action.dest == dest)
+
+
+def add_overwrite(parser: argparse._ActionsContainer, what: str = 'an output') -> None:
+    """Add ``--overwrite``, where it replaces files that exist."""
+    that = 'that exist' if what.endswith('s') else 'that exists'
+    parser.add_argument(
+        '--overwrite', action='store_true', help=f'replace {what} {that}'
+    )
+
+
+def add_weights(parser: argparse._ActionsContainer) -> None:
+    """Add ``--weights``."""
+    parser.add_argument(
+        '--weights',
+        type=checkpoint,
+        default='pretrained',
+        metavar='pretrained|random|PATH',
+        help='the published checkpoint, untrained weights for trying things out, or a '
+        'checkpoint file (default: pretrained)',
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        '--device',
+        default='auto',
+        metavar='auto|cpu|cuda|cuda:N|mps',
+        help='where the backbone runs (default: auto)',
+    )
+
+
+def add_precision(parser: argparse._ActionsContainer) -> None:
+    """Add ``--precision``."""
+    parser.add_argument(
+        '--precision',
+        choices=('32-true', 'bf16-mixed'),
+        default='32-true',
+        help='of the backbone (default: 32-true)',
+    )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how fast a backbone runs, and where."""
+    group = parser.add_argument_group('running')
+    group.add_argument(
+        '--batch-size',
+        type=positive,
+        default=4,
+        metavar='N',
+        help='chips a forward pass (default: 4)',
+    )
+    group.add_argument(
+        '--num-workers',
+        type=count,
+        metavar='N',
+        help='processes that get images ahead, for each one that computes (default: 2 '
+        'for Earth Engine, else 0)',
+    )
+    add_device(group)
+    group.add_argument(
+        '--devices',
+        type=devices,
+        default=1,
+        metavar='N|auto',
+        help='processes that compute, each on a GPU of its own where there are any; '
+        'auto takes all GPUs (default: 1)',
+    )
+    group.add_argument(
+        '--nodes',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='machines of the run, as started by Slurm or torchrun (default: 1)',
+    )
+    group.add_argument(
+        '--quiet',
+        action='store_true',
+        help='no progress bar, and of messages only warnings and the last line',
+    )
+    add_precision(group)
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add which images stand beside features, and their bands."""
+    parser.add_argument(
+        '--images',
+        type=images,
+        metavar='PATH',
+        help='where the images of the chips are: the GeoTIFF or the folder that was '
+        'embedded, or the cache of chips',
+    )
+    add_bands(parser, 'those that were embedded, if the input says so, else 1,2,3')
+
+
+def add_bands(parser: argparse._ActionsContainer, default: str = '1,2,3') -> None:
+    """Add ``--bands``."""
+    parser.add_argument(
+        '--bands',
+        type=bands,
+        metavar='R,G,B',
+        help='bands of a GeoTIFF that stand for red, green and blue (default: '
+        f'{default})',
+    )
+
+
+def log(quiet: bool) -> None:
+    """Let the package's own messages out, a line each, on standard error."""
+    logger = logging.getLogger('dynamicvis_geo')
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter('dynamicvis-geo: %(message)s'))
+    # One for each command that a process runs: standard error may have changed.
+    logger.handlers = [handler]
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1."""
+    return _whole(text, 1)
+
+
+def count(text: str) -> int:
+    """Read a whole number from 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    # More digits than these are no number that anything here can take.
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be a whole number from {least}'
         )
+    return int(text)
 
 
-def choose_device(
-    device: str, processes: int | str = 1
-) -> tuple[str, str | int | list[int]]:
-    """Turn ``--device`` and ``--devices`` into Lightning's accelerator and devices.
+def devices(text: str) -> int | str:
+    """Read a number of processes, or auto."""
+    try:
+        return text if text == 'auto' else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f'{error}, or auto') from error
 
-    Raises:
-        SpecError: if there is no such device here, or not so many.
-    """
-    kind, colon, number = device.partition(':')
-    if kind not in ('auto', 'cpu', 'cuda', 'mps') or (
-        colon and not (kind == 'cuda' and number.isdecimal())
-    ):
-        raise SpecError(
-            f'--device {device!r} is unknown: choose auto, cpu, cuda, cuda:N or mps'
+
+def metres(text: str) -> float:
+    """Read a length above 0."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a number of metres above 0')
+    return number
+
+
+def percent(text: str) -> float:
+    """Read a number from 0 to 100."""
+    number = _number(text)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f'{text!r} must be a number from 0 to 100')
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def source(text: str) -> Place:
+    """Read the path or URL of something to be read."""
+    return _checked(input_path, text)
+
+
+def images(text: str) -> Place | str:
+    """Read the path, the URL or GDAL's name of images."""
+    return _checked(image_path, text)
+
+
+def local_source(text: str) -> Path:
+    """Read the path of something to be read that cannot be a URL."""
+    return _checked(local_input, text)
+
+
+def checkpoint(text: str) -> str:
+    """Read the path of a checkpoint, or a name that stands for one."""
+    if not text.startswith('hf://'):
+        local_source(text)
+    return text
+
+
+def output(text: str) -> Place:
+    """Read the path or URL of something to be written."""
+    return _checked(output_path, text)
+
+
+def local_output_path(text: str) -> Path:
+    """Read the path of something to be written that cannot be a URL."""
+    return _checked(local_output, text)
+
+
+def _checked(check: Callable[[str], T], text: str) -> T:
+    try:
+        return check(text)
+    except DynamicVisGeoError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def bands(text: str) -> tuple[int, int, int]:
+    """Read the numbers of the red, green and blue band."""
+    numbers = text.split(',')
+    if len(numbers) != 3 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be three band numbers from 1, such as 4,3,2'
         )
-    if colon and processes != 1:
-        raise SpecError(
-            f'--device {device} is one device, and --devices {processes} asks for '
-            'several: give --device cuda, or leave out --devices'
-        )
-    if kind == 'cuda':
-        count = torch.cuda.device_count()
-        if not colon and count:
-            return 'cuda', _at_most(processes, count)
-        if int(number or 0) >= count:
-            raise SpecError(
-                f'--device {device}: PyTorch finds {count} CUDA devices here: choose '
-                'another, or --device cpu'
-            )
-        return 'cuda', [int(number or 0)]
-    if kind == 'mps' and not torch.backends.mps.is_available():
-        raise SpecError('--device mps: PyTorch finds no MPS here: choose --device cpu')
-    return kind, processes
-
-
-def _at_most(processes: int | str, count: int) -> int | str:
-    if isinstance(processes, int) and processes > count:
-        raise SpecError(
-            f'--devices {processes}: PyTorch finds {count} CUDA devices here: ask for '
-            'so many, or for auto'
-        )
-    return processes
-
-
-def torch_device(device: str) -> torch.device:
-    """Turn ``--device`` into PyTorch's.
-
-    Raises:
-        SpecError: if there is no such device here.
-    """
-    choose_device(device)
-    if device != 'auto':
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device('cuda')
-    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+    red, green, blue = map(int, numbers)
+    return red, green, blue

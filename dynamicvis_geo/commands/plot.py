@@ -1,58 +1,163 @@
-"""``dynamicvis-geo plot``: pictures of images, feature maps and embeddings."""
+"""``dynamicvis-geo plot``: pictures of images, feature maps and embeddings.
 
-from argparse import Namespace
+Draw what the other commands wrote. Each kind of picture has its own help:
+dynamicvis-geo plot KIND --help.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
-from dynamicvis_geo.datasets.scene_files import find_images
+from dynamicvis_geo.commands.options import (
+    Commands,
+    add_bands,
+    add_command,
+    add_examples,
+    add_images,
+    add_overwrite,
+    images,
+    local_output_path,
+    positive,
+    source,
+)
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
-from dynamicvis_geo.false_colour import (
-    fit_file_colours,
-    plot_false_colours,
-    write_false_colour,
-    write_false_colours,
-)
 from dynamicvis_geo.paths import Place
-from dynamicvis_geo.plotting import (
-    nearest_neighbours,
-    plot_embedding_map,
-    plot_neighbours,
-    plot_rgb,
-    plot_sheet,
-    stretch_limits,
-    stretch_rgb,
-)
-from dynamicvis_geo.plotting.features import chip_label
-from dynamicvis_geo.quicklooks import (
-    Quicklooks,
-    cached_chips,
-    read_image,
-)
-from dynamicvis_geo.runs import (
-    Run,
-    check_picture_path,
-    feature_map_files,
-    find_chip,
-    open_run,
-    read_embeddings,
-    recorded_bands,
-    spread,
-)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dynamicvis_geo.runs import Run
 
 FIGURES = ('.png', '.pdf', '.svg')
+_FIGURE = 'file that ends in .png, .pdf or .svg'
 _SHEET = 24
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
+    _add_rgb(kinds)
+    _add_pca(kinds)
+    _add_neighbours(kinds)
+    _add_map(kinds)
+
+
+def _add_rgb(kinds: Commands) -> None:
+    parser = add_command(
+        kinds, 'rgb', 'an image, or a contact sheet of several', _rgb.__doc__
+    )
+    parser.add_argument(
+        'input',
+        type=images,
+        metavar='INPUT',
+        help='a GeoTIFF, a folder of them, or a cache of chips',
+    )
+    _add_output(parser, _FIGURE)
+    parser.add_argument(
+        '--chip', metavar='ID', help='a chip of a cache, instead of a contact sheet'
+    )
+    add_bands(parser, 'those that were embedded, if the input says so, else 1,2,3')
+    add_examples(
+        parser,
+        'dynamicvis-geo plot rgb scene.tif --bands 4,3,2 --output scene.png',
+        'dynamicvis-geo plot rgb chips --output chips.png',
+    )
+
+
+def _add_pca(kinds: Commands) -> None:
+    parser = add_command(kinds, 'pca', 'feature maps in false colour', _pca.__doc__)
+    _add_input(parser, 'a folder of feature maps (embed --grid), or one of them')
+    _add_output(
+        parser,
+        f'{_FIGURE}; or .tif for one map, or a folder for all: georeferenced GeoTIFFs, '
+        'RGB of uint8',
+    )
+    add_examples(
+        parser,
+        'dynamicvis-geo plot pca maps --output maps.png',
+        'dynamicvis-geo plot pca maps --output maps-in-colour',
+    )
+
+
+def _add_neighbours(kinds: Commands) -> None:
+    parser = add_command(
+        kinds, 'neighbours', 'a chip and those most similar to it', _neighbours.__doc__
+    )
+    _add_input(parser, 'a .parquet file of pooled embeddings')
+    _add_output(parser, _FIGURE)
+    parser.add_argument(
+        '--chip',
+        required=True,
+        metavar='ID',
+        help='id of the chip, id of its point, or number of its row from 0',
+    )
+    parser.add_argument(
+        '-k',
+        type=positive,
+        default=9,
+        metavar='N',
+        help='how many neighbours (default: 9)',
+    )
+    add_images(parser)
+    add_examples(
+        parser,
+        'dynamicvis-geo plot neighbours embeddings.parquet --chip 0 --images scene.tif '
+        '--output neighbours.png',
+        'dynamicvis-geo plot neighbours plots.parquet --chip plot-17 --images chips '
+        '--output neighbours.png',
+    )
+
+
+def _add_map(kinds: Commands) -> None:
+    parser = add_command(kinds, 'map', 'a map of pooled embeddings', _map.__doc__)
+    _add_input(parser, 'a .parquet file of pooled embeddings')
+    _add_output(parser, _FIGURE)
+    parser.add_argument(
+        '--method',
+        choices=('auto', 'pca', 'umap'),
+        default='auto',
+        help='how embeddings become colours: main components, or UMAP (which needs '
+        "pip install 'dynamicvis-geo[umap]' and takes minutes for many chips); auto is "
+        'UMAP where it is installed, for 16 to 20,000 chips (default: auto)',
+    )
+    add_examples(parser, 'dynamicvis-geo plot map embeddings.parquet --output map.png')
+
+
+def _add_input(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument('input', type=source, metavar='INPUT', help=what)
+
+
+def _add_output(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        '--output', type=local_output_path, required=True, metavar='FILE', help=what
+    )
+    add_overwrite(parser)
 
 
 def run(arguments: Namespace) -> None:
     """Draw a picture and print what was written."""
-    {'rgb': _rgb, 'pca': _pca, 'neighbours': _neighbours, 'map': _map}[arguments.kind](
-        arguments
-    )
+    kinds = {'rgb': _rgb, 'pca': _pca, 'neighbours': _neighbours, 'map': _map}
+    kinds[arguments.kind](arguments)
 
 
 def _rgb(arguments: Namespace) -> None:
+    """Draw a GeoTIFF, a chip of a cache, or a contact sheet of a folder or cache.
+
+    All bands have one stretch, from the 2nd to the 98th percentile of their values.
+    """
+    from dynamicvis_geo.datasets.scene_files import find_images
+    from dynamicvis_geo.plotting import (
+        plot_rgb,
+        plot_sheet,
+        stretch_limits,
+        stretch_rgb,
+    )
+    from dynamicvis_geo.plotting.features import chip_label
+    from dynamicvis_geo.quicklooks import cached_chips, read_image
+    from dynamicvis_geo.runs import check_picture_path, spread
+
     source, bands = arguments.input, arguments.bands or (1, 2, 3)
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, source)
     cached = cached_chips(source)
@@ -83,6 +188,19 @@ def _rgb(arguments: Namespace) -> None:
 
 
 def _pca(arguments: Namespace) -> None:
+    """Show the three main components of feature maps as red, green and blue.
+
+    One PCA is fitted to all maps, so that colours can be compared. Maps that cover
+    an area are put together, others become a contact sheet.
+    """
+    from dynamicvis_geo.false_colour import (
+        fit_file_colours,
+        plot_false_colours,
+        write_false_colour,
+        write_false_colours,
+    )
+    from dynamicvis_geo.runs import check_picture_path, feature_map_files
+
     source, output = arguments.input, arguments.output
     if output.suffix.lower() in FIGURES or output.name.lower() in FIGURES:
         check_picture_path(output, FIGURES, arguments.overwrite, source)
@@ -115,6 +233,20 @@ def _pca(arguments: Namespace) -> None:
 
 
 def _neighbours(arguments: Namespace) -> None:
+    """Draw a chip and its nearest neighbours.
+
+    They are found by cosine similarity of pooled embeddings, and drawn as their images
+    if --images has them, else as their places.
+    """
+    from dynamicvis_geo.plotting import nearest_neighbours, plot_neighbours
+    from dynamicvis_geo.quicklooks import Quicklooks
+    from dynamicvis_geo.runs import (
+        check_picture_path,
+        find_chip,
+        read_embeddings,
+        recorded_bands,
+    )
+
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, arguments.input)
     embedded = _open(arguments.input, 'pooled')
     chips = embedded.chips
@@ -146,6 +278,10 @@ def _neighbours(arguments: Namespace) -> None:
 
 
 def _map(arguments: Namespace) -> None:
+    """Draw pooled embeddings over their footprints, similar ones in similar colours."""
+    from dynamicvis_geo.plotting import plot_embedding_map
+    from dynamicvis_geo.runs import check_picture_path, read_embeddings
+
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, arguments.input)
     embedded = _open(arguments.input, 'pooled')
     figure = plot_embedding_map(
@@ -158,6 +294,8 @@ def _map(arguments: Namespace) -> None:
 
 
 def _open(path: Place, kind: str) -> Run:
+    from dynamicvis_geo.runs import open_run
+
     found = open_run(path)
     if found.kind != kind:
         wanted = {

@@ -1,12 +1,48 @@
-"""``dynamicvis-geo predict-map``: a fitted probe, applied to every cell."""
+"""``dynamicvis-geo predict-map``: a fitted probe, applied to every cell.
 
-from argparse import Namespace
+Apply a fitted probe to every cell of feature maps, and write one georeferenced map a
+chip: classes with their names and colours, or values. Interrupted and started again, it
+continues where it stopped.
+"""
 
-from dynamicvis_geo.evaluation.class_maps import predict_maps
+from argparse import ArgumentParser, Namespace
+
+from dynamicvis_geo.commands.options import (
+    add_overwrite,
+    local_output_path,
+    local_source,
+    source,
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        'probe',
+        type=local_source,
+        metavar='PROBE',
+        help='probe.ckpt, written by probe',
+    )
+    parser.add_argument(
+        'maps',
+        type=source,
+        metavar='MAPS',
+        help='folder of feature maps, written by embed --grid, or one of them',
+    )
+    parser.add_argument(
+        '--output',
+        type=local_output_path,
+        required=True,
+        metavar='DIR',
+        help='folder for the maps',
+    )
+    add_overwrite(parser, 'maps')
 
 
 def run(arguments: Namespace) -> None:
     """Write the maps, and print how many."""
+    from dynamicvis_geo.evaluation.class_maps import predict_maps
+
     written, skipped = predict_maps(
         arguments.probe, arguments.maps, arguments.output, arguments.overwrite
     )

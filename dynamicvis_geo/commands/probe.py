@@ -1,28 +1,38 @@
-"""``dynamicvis-geo probe``: how much embeddings know of labelled plots."""
+"""``dynamicvis-geo probe``: how much embeddings know of labelled plots.
+
+Join labels to pooled embeddings, divide the plots, and score nearest neighbours, a
+logistic regression (a ridge, for numbers) and a linear probe on the test split, with 95
+% intervals. Writes results.json, results.csv, the fitted probe (probe.ckpt) and
+pictures.
+"""
+
+from __future__ import annotations
 
 import os
 import shutil
 import tempfile
 import warnings
-from argparse import Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsContainer
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-
-from dynamicvis_geo.commands.prediction import quieten_lightning
-from dynamicvis_geo.datamodules import EmbeddingDataModule
+from dynamicvis_geo.commands.options import (
+    add_overwrite,
+    count,
+    local_output_path,
+    metres,
+    positive,
+    source,
+)
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.evaluation import Results, evaluate
-from dynamicvis_geo.evaluation.figures import plot_predicted
-from dynamicvis_geo.evaluation.problem import as_problem
-from dynamicvis_geo.plotting import plot_confusion_matrix
-from dynamicvis_geo.provenance import carries_provenance, refuse_others
-from dynamicvis_geo.tasks import LinearProbe, load_probe
-from dynamicvis_geo.tasks.probe_inputs import Task
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.datamodules import EmbeddingDataModule
+    from dynamicvis_geo.evaluation import Results
+    from dynamicvis_geo.tasks import LinearProbe
+    from dynamicvis_geo.tasks.probe_inputs import Task
 
 #: Epochs without a smaller loss on the validation split after which training ends.
 PATIENCE = 10
@@ -33,8 +43,125 @@ _RANDOM = ('random', 'stratified')
 PROBE, JSON, CSV = 'probe.ckpt', 'results.json', 'results.csv'
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        'embeddings',
+        type=source,
+        metavar='EMBEDDINGS',
+        help='GeoParquet file of pooled embeddings, or a folder of its parts',
+    )
+    parser.add_argument(
+        '--target', required=True, metavar='COLUMN', help='column of the labels'
+    )
+    parser.add_argument(
+        '--task',
+        choices=('binary', 'multiclass', 'multilabel', 'regression'),
+        help='what to learn (default: told by the labels)',
+    )
+    parser.add_argument(
+        '--output',
+        type=local_output_path,
+        default=Path('probe-output'),
+        metavar='DIR',
+        help='folder for the results (default: probe-output)',
+    )
+    add_overwrite(parser, 'results')
+    _add_labels(parser.add_argument_group('labels'))
+    _add_split(parser.add_argument_group('splits'))
+    group = parser.add_argument_group('linear models')
+    group.add_argument(
+        '--standardize',
+        choices=('none', 'zscore', 'batchnorm', 'l2'),
+        default='zscore',
+        help='of the features, by the training split (default: zscore)',
+    )
+    group.add_argument(
+        '--epochs',
+        type=positive,
+        default=100,
+        metavar='N',
+        help='of the linear probe, at most; the epoch with the smallest loss on the '
+        'validation split is kept (default: 100)',
+    )
+    group.add_argument(
+        '--seed',
+        type=count,
+        default=0,
+        metavar='N',
+        help='of splits, training and intervals (default: 0)',
+    )
+
+
+def _add_labels(group: _ActionsContainer) -> None:
+    group.add_argument(
+        '--labels',
+        type=source,
+        metavar='FILE',
+        help='CSV, Parquet or any vector file (default: the embeddings themselves)',
+    )
+    group.add_argument(
+        '--join',
+        dest='how',
+        choices=('auto', 'id', 'nearest', 'within'),
+        default='auto',
+        help='labels to chips: by id, the nearest point, or within footprints or '
+        'polygons (default: auto)',
+    )
+    group.add_argument(
+        '--on', metavar='COLUMN', help='column of the labels that holds the ids'
+    )
+    group.add_argument(
+        '--max-distance',
+        dest='max_distance_m',
+        type=metres,
+        metavar='METRES',
+        help='of the nearest point to the centre of its chip',
+    )
+
+
+def _add_split(group: _ActionsContainer) -> None:
+    group.add_argument(
+        '--split',
+        default='random',
+        metavar='random|stratified|spatial|COLUMN',
+        help='how plots are divided, or the column that says train, val or test '
+        '(default: random)',
+    )
+    group.add_argument(
+        '--fractions',
+        type=_fractions,
+        default=(0.6, 0.2, 0.2),
+        metavar='TRAIN,VAL,TEST',
+        help='shares of the splits (default: 0.6,0.2,0.2)',
+    )
+    group.add_argument(
+        '--block',
+        dest='block_m',
+        type=metres,
+        default=10_000.0,
+        metavar='METRES',
+        help='side of a block of --split spatial (default: 10000)',
+    )
+
+
+def _fractions(text: str) -> tuple[float, float, float]:
+    """Read the shares of the splits."""
+    try:
+        train, val, test = map(float, text.split(','))
+    except ValueError as error:
+        raise ArgumentTypeError(
+            f'{text!r} must be three numbers, such as 0.6,0.2,0.2'
+        ) from error
+    return train, val, test
+
+
 def run(arguments: Namespace) -> None:
     """Print the table of all methods, and write the results."""
+    from dynamicvis_geo.datamodules import EmbeddingDataModule
+    from dynamicvis_geo.evaluation import evaluate
+    from dynamicvis_geo.evaluation.problem import as_problem
+
     output: Path = arguments.output
     _check_output(output, arguments.overwrite)
     data = EmbeddingDataModule(
@@ -43,10 +170,10 @@ def run(arguments: Namespace) -> None:
         labels=arguments.labels,
         split=arguments.split,
         fractions=arguments.fractions,
-        block_m=arguments.block,
-        how=arguments.join,
+        block_m=arguments.block_m,
+        how=arguments.how,
         on=arguments.on,
-        max_distance_m=arguments.max_distance,
+        max_distance_m=arguments.max_distance_m,
         task=arguments.task,
         seed=arguments.seed,
     )
@@ -71,6 +198,8 @@ def run(arguments: Namespace) -> None:
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+    from dynamicvis_geo.provenance import carries_provenance, refuse_others
+
     if output.exists() and not output.is_dir():
         raise OutputError(f"cannot write '{output}': it is a file; name a folder")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
@@ -130,6 +259,12 @@ def _print_data(data: EmbeddingDataModule) -> None:
 
 def _fit(data: EmbeddingDataModule, arguments: Namespace, folder: Path) -> LinearProbe:
     """Train the probe; its best state is left in the folder."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    from dynamicvis_geo.commands.trainer import quieten_lightning
+    from dynamicvis_geo.tasks import LinearProbe, load_probe
+
     quieten_lightning()
     # The smaller splits need not have every class: the notes say so, once.
     warnings.filterwarnings('ignore', '.*No positive samples.*')
@@ -170,6 +305,9 @@ def _fit(data: EmbeddingDataModule, arguments: Namespace, folder: Path) -> Linea
 def _write(
     results: Results, data: EmbeddingDataModule, arguments: Namespace, folder: Path
 ) -> None:
+    from dynamicvis_geo.evaluation.figures import plot_predicted
+    from dynamicvis_geo.plotting import plot_confusion_matrix
+
     joined = data.joined
     text = results.to_json(
         embeddings=arguments.embeddings,
@@ -179,7 +317,7 @@ def _write(
         split={
             'kind': arguments.split,
             'fractions': arguments.fractions,
-            'block_m': arguments.block if arguments.split == 'spatial' else None,
+            'block_m': arguments.block_m if arguments.split == 'spatial' else None,
             'seed': arguments.seed,
         },
         probe={'standardize': arguments.standardize, 'epochs': arguments.epochs},

@@ -1,15 +1,51 @@
-"""``dynamicvis-geo report``: a page that tells of a run."""
+"""``dynamicvis-geo report``: a page that tells of a run.
 
-from argparse import Namespace
+Write one HTML page that tells what a run made and how: counts, dates, a map, failures,
+pictures, and the complete provenance. It needs no other file and no network.
+"""
+
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from dynamicvis_geo.commands.options import (
+    add_examples,
+    add_images,
+    add_overwrite,
+    local_output_path,
+    source,
+)
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.report import write_report
-from dynamicvis_geo.runs import check_picture_path
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        'input',
+        type=source,
+        metavar='INPUT',
+        help='a .parquet file of pooled embeddings, or a folder of maps',
+    )
+    parser.add_argument(
+        '--output',
+        type=local_output_path,
+        metavar='FILE',
+        help='file that ends in .html (default: the name of the input, with '
+        '.report.html)',
+    )
+    add_overwrite(parser)
+    add_images(parser)
+    add_examples(
+        parser,
+        'dynamicvis-geo report embeddings.parquet --images scene.tif',
+        'dynamicvis-geo report maps --images chips --output report.html',
+    )
 
 
 def run(arguments: Namespace) -> None:
     """Write the page and print where it is."""
+    from dynamicvis_geo.report import write_report
+    from dynamicvis_geo.runs import check_picture_path
+
     source, output = arguments.input, arguments.output
     if output is None:
         if not isinstance(source, Path):

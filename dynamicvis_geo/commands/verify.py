@@ -1,25 +1,50 @@
-"""``dynamicvis-geo verify``: this implementation against the official code."""
+"""``dynamicvis-geo verify``: this implementation against the official code.
 
-from argparse import Namespace
+Run the official code and this implementation with the same weights on the same images,
+on this machine, and report how far they differ. Exits with 1 if that is more than
+rounding explains.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from rasterio.errors import RasterioError
-from torch import Tensor
-
-from dynamicvis_geo.commands.options import backbone_config, torch_device
+from dynamicvis_geo.commands.options import (
+    add_device,
+    add_precision,
+    add_weights,
+    images,
+)
 from dynamicvis_geo.errors import SourceError
-from dynamicvis_geo.models.verify import format_report, verify
 from dynamicvis_geo.paths import AnyPath
-from dynamicvis_geo.rasters import open_raster
-from dynamicvis_geo.transforms import Preprocess
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DISAGREE = 1
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        'images',
+        type=images,
+        nargs='*',
+        metavar='IMAGE',
+        help='GeoTIFFs, each resized to one input (default: two generated images)',
+    )
+    add_weights(parser)
+    add_device(parser)
+    add_precision(parser)
+
+
 def run(arguments: Namespace) -> int:
     """Compare, print the report, and give the exit code."""
+    from dynamicvis_geo.commands.trainer import backbone_config, torch_device
+    from dynamicvis_geo.models.verify import format_report, verify
+
     device = torch_device(arguments.device)
     config = backbone_config(arguments.weights)
     images = _read(arguments.images, config.img_size) if arguments.images else None
@@ -30,6 +55,13 @@ def run(arguments: Namespace) -> int:
 
 def _read(paths: Sequence[AnyPath], img_size: int | tuple[int, int]) -> Tensor:
     """Read the first three bands of images and preprocess them."""
+    import numpy as np
+    import torch
+    from rasterio.errors import RasterioError
+
+    from dynamicvis_geo.rasters import open_raster
+    from dynamicvis_geo.transforms import Preprocess
+
     preprocess = Preprocess(img_size)
     images = []
     for path in paths:

@@ -90,7 +90,7 @@ def problem_with(points: gpd.GeoDataFrame | gpd.GeoSeries) -> str | None:
     if len(other):
         return (
             f'{_rows(other)} {kinds.iloc[other[0]]} geometry, not a point: to cover '
-            'areas with chips, give them as roi (--roi); for one chip each, '
+            'areas with chips, give roi= in place of points=; for one chip each, '
             'pass points.centroid'
         )
     if 'id' in getattr(points, 'columns', ()):

@@ -172,7 +172,7 @@ class EarthEngineClient:
         retry_for: Seconds for all tries of one request.
 
     Raises:
-        SpecError: If a number is not positive.
+        SpecError: If a number is not positive, or a name or address is none.
     """
 
     project: str | None = None
@@ -193,10 +193,15 @@ class EarthEngineClient:
             raise SpecError(
                 f'max_concurrency={self.max_concurrency!r} is not a whole number.'
             )
+        if self.project is not None and not str(self.project).strip():
+            raise SpecError(
+                f'project={self.project!r} is empty: give the id of a Google Cloud '
+                'project, or leave it out for that of the environment.'
+            )
         if self.url is not None:
             if not _is_address(self.url):
                 raise SpecError(
-                    f'url={self.url!r} (--ee-url) is not the address of a server: '
+                    f'url={self.url!r} is not the address of a server: '
                     f'write it as {ee.data.HIGH_VOLUME_API_BASE_URL}, or leave it out.'
                 )
             object.__setattr__(self, 'url', self.url.rstrip('/'))

@@ -201,9 +201,9 @@ REMEDIES: dict[type[EarthEngineError], str] = {
         'service-account key.'
     ),
     ProjectError: (
-        'Name a Google Cloud project that is registered for Earth Engine: project= or '
-        '--project, the variable EARTHENGINE_PROJECT, or `earthengine set_project`. '
-        'Projects are registered at https://code.earthengine.google.com/register.'
+        'Name a Google Cloud project that is registered for Earth Engine: project=, '
+        'the variable EARTHENGINE_PROJECT, or `earthengine set_project`. Projects are '
+        'registered at https://code.earthengine.google.com/register.'
     ),
     PermissionDeniedError: (
         'Check that the account may use the project (role Earth Engine Resource '
@@ -216,7 +216,7 @@ REMEDIES: dict[type[EarthEngineError], str] = {
     RequestTooLargeError: 'Ask for a shorter window, fewer bands or a coarser scale.',
     ComputationError: (
         'Ask for a shorter window or another place, or leave such chips out with '
-        'on_error (--on-error skip).'
+        "on_error='skip'."
     ),
     UnavailableError: (
         'Check the network and https://status.earthengine.app, and run again: what was '

@@ -261,13 +261,13 @@ def _initialize(process: _Process, client: 'EarthEngineClient') -> None:
         ee.Reset()
         if _is_elsewhere(error):
             raise EarthEngineError(
-                f'{url} answers, but not as Earth Engine does: correct url (--ee-url), '
+                f'url={url!r} answers, but not as Earth Engine does: correct it, '
                 'or leave it out; or sign in to the network of this machine.'
             ) from error
         if client.url is not None and unknown_host(error):
             # Waiting helps against a lost network, not against a wrong name.
             raise EarthEngineError(
-                f'url={client.url!r} (--ee-url): there is no server of this name, or '
+                f'url={client.url!r}: there is no server of this name, or '
                 'no network; correct it, or leave it out.'
             ) from error
         raise

@@ -120,7 +120,7 @@ def _is_ours(path: Path, identity: dict[str, str]) -> bool:
         return True
     raise OutputError(
         f"'{path}' exists already, and is not of this probe: choose another --output, "
-        'or allow it to be replaced (--overwrite, overwrite=True)'
+        'or allow it to be replaced (overwrite=True)'
     )
 
 

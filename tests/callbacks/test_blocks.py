@@ -271,7 +271,7 @@ def test_other_settings_are_refused_with_a_table(
         begin(store, other)
     rows = [line.split()[0] for line in str(refused.value).splitlines()[2:-1]]
     assert rows == differs
-    assert '--overwrite' in str(refused.value)
+    assert 'overwrite=True' in str(refused.value)
     assert store.read(DESCRIPTION_FILE) == before
 
 

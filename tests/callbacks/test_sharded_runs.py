@@ -91,7 +91,7 @@ def test_a_shard_says_what_is_left(tmp_path: Path) -> None:
     assert not path.exists()
     assert run.summary is not None
     assert run.summary.missing == 2
-    with pytest.raises(OutputError, match=r'lacks 2 of 3 blocks.*--partial'):
+    with pytest.raises(OutputError, match=r'lacks 2 of 3 blocks.*partial=True'):
         merge(path)
     merged = merge(path, partial=True)
     assert merged.missing == 2
@@ -164,7 +164,7 @@ def test_shards_of_array_jobs(
     'wrong', [(0, 3), (4, 3), (1, 0), '4/3', 'three', '/3', (1,), 3, (1.5, 3)]
 )
 def test_no_such_shard(tmp_path: Path, wrong: Any) -> None:
-    with pytest.raises(SpecError, match=r'shard.*--shard'):
+    with pytest.raises(SpecError, match='shard='):
         EmbeddingWriter(tmp_path / 'a.parquet', shard=wrong)
 
 

@@ -565,7 +565,7 @@ def test_chips_beyond_the_array_are_refused(
     target = drive(tmp_path / 'out.zarr', east)
     before = content(target)
     larger = grid(16, corner=(499200.0, 4500640.0))
-    with pytest.raises(OutputError, match=r'to the north.*to the west.*--overwrite'):
+    with pytest.raises(OutputError, match=r'to the north.*to the west.*overwrite=True'):
         Run(target, larger)
     later = grid(
         16,

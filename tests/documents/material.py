@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from dynamicvis_geo.demo import synthetic_scene, write_scene
+from dynamicvis_geo.commands.demo import synthetic_scene, write_scene
 from tests.models.checkpoints import make_checkpoint
 
 COVERS = ('bare', 'forest', 'water')

@@ -260,7 +260,7 @@ def test_another_server_is_told_from_earth_engine(status: int) -> None:
     ],
 )
 def test_what_is_no_address_is_named(url: Any) -> None:
-    with pytest.raises(SpecError, match=r'url=.* \(--ee-url\)') as caught:
+    with pytest.raises(SpecError, match='url=') as caught:
         EarthEngineClient(url=url)
     assert repr(url) in str(caught.value)
 

@@ -109,7 +109,7 @@ def test_finished_maps_are_skipped_and_others_are_not_overwritten(
     assert not list(output.glob('.*'))
     other = LinearProbe('multiclass', 4, ('a', 'b'), 'none')
     other_path = save(other, tmp_path / 'other.ckpt')
-    with pytest.raises(OutputError, match=r'not of this probe.*--overwrite'):
+    with pytest.raises(OutputError, match=r'not of this probe.*overwrite=True'):
         predict_maps(other_path, maps, output)
     again, _ = predict_maps(other_path, maps, output, overwrite=True)
     assert read_provenance(again[0])['probe']['classes'] == ['a', 'b']
