@@ -11,7 +11,6 @@ from typing import NoReturn, TypeAlias, TypeVar
 
 from dynamicvis_geo.errors import DynamicVisGeoError
 from dynamicvis_geo.paths import (
-    Place,
     image_path,
     input_path,
     local_input,
@@ -229,19 +228,25 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def source(text: str) -> Place:
-    """Read the path or URL of something to be read."""
-    return _checked(input_path, text)
+def _reader(check: Callable[[str], T]) -> Callable[[str], T]:
+    """Return a check of a path whose errors argparse tells."""
+
+    def read(text: str) -> T:
+        try:
+            return check(text)
+        except DynamicVisGeoError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
 
 
-def images(text: str) -> Place | str:
-    """Read the path, the URL or GDAL's name of images."""
-    return _checked(image_path, text)
-
-
-def local_source(text: str) -> Path:
-    """Read the path of something to be read that cannot be a URL."""
-    return _checked(local_input, text)
+#: The path or URL of something to be read; or GDAL's name of images, too; or no URL.
+source = _reader(input_path)
+images = _reader(image_path)
+local_source = _reader(local_input)
+#: The path or URL of something to be written; or no URL.
+output = _reader(output_path)
+local_output_path = _reader(local_output)
 
 
 def checkpoint(text: str) -> str:
@@ -249,23 +254,6 @@ def checkpoint(text: str) -> str:
     if not text.startswith('hf://'):
         local_source(text)
     return text
-
-
-def output(text: str) -> Place:
-    """Read the path or URL of something to be written."""
-    return _checked(output_path, text)
-
-
-def local_output_path(text: str) -> Path:
-    """Read the path of something to be written that cannot be a URL."""
-    return _checked(local_output, text)
-
-
-def _checked(check: Callable[[str], T], text: str) -> T:
-    try:
-        return check(text)
-    except DynamicVisGeoError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def bands(text: str) -> tuple[int, int, int]:

@@ -1,12 +1,16 @@
 """What embed and fetch say before they start, and what they refuse to start."""
 
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import pytest
 
+from dynamicvis_geo.datasets import Scenes
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.fixtures import running_server, server
 
@@ -207,6 +211,41 @@ def test_many_chips_of_ones_own_images_are_refused(
     code, _, err = embed(run_cli, folder, '--size', '64', '--output', 'e.parquet')
     assert code == 2
     assert 'more than 11 chips: at least 12 chips of 64 pixels in 1 UTM zone' in err
+
+
+def _ended(*_: Any) -> None:
+    """What the system does to a process for which there is no memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _refused(*_: Any) -> None:
+    raise MemoryError('Unable to allocate 17.9 GiB')
+
+
+@pytest.mark.parametrize(
+    ('workers', 'fails', 'words'),
+    [(1, _ended, 'worker .*(exited|killed)'), (0, _refused, 'allocate 17.9 GiB')],
+)
+def test_images_that_do_not_fit_are_told_in_one_line(
+    make_scene: MakeScene,
+    run_cli: RunCli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    fails: Callable[..., None],
+    words: str,
+) -> None:
+    monkeypatch.setattr(Scenes, '__getitem__', fails)
+    code, _, err = embed(
+        *(run_cli, make_scene(), '--size', '64', '--num-workers', str(workers)),
+        *('--output', tmp_path / 'e.parquet', '--batch-size', '2'),
+    )
+    assert code == 2
+    line = err.splitlines()[-1]
+    told = 'error: there is not enough memory for batches of 2 chips of 64 pixels, 9.8e'
+    assert told in line
+    assert re.search(words, line)
+    assert 'Traceback' not in err
 
 
 def test_machines_that_nothing_joins_are_not_waited_for(

@@ -59,6 +59,8 @@ def test_local_images(make_scene: MakeScene, run_cli: RunCli, tmp_path: Path) ->
     code, _, err = run_cli('predict', '--config', tmp_path / 'run.yaml')
     assert code == 0, err
     assert len(list((tmp_path / 'maps').glob('*.tif'))) == 6
+    # Without a progress bar, only warnings are told.
+    assert 'finished already' not in err
 
 
 def test_shards_of_a_configuration(
@@ -77,6 +79,7 @@ def test_shards_of_a_configuration(
     assert code == 0, err
     assert '. 4 blocks are left to other shards' in out
     assert err.count('this is shard 2/3') == 1
+    assert 'all 3 shards together: 6 chips of 64 pixels in 1 UTM zone, 0 of' in err
     config['writer']['shard'] = [1, 3]
     (tmp_path / 'run.yaml').write_text(yaml.safe_dump(config))
     code, out, err = run_cli('predict', *options)
