@@ -6,7 +6,6 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn, TypeAlias, TypeVar
 
 from dynamicvis_geo.errors import DynamicVisGeoError
