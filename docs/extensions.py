@@ -34,7 +34,7 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
         return markdown
     sections = [
         f'## {parser.prog}\n\n```text\n{parser.format_help()}```\n'
-        for parser in _commands(cli._parser())
+        for parser in _commands(cli._parser(list(cli.COMMANDS)))
     ]
     return '\n\n'.join([markdown, *sections])
 
