@@ -12,44 +12,44 @@ from affine import Affine
 from pyproj import CRS, Transformer
 from pyproj.enums import WktVersion
 
-#: Decimals of a pixel to which origins are rounded: far below what any resampling
-#: could notice, far above the noise of sums of floats.
+#: Decimals of a pixel to which origins are rounded where lattices are compared: far
+#: below what any resampling could notice, far above the noise of sums of floats.
 DECIMALS = 6
+
+#: Deviations below this share of a pixel are rounding, not geometry.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Pixels of one size in one CRS.
-
-    The origin is counted in pixels from that of the CRS, so that grids on the same
-    lattice are recognised, whatever the noise of their coordinates.
+    """A rectangle of pixels of one size, rows from north to south, in one CRS.
 
     Attributes:
         crs: EPSG code (``'EPSG:32632'``) or WKT.
+        x: West edge in units of the CRS.
+        y: North edge.
+        width: Number of columns.
+        height: Number of rows.
         xres: Width of a pixel in units of the CRS.
         yres: Height of a pixel.
-        col: Left edge, in pixels east of the origin of the CRS.
-        row: Upper edge, in pixels south of the origin of the CRS.
-        height: Number of rows.
-        width: Number of columns.
     """
 
     crs: str
+    x: float
+    y: float
+    width: int
+    height: int
     xres: float
     yres: float
-    col: float
-    row: float
-    height: int
-    width: int
 
     @classmethod
-    def from_bounds(cls, crs: str, x: slice, y: slice) -> 'Grid':
+    def from_slices(cls, crs: str, x: slice, y: slice) -> 'Grid':
         """The grid of a query: its steps are the resolution.
 
         Args:
             crs: EPSG code or WKT.
-            x: Left edge, right edge, width of a pixel.
-            y: Lower edge, upper edge, height of a pixel.
+            x: West edge, east edge, width of a pixel.
+            y: South edge, north edge, height of a pixel.
 
         Raises:
             ValueError: If the query is smaller than half a pixel.
@@ -60,10 +60,22 @@ class Grid:
             raise ValueError(
                 f'x={x}, y={y} has no pixel: {width} columns, {height} rows.'
             )
+        return cls(crs, x.start, y.stop, width, height, float(x.step), float(y.step))
+
+    @property
+    def col(self) -> float:
+        """West edge in pixels east of the origin of the CRS, without noise."""
         # Plus zero, which takes the sign off a zero.
-        col = round(x.start / x.step, DECIMALS) + 0.0
-        row = round(-y.stop / y.step, DECIMALS) + 0.0
-        return cls(crs, float(x.step), float(y.step), col, row, height, width)
+        return round(self.x / self.xres, DECIMALS) + 0.0
+
+    @property
+    def row(self) -> float:
+        """North edge in pixels south of the origin of the CRS, without noise."""
+        return round(-self.y / self.yres, DECIMALS) + 0.0
+
+    def rounded(self) -> 'Grid':
+        """This grid without the noise of its origin, so that equal ones are equal."""
+        return replace(self, x=self.col * self.xres, y=-self.row * self.yres)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,32 +88,40 @@ class Grid:
         return self.height * self.width
 
     @property
+    def res(self) -> tuple[float, float]:
+        """Width and height of a pixel in units of the CRS."""
+        return self.xres, self.yres
+
+    @property
     def transform(self) -> Affine:
         """From column and row to the CRS."""
-        left, top = self.col * self.xres, -self.row * self.yres
-        return Affine(self.xres, 0.0, left, 0.0, -self.yres, top)
+        return Affine(self.xres, 0.0, self.x, 0.0, -self.yres, self.y)
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """Left, bottom, right and top edge in the CRS."""
-        left, top = self.col * self.xres, -self.row * self.yres
+        """West, south, east and north edge in the CRS."""
         return (
-            left,
-            -(self.row + self.height) * self.yres,
-            (self.col + self.width) * self.xres,
-            top,
+            self.x,
+            self.y - self.height * self.yres,
+            self.x + self.width * self.xres,
+            self.y,
         )
 
     @property
+    def slices(self) -> tuple[slice, slice]:
+        """The edges as TorchGeo's datasets are asked for them, x and y."""
+        west, south, east, north = self.bounds
+        return slice(west, east, self.xres), slice(south, north, self.yres)
+
+    @property
     def lattice(self) -> tuple[str, float, float, float, float]:
-        """What grids have in common whose pixels coincide where they overlap."""
-        col, row = self.col - math.floor(self.col), self.row - math.floor(self.row)
+        """Equal for grids whose pixels coincide where they overlap."""
         return (
             self.crs,
             self.xres,
             self.yres,
-            round(col, DECIMALS) % 1,
-            round(row, DECIMALS) % 1,
+            round(self.col - math.floor(self.col), DECIMALS) % 1,
+            round(self.row - math.floor(self.row), DECIMALS) % 1,
         )
 
     @property
@@ -130,17 +150,36 @@ class Grid:
 
     def part(self, row: int, col: int, height: int, width: int) -> 'Grid':
         """A rectangle of this grid's pixels; may reach beyond its edges."""
-        return replace(
-            self,
-            row=round(self.row + row, DECIMALS),
-            col=round(self.col + col, DECIMALS),
-            height=height,
-            width=width,
-        )
+        x, y = self.x + col * self.xres, self.y - row * self.yres
+        return replace(self, x=x, y=y, width=width, height=height)
 
     def offset(self, other: 'Grid') -> tuple[int, int]:
         """Rows and columns from the origin of this grid to that of *other*."""
-        return round(other.row - self.row), round(other.col - self.col)
+        down, across = self._offset(other)
+        return round(down), round(across)
+
+    def aligned(self, other: 'Grid', tolerance: float = TOLERANCE) -> bool:
+        """Whether pixels of *other* coincide with pixels of this grid's lattice.
+
+        Args:
+            other: A grid in any CRS.
+            tolerance: Share of a pixel by which they may miss each other at its origin,
+                and, for its resolution, over the whole of it.
+        """
+        if not _same_crs(self.crs, other.crs):
+            return False
+        for own, theirs, size in (
+            (self.xres, other.xres, other.width),
+            (self.yres, other.yres, other.height),
+        ):
+            if not math.isclose(own, theirs, rel_tol=min(1e-6, tolerance / size)):
+                return False
+        return all(
+            abs(steps - round(steps)) <= tolerance for steps in self._offset(other)
+        )
+
+    def _offset(self, other: 'Grid') -> tuple[float, float]:
+        return (self.y - other.y) / self.yres, (other.x - self.x) / self.xres
 
     def holds(self, other: 'Grid') -> bool:
         """Whether all of *other*, which is on the same lattice, lies within."""
@@ -208,6 +247,11 @@ def crs_text(crs: CRS) -> str:
         return f'EPSG:{code}'
     wkt: str = crs.to_wkt(WktVersion.WKT1_GDAL)
     return wkt
+
+
+@lru_cache(maxsize=256)
+def _same_crs(one: str, other: str) -> bool:
+    return one == other or CRS.from_user_input(one) == CRS.from_user_input(other)
 
 
 def _is_code(crs: str) -> bool:

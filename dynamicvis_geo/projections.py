@@ -7,7 +7,7 @@ import shapely
 from numpy.typing import ArrayLike, NDArray
 from pyproj import CRS
 
-__all__ = ('lonlat_centre', 'utm_codes', 'utm_crs', 'utm_zone')
+__all__ = ('crs_name', 'lonlat_centre', 'utm_codes', 'utm_crs', 'utm_zone')
 
 
 def utm_codes(lon: ArrayLike, lat: ArrayLike) -> NDArray[np.int64]:
@@ -85,3 +85,9 @@ def lonlat_centre(geometry: Any) -> tuple[float, float]:
             west, east = float(lons.min()), float(lons.max())
     lon = ((west + east) / 2 + 180) % 360 - 180
     return lon, (south + north) / 2
+
+
+def crs_name(crs: CRS) -> str:
+    """Authority and code of a CRS, such as EPSG:32618, or its WKT if it has none."""
+    authority = crs.to_authority(min_confidence=100)
+    return ':'.join(authority) if authority else crs.to_wkt()

@@ -12,7 +12,6 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from dynamicvis_geo.datasets.scene_files import (
-    ALWAYS,
     SceneFile,
     find_images,
     inspect,
@@ -20,6 +19,7 @@ from dynamicvis_geo.datasets.scene_files import (
 from dynamicvis_geo.errors import SourceError
 from dynamicvis_geo.paths import AnyPath, Place, image_path
 from dynamicvis_geo.rasters import open_raster
+from dynamicvis_geo.time_window import TimeWindow
 
 Bounds = tuple[float, float, float, float]
 
@@ -77,9 +77,9 @@ class Quicklooks:
         crs = CRS.from_user_input(chip['crs'])
         image = None
         for scene in self._scenes:
-            if not (_overlap(scene.bounds, bounds) and _same_time(scene, chip)):
+            if not (_overlap(scene.grid.bounds, bounds) and _same_time(scene, chip)):
                 continue
-            if scene.crs != crs:
+            if CRS.from_user_input(scene.grid.crs) != crs:
                 continue
             part = read_image(scene.path, self.bands, bounds, self.pixels)
             image = part if image is None else np.where(np.isnan(image), part, image)
@@ -176,7 +176,4 @@ def _overlap(one: Bounds, other: Bounds) -> bool:
 
 
 def _same_time(scene: SceneFile, chip: pd.Series) -> bool:
-    if scene.window == ALWAYS or pd.isna(chip['start']):
-        return True
-    first, last = (time.tz_localize('UTC') for time in scene.window)
-    return bool(first <= chip['end'] and chip['start'] <= last)
+    return scene.window.overlaps(TimeWindow.closed(chip['start'], chip['end']))

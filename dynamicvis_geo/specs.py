@@ -15,6 +15,7 @@ import shapely
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.projections import utm_crs
+from dynamicvis_geo.time_window import TimeWindow
 
 __all__ = ('BBox', 'OutputSpec', 'PointBuffer', 'SensorSpec', 'TemporalSpec')
 
@@ -188,10 +189,14 @@ class TemporalSpec:
         return cls(f'{year:04d}-01-01', f'{year + 1:04d}-01-01')
 
     @property
+    def window(self) -> TimeWindow:
+        """The window as timestamps."""
+        return TimeWindow(pd.Timestamp(self.start), pd.Timestamp(self.end))
+
+    @property
     def interval(self) -> 'pd.Interval[pd.Timestamp]':
         """The window as TorchGeo indexes time: closed, up to 1 µs before the end."""
-        end = pd.Timestamp(self.end) - pd.Timedelta(microseconds=1)
-        return pd.Interval(pd.Timestamp(self.start), end, closed='both')
+        return self.window.interval
 
 
 def _iso(time: pd.Timestamp) -> str:

@@ -412,11 +412,10 @@ class EarthEngineDataset(GeoDataset):
         chips = []
         for row, (x, y, _) in zip(table, queries, strict=True):
             try:
-                grid = Grid.from_bounds(crs, x, y)
+                grid = Grid.from_slices(crs, x, y).rounded()
             except ValueError as error:
                 raise IndexError(f'query: {error}') from error
-            left, _, _, top = grid.bounds
-            row['x'], row['y'] = left, top
+            row['x'], row['y'] = grid.x, grid.y
             row['xres'], row['yres'] = grid.xres, grid.yres
             row['height'], row['width'] = grid.shape
             chips.append((grid, _moments(int(row['start']), int(row['end']))))

@@ -15,7 +15,6 @@ from upath import UPath
 
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
 from dynamicvis_geo.datasets.scene_files import (
-    ALWAYS,
     find_files,
     one_line,
     window_of_name,
@@ -24,6 +23,7 @@ from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.paths import AnyPath, Place, input_path
 from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
 from dynamicvis_geo.rasters import gdal_env, gdal_name, open_raster
+from dynamicvis_geo.time_window import ALWAYS, TimeWindow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,8 +91,8 @@ class FeatureMaps(RasterDataset):
                 cache=cache,
             )
         windows = {gdal_name(header.path): header.window for header in headers}
-        self.index.index = pd.IntervalIndex.from_tuples(
-            [windows[path] for path in self.index['filepath']],
+        self.index.index = pd.IntervalIndex(
+            [windows[path].interval for path in self.index['filepath']],
             closed='both',
             name='datetime',
         )
@@ -167,26 +167,17 @@ class _Header:
         self.window = _window(path, tags)
 
 
-def _window(path: Place, tags: dict[str, str]) -> tuple[pd.Timestamp, pd.Timestamp]:
+def _window(path: Place, tags: dict[str, str]) -> TimeWindow:
+    start, last = tags.get('start'), tags.get('end')
     try:
-        start, end = (_moment(tags.get(name)) for name in ('start', 'end'))
+        if start is not None and last is not None:
+            return TimeWindow.closed(start, last)
     except ValueError as error:
         raise SourceError(
-            f'{path}: its tags start={tags.get("start")!r} and end={tags.get("end")!r} '
-            'are no times'
+            f'{path}: its tags start={start!r} and end={last!r} are no times'
         ) from error
-    if start is not None and end is not None:
-        return start, end
     # Digits in the name that the writer gives are those of a place.
     return ALWAYS if 'chip_id' in tags else window_of_name(path.stem)
-
-
-def _moment(text: str | None) -> pd.Timestamp | None:
-    """Read a time as TorchGeo keeps it: UTC, without a time zone."""
-    if text is None:
-        return None
-    time = pd.Timestamp(text)
-    return time.tz_convert('UTC').tz_localize(None) if time.tzinfo else time
 
 
 def _refuse_mixed(headers: list[_Header], crs: Any) -> None:

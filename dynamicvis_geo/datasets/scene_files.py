@@ -1,4 +1,4 @@
-"""Files of images: finding them, and what their headers and names say."""
+"""Image files: finding them, and reading their headers and names."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-import numpy as np
 import pandas as pd
 from pyproj import CRS
-from rasterio import Affine
 from rasterio.errors import RasterioError
 
 from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.paths import AnyPath, Place, image_path, input_path, kind_of
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.rasters import gdal_name, open_raster
+from dynamicvis_geo.time_window import ALWAYS, TimeWindow
 
 SUFFIXES = ('.tif', '.tiff')
-
-#: Lattices that differ by less than this share of a pixel count as the same.
-ALIGNED = 0.01
-
-#: Time window of images without a date: TorchGeo's for all of time.
-ALWAYS = (pd.Timestamp.min, pd.Timestamp.max)
 
 #: Stores in which GDAL's paths may name folders.
 _STORES = {'/vsis3/': 's3://', '/vsigs/': 'gs://', '/vsiaz/': 'az://'}
@@ -32,53 +27,17 @@ _DATE = re.compile(r'(?<!\d)(?:19|20)\d{6}(?!\d)')
 
 @dataclass(frozen=True)
 class SceneFile:
-    """What the header and the name of a file say."""
+    """An image file as its header and its name describe it.
+
+    Attributes:
+        path: The file, or its URL, or GDAL's name of it.
+        grid: Its pixels.
+        window: Its time.
+    """
 
     path: str
-    crs: CRS
-    transform: Affine
-    shape: tuple[int, int]
-    window: tuple[pd.Timestamp, pd.Timestamp]
-
-    @property
-    def res(self) -> tuple[float, float]:
-        """Width and height of a pixel in CRS units."""
-        return self.transform.a, -self.transform.e
-
-    @property
-    def bounds(self) -> tuple[float, float, float, float]:
-        """West, south, east and north in CRS units."""
-        west, north = self.transform.c, self.transform.f
-        (xres, yres), (height, width) = self.res, self.shape
-        return west, north - height * yres, west + width * xres, north
-
-    def aligned(self, other: SceneFile) -> bool:
-        """Say whether two images have their pixels on the same lattice."""
-        if self.crs != other.crs:
-            return False
-        for own, theirs, size in zip(
-            self.res, other.res, reversed(self.shape), strict=True
-        ):
-            if abs(own - theirs) * size > ALIGNED * theirs:
-                return False
-        return self.offset_of(other.crs, other.transform) is not None
-
-    def belongs_to(self, other: SceneFile) -> bool:
-        """Say whether two images can be one dataset without mixing their pixels."""
-        # An image without a date would show through in those of every day.
-        dated = [image.window != ALWAYS for image in (self, other)]
-        return dated[0] == dated[1] and self.aligned(other)
-
-    def offset_of(self, crs: CRS, transform: Affine) -> tuple[int, int] | None:
-        """Return row and column of a corner in the image; None off its lattice."""
-        own = self.transform
-        if not np.allclose(
-            [transform.a, transform.e], [own.a, own.e], rtol=1e-6, atol=0
-        ):
-            return None
-        col, row = ~own @ (transform.c, transform.f)
-        whole = max(abs(col - round(col)), abs(row - round(row))) <= ALIGNED
-        return (round(row), round(col)) if whole and crs == self.crs else None
+    grid: Grid
+    window: TimeWindow
 
 
 def find_images(path: AnyPath) -> list[str]:
@@ -128,7 +87,11 @@ def find_files(path: Place) -> list[Place]:
 
 
 def inspect(path: Place | str, bands: tuple[int, int, int]) -> SceneFile:
-    """Read a header and refuse what cannot be embedded truthfully."""
+    """Read a header.
+
+    Raises:
+        SourceError: If the file cannot be read, or not be embedded truthfully.
+    """
     try:
         with open_raster(path) as source:
             if source.crs is None:
@@ -155,26 +118,29 @@ def inspect(path: Place | str, bands: tuple[int, int, int]) -> SceneFile:
                     f'{path}: its values are {", ".join(sorted(kinds))}; convert '
                     'complex values to amplitudes first'
                 )
-            return SceneFile(
-                str(path),
-                CRS.from_user_input(source.crs),
-                transform,
-                source.shape,
-                window_of_name(PurePath(str(path)).stem),
+            grid = Grid(
+                crs_name(CRS.from_user_input(source.crs)),
+                x=transform.c,
+                y=transform.f,
+                width=source.width,
+                height=source.height,
+                xres=transform.a,
+                yres=-transform.e,
             )
+            window = window_of_name(PurePath(str(path)).stem)
+            return SceneFile(str(path), grid, window)
     except RasterioError as error:
         raise SourceError(
             f'{path}: rasterio cannot open it ({one_line(error)}); repair or remove it'
         ) from error
 
 
-def window_of_name(name: str) -> tuple[pd.Timestamp, pd.Timestamp]:
+def window_of_name(name: str) -> TimeWindow:
     """Return the day that a file name holds; all of time if it holds none."""
     for digits in _DATE.findall(name):
         start = pd.to_datetime(digits, format='%Y%m%d', errors='coerce')
         if not pd.isna(start):
-            # TorchGeo's end of a day: intervals are closed, and midnight is the next.
-            return start, start + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
+            return TimeWindow(start, start + pd.Timedelta(days=1))
     return ALWAYS
 
 

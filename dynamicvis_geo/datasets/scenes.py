@@ -16,11 +16,9 @@ import torch
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
 from pyproj import CRS
-from rasterio import Affine
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from torchgeo.datasets import RasterDataset
@@ -35,16 +33,22 @@ from dynamicvis_geo.datasets.scene_files import (
     one_line,
 )
 from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.paths import AnyPath
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.rasters import is_remote, open_raster
+
+#: Lattices that differ by less than this share of a pixel count as the same.
+ALIGNED = 0.01
 
 
 class Scenes(RasterDataset):
     """Images that share a CRS and a pixel lattice, three bands of each.
 
     Unlike a plain :class:`~torchgeo.datasets.RasterDataset` it never leaves out a file
-    that it cannot read, says which pixels are data, and gives the pixels of the files
-    themselves to queries on their lattice. Other queries are resampled (bilinear).
+    that it cannot read, tells masked pixels from data, and gives the pixels of the
+    files themselves to queries on their lattice. Other queries are resampled
+    (bilinear).
 
     A file with a date in its name (eight digits, as in ``_20160112_``) has that day as
     its time window; others are valid at all times. Where files of one time window
@@ -83,7 +87,7 @@ class Scenes(RasterDataset):
         files = list(dict.fromkeys(files))
         images = [inspect(file, self._bands) for file in files]
         for image in images[1:]:
-            if not image.aligned(images[0]):
+            if not images[0].grid.aligned(image.grid, ALIGNED):
                 raise SourceError(
                     f'{image.path}: its CRS, resolution or pixel lattice differs from '
                     f'that of {images[0].path}: open them with open_scenes'
@@ -91,15 +95,17 @@ class Scenes(RasterDataset):
         self.paths = files
         self.transforms = transforms
         self.time_series = False
-        self._res = images[0].res
+        self._res = images[0].grid.res
         self._images = {image.path: image for image in images}
         self.index = GeoDataFrame(
             {'filepath': self.paths},
-            geometry=[shapely.box(*image.bounds) for image in images],
-            index=pd.IntervalIndex.from_tuples(
-                [image.window for image in images], closed='both', name='datetime'
+            geometry=[shapely.box(*image.grid.bounds) for image in images],
+            index=pd.IntervalIndex(
+                [image.window.interval for image in images],
+                closed='both',
+                name='datetime',
             ),
-            crs=images[0].crs,
+            crs=images[0].grid.crs,
         )
 
     def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
@@ -121,15 +127,11 @@ class Scenes(RasterDataset):
             raise IndexError(
                 f'query: {query} not found in index with bounds: {self.bounds}'
             )
-        shape = (
-            round((y.stop - y.start) / y.step),
-            round((x.stop - x.start) / x.step),
-        )
-        transform = from_origin(x.start, y.stop, x.step, y.step)
-        pixels = np.zeros((len(self._bands), *shape), np.float32)
-        valid = np.zeros(shape, dtype=bool)
+        grid = Grid.from_slices(crs_name(self.crs), x, y)
+        pixels = np.zeros((len(self._bands), *grid.shape), np.float32)
+        valid = np.zeros(grid.shape, dtype=bool)
         for image in images:
-            self._paint(image, transform, pixels, valid)
+            self._paint(image, grid, pixels, valid)
             if valid.all():
                 break
         sample: dict[str, Any] = {
@@ -152,21 +154,19 @@ class Scenes(RasterDataset):
     def _paint(
         self,
         image: SceneFile,
-        transform: Affine,
+        grid: Grid,
         pixels: NDArray[np.float32],
         valid: NDArray[np.bool_],
     ) -> None:
         """Fill in, in place, the pixels that one file has and no file before it."""
-        offset = image.offset_of(self.crs, transform)
         try:
             modified = 0 if is_remote(image.path) else os.stat(image.path).st_mtime_ns
             handle = _open(image.path, modified, os.getpid(), threading.get_ident())
-            if offset is None:
-                _paint_resampled(
-                    handle, self.crs, self._bands, transform, pixels, valid
-                )
-            else:
+            if image.grid.aligned(grid, ALIGNED):
+                offset = image.grid.offset(grid)
                 _paint_exact(handle, self._bands, offset, pixels, valid)
+            else:
+                _paint_resampled(handle, self._bands, grid, pixels, valid)
         except (OSError, RasterioError) as error:
             raise SourceError(
                 f'{image.path}: its pixels cannot be read ({one_line(error)}): the '
@@ -195,11 +195,15 @@ def open_scenes(path: AnyPath, bands: Sequence[int] = (1, 2, 3)) -> list[Scenes]
     groups: list[list[SceneFile]] = []
     for file in find_images(path):
         image = inspect(file, checked)
-        group = next((group for group in groups if image.belongs_to(group[0])), None)
-        if group is None:
-            groups.append([image])
+        for group in groups:
+            # An image without a date would show through in those of every day.
+            if group[0].window.is_limited == image.window.is_limited and group[
+                0
+            ].grid.aligned(image.grid, ALIGNED):
+                group.append(image)
+                break
         else:
-            group.append(image)
+            groups.append([image])
     return [Scenes([image.path for image in group], bands) for group in groups]
 
 
@@ -255,22 +259,20 @@ def _paint_exact(
 
 def _paint_resampled(
     handle: DatasetReader,
-    crs: CRS,
     bands: tuple[int, ...],
-    transform: Affine,
+    grid: Grid,
     pixels: NDArray[np.float32],
     valid: NDArray[np.bool_],
 ) -> None:
     """Resample the pixels of a file to the grid of the query."""
-    height, width = valid.shape
     kinds = list(handle.colorinterp)
     has_alpha = ColorInterp.alpha in kinds
     with WarpedVRT(
         handle,
-        crs=crs.to_wkt(),
-        transform=transform,
-        height=height,
-        width=width,
+        crs=CRS.from_user_input(grid.crs).to_wkt(),
+        transform=grid.transform,
+        height=grid.height,
+        width=grid.width,
         resampling=Resampling.bilinear,
         add_alpha=not has_alpha,
     ) as vrt:

@@ -448,7 +448,7 @@ class _Request:
 
 def _build_probe() -> dict[str, Any]:
     """The arguments of a request that any server can answer that can answer at all."""
-    grid = Grid('EPSG:4326', 1.0, 1.0, 0.0, 0.0, 1, 1)
+    grid = Grid('EPSG:4326', 0.0, 0.0, width=1, height=1, xres=1.0, yres=1.0)
     return {
         'expression': ee.Image.constant(0),
         'fileFormat': 'NPY',

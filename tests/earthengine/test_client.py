@@ -57,7 +57,7 @@ def tile(i: int, px: int = 16) -> tuple[slice, slice]:
 
 
 def fetch(client: EarthEngineClient, i: int = 0, sensor: SensorSpec = SENSOR) -> Any:
-    grid = Grid.from_bounds('EPSG:32632', *tile(i))
+    grid = Grid.from_slices('EPSG:32632', *tile(i))
     return client.request(
         lambda: build_request(sensor, WINDOW, grid),
         lambda body: parse_pixels(body, sensor, grid),
@@ -485,8 +485,8 @@ def test_pixels_that_were_not_asked_for_are_refused(
     """Another band, type or shape must not be taken for the chip."""
     monkeypatch.setattr('dynamicvis_geo.earthengine.client.LEAST_TIME', 20)
     client = make_client(server, retry_for=0.3)
-    grid = Grid.from_bounds('EPSG:32632', *tile(0))
-    other = Grid.from_bounds('EPSG:32632', *tile(0, px=17))
+    grid = Grid.from_slices('EPSG:32632', *tile(0))
+    other = Grid.from_slices('EPSG:32632', *tile(0, px=17))
     bands = SensorSpec(cloudy_pct=90, bands=('B8', 'B4', 'B3'))
     floats = SensorSpec(cloudy_pct=90, dtype='float32')
     for sensor, asked in ((bands, grid), (floats, grid), (SENSOR, other)):

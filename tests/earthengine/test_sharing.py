@@ -11,7 +11,9 @@ WINDOW = ('2022-06-01', '2022-07-01')
 def chip(
     row: float, col: float, px: int = 256, window: tuple[str, str] = WINDOW
 ) -> Chip:
-    return Chip(Grid('EPSG:32632', 10, 10, col, row, px, px), window, f'{row}_{col}')
+    return Chip(
+        Grid('EPSG:32632', 10 * col, -10 * row, px, px, 10, 10), window, f'{row}_{col}'
+    )
 
 
 def rectangle(rows: int, cols: int, stride: int, px: int = 256) -> list[Chip]:
@@ -87,8 +89,8 @@ def test_the_same_chip_twice_is_fetched_once() -> None:
     [
         chip(0, 256.5),
         chip(0, 256, window=('2022-07-01', '2022-08-01')),
-        Chip(Grid('EPSG:32633', 10, 10, 256, 0, 256, 256), WINDOW, ''),
-        Chip(Grid('EPSG:32632', 20, 20, 128, 0, 256, 256), WINDOW, ''),
+        Chip(Grid('EPSG:32633', 2560, 0, 256, 256, 10, 10), WINDOW, ''),
+        Chip(Grid('EPSG:32632', 2560, 0, 256, 256, 20, 20), WINDOW, ''),
     ],
 )
 def test_only_chips_of_one_lattice_and_window_share(other: Chip) -> None:
