@@ -21,13 +21,14 @@ from torch import Tensor
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
-from dynamicvis_geo.datasets.areas import local_crs, moments, project_area
-from dynamicvis_geo.datasets.chip_ids import crs_name
+from dynamicvis_geo.datasets.areas import local_crs, project_area
 from dynamicvis_geo.datasets.failures import ChipFailure
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.samplers.place import PlaceSampler
 from dynamicvis_geo.specs import BBox, PointBuffer, SensorSpec, TemporalSpec
+from dynamicvis_geo.time_window import TimeWindow
 
 Place = PointBuffer | BBox
 
@@ -384,7 +385,7 @@ def _window(row: pd.Series) -> tuple[str | None, str | None]:
     start, end = row['start'], row['end']
     if pd.isna(start) or pd.isna(end):
         return None, None
-    return moments(start, end)
+    return TimeWindow.closed(start, end).milliseconds
 
 
 def _times(start: str | None, end: str | None) -> dict[str, str | None]:

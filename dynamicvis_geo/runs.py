@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio.errors import RasterioError
 
-from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.embedding_files import one_line, scaled, vector_columns
 from dynamicvis_geo.datasets.footprints import footprints
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
 from dynamicvis_geo.paths import AnyPath, Place, input_path, kind_of, parquet_source
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
 from dynamicvis_geo.rasters import open_raster
 

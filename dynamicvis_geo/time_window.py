@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -65,7 +66,7 @@ class TimeWindow:
         """Whether it has a start or an end."""
         return self != ALWAYS
 
-    @property
+    @cached_property
     def milliseconds(self) -> tuple[str, str]:
         """Start and end in ISO form, as Earth Engine counts time: in milliseconds."""
         start = self.start.floor('ms')

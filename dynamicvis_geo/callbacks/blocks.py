@@ -27,7 +27,6 @@ from pyproj import CRS
 from dynamicvis_geo.callbacks.settings import differences, table
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.callbacks.store import Store
-from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.chip_order import (
     Origins,
     Strides,
@@ -36,7 +35,9 @@ from dynamicvis_geo.datasets.chip_order import (
     slabs,
 )
 from dynamicvis_geo.errors import OutputError, RunEndedError, SpecError
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.provenance import jsonable, to_json
+from dynamicvis_geo.time_window import last_of
 
 Ints = NDArray[np.int64]
 
@@ -208,6 +209,8 @@ def _fingerprint(
     digest = hashlib.sha256(json.dumps([crs_name(one) for one in crs]).encode())
     for part in slabs(order):
         some = chips[part]
+        # Plans of unfinished outputs were told by the last moments of windows.
+        some['end'] = last_of(some['end'])
         for name in chips.dtype.names or ():
             # Adding 0 makes one zero of two.
             digest.update((some[name] + 0).tobytes())

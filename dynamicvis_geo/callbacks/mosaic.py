@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.time_window import recorded
 
 Ints = NDArray[np.int64]
 Window = tuple[int, int]
@@ -35,10 +36,10 @@ _INSTEAD = (
 
 
 def open_times(chips: NDArray[np.void]) -> NDArray[np.void]:
-    """Return a copy of chips in which times without limit are :data:`OPEN`."""
+    """Return a copy of chips with their times as in files; without limit: OPEN."""
     chips = chips.copy()
-    chips['start'][chips['start'] == pd.Timestamp.min.value] = OPEN
-    chips['end'][chips['end'] == pd.Timestamp.max.value] = OPEN
+    times = recorded(chips['start'], chips['end'])
+    chips['start'], chips['end'] = (one.view(np.int64) for one in times)
     return chips
 
 

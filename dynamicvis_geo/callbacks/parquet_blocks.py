@@ -28,7 +28,7 @@ from dynamicvis_geo.callbacks.geoparquet import (
 )
 from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
 from dynamicvis_geo.callbacks.store import Store, Target
-from dynamicvis_geo.chip_keys import chip_keys, join_keys
+from dynamicvis_geo.datasets.chip_ids import chip_keys, join_keys
 from dynamicvis_geo.errors import OutputError
 
 SUFFIX = '.parquet'

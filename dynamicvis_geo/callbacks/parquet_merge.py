@@ -26,7 +26,7 @@ from dynamicvis_geo.callbacks.parquet_blocks import (
 )
 from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
 from dynamicvis_geo.callbacks.store import Store, Target
-from dynamicvis_geo.chip_keys import join_keys
+from dynamicvis_geo.datasets.chip_ids import join_keys
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import (
     PARQUET_METADATA_FILE,

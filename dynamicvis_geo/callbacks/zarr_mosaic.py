@@ -76,9 +76,9 @@ from dynamicvis_geo.callbacks.zarr_group import (
     group_name,
     require_zarr,
 )
-from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.chip_table import CHIP
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.provenance import (
     METADATA_FILE,
     PROVENANCE_KEY,

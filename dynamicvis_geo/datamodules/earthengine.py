@@ -16,17 +16,21 @@ from upath import UPath
 from dynamicvis_geo.datamodules.batches import cut
 from dynamicvis_geo.datamodules.chips import COUNTED, ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.plan import Plan
-from dynamicvis_geo.datamodules.zones import grid_pairs, point_pairs
 from dynamicvis_geo.datasets import EarthEngineDataset, read_points
 from dynamicvis_geo.datasets.areas import read_area, read_windows
-from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.failures import OnError
-from dynamicvis_geo.datasets.zones import split_area, split_points
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.earthengine.composite import max_pixels
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.samplers import PointSampler
-from dynamicvis_geo.samplers.lattice import as_pair
+from dynamicvis_geo.samplers.coverage import as_pair
+from dynamicvis_geo.samplers.zones import (
+    grid_pairs,
+    point_pairs,
+    split_area,
+    split_points,
+)
 from dynamicvis_geo.specs import SensorSpec, TemporalSpec
 
 #: Side of a chip in pixels: that of the backbone's input.

@@ -16,12 +16,12 @@ from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.earthengine import CHIP_SIZE
 from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datasets import Scenes, assign_points, open_scenes, read_points
-from dynamicvis_geo.datasets.chip_ids import crs_name
 from dynamicvis_geo.datasets.failures import OnError
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.paths import AnyPath
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.samplers import GridSampler, PointSampler
-from dynamicvis_geo.samplers.lattice import as_pair
+from dynamicvis_geo.samplers.coverage import as_pair
 
 
 class ScenesDataModule(ChipDataModule):

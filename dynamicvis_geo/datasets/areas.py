@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import antimeridian
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import shapely
 from numpy.typing import NDArray
 from pyproj import CRS
@@ -226,28 +224,6 @@ def _no_window(time: Any) -> SpecError:
         f"time={time!r} is no window: give (start, end), such as ('2024-06-01', "
         "'2024-09-01'), a TemporalSpec, or a list of them."
     )
-
-
-@lru_cache(maxsize=4096)
-def moments(start: Any, stop: Any) -> tuple[str, str]:
-    """First moment, and first moment after, of a closed interval, in ISO form.
-
-    Earth Engine counts milliseconds: the end of an interval, which TorchGeo puts one
-    microsecond before that of its window, is rounded up to them.
-    """
-    start, stop = (
-        time.tz_convert('UTC').tz_localize(None) if time.tzinfo else time
-        for time in (pd.Timestamp(start), pd.Timestamp(stop))
-    )
-    first = start.floor('ms')
-    after = max(stop.ceil('ms'), first + pd.Timedelta(milliseconds=1))
-    return _iso(first), _iso(after)
-
-
-def _iso(time: pd.Timestamp) -> str:
-    if time == time.normalize():
-        return str(time.date())
-    return time.isoformat(timespec='milliseconds')
 
 
 def _from_text(text: str) -> gpd.GeoSeries:

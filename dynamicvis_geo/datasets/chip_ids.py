@@ -1,70 +1,119 @@
-"""Names of chips: readable, stable, and safe as names of files."""
+"""Ids and keys of chips: readable, stable, and safe as names of files."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyproj import CRS
 
+from dynamicvis_geo.grid import Grid
+from dynamicvis_geo.time_window import TimeWindow
+
+#: Stands between the id of a chip and that of its point.
+SEPARATOR = '@'
+
 _UNITS = {'metre': 'm', 'degree': 'deg', 'foot': 'ft', 'US survey foot': 'usft'}
-_DAY = 86_400_000_000_000
-#: The last microsecond of a day, where TorchGeo ends the time window of a day.
-_LAST = _DAY - 1000
-_ALWAYS = (pd.Timestamp.min.value, pd.Timestamp.max.value)
 
 
-def crs_name(crs: CRS) -> str:
-    """Return a CRS as authority and code, such as EPSG:32618, else as WKT."""
-    authority = crs.to_authority(min_confidence=100)
-    return ':'.join(authority) if authority else crs.to_wkt()
-
-
-def chip_ids(crs: CRS, table: NDArray[np.void]) -> list[str]:
-    """Return the ids of chips of one CRS.
+def chip_id(crs: CRS, grid: Grid, window: TimeWindow) -> str:
+    """Id of a chip.
 
     An id such as ``EPSG32618_x399360_y4300800_512x512px_20m_20220601-20220901`` holds
     the CRS, the north-west corner, width and height in pixels, the size of a pixel, and
     the time window (absent where the data are valid at all times).
 
     Args:
-        crs: CRS of the chips.
-        table: Chips as :class:`ChipDataset` keeps them.
+        crs: CRS of the grid.
+        grid: Pixels of the chip.
+        window: Its time.
     """
-    prefix, unit = _crs_label(crs), _unit(crs)
+    start, end = (time.as_unit('ns').value for time in (window.start, window.end))
+    x, y, size = grid.x, grid.y, (grid.width, grid.height)
+    return _id(*_labels(crs), x, y, *size, grid.xres, grid.yres, start, end)
+
+
+def chip_ids(crs: CRS, chips: NDArray[np.void]) -> list[str]:
+    """Ids of chips of one CRS, as :func:`chip_id` makes them.
+
+    Args:
+        crs: CRS of the chips.
+        chips: Rows of a chip table, :data:`.chip_table.CHIP`.
+    """
+    label, unit = _labels(crs)
     columns = (
-        table[name].tolist()
+        chips[name].tolist()
         for name in ('x', 'y', 'width', 'height', 'xres', 'yres', 'start', 'end')
     )
-    return [
-        f'{prefix}_x{_place(x, xres)}_y{_place(y, yres)}_{width}x{height}px_'
-        f'{_resolution(xres, yres)}{unit}{_window(start, end)}'
-        for x, y, width, height, xres, yres, start, end in zip(*columns, strict=True)
-    ]
+    return [_id(label, unit, *chip) for chip in zip(*columns, strict=True)]
+
+
+def chip_keys(
+    ids: Sequence[str] | pa.StringArray, points: Sequence[str | None] | pa.Array | None
+) -> pa.StringArray:
+    """Keys of chips, by which finished ones are told from those that are missing.
+
+    Args:
+        ids: Ids of chips.
+        points: Ids of the points that they surround, null for none; None if no chip has
+            a point. Two points may lie in the middle of the same chip.
+
+    Returns:
+        The id of the chip, and behind an ``@`` that of its point where it has one.
+    """
+    ids = pa.array(ids, pa.string())
+    if points is None:
+        return ids
+    points = pa.array(points, pa.string())
+    joined = pc.binary_join_element_wise(ids, points, SEPARATOR)
+    return pc.coalesce(joined, ids)
+
+
+def join_keys(arrays: Sequence[pa.StringArray]) -> pa.StringArray:
+    """All keys, each once."""
+    return pa.chunked_array(arrays, pa.string()).unique()
+
+
+def _id(
+    label: str,
+    unit: str,
+    x: float,
+    y: float,
+    width: int,
+    height: int,
+    xres: float,
+    yres: float,
+    start: int,
+    end: int,
+) -> str:
+    return (
+        f'{label}_x{_place(x, xres)}_y{_place(y, yres)}_{width}x{height}px_'
+        f'{_resolution(xres, yres)}{unit}{_time(start, end)}'
+    )
 
 
 @lru_cache(maxsize=64)
-def _crs_label(crs: CRS) -> str:
+def _labels(crs: CRS) -> tuple[str, str]:
+    """The short name of a CRS, and that of its unit."""
+    unit = _UNITS.get(crs.axis_info[0].unit_name, 'u') if crs.axis_info else 'u'
     authority = crs.to_authority(min_confidence=100)
     if authority:
-        return re.sub(r'[^A-Za-z0-9]', '', ''.join(authority))
+        return re.sub(r'[^A-Za-z0-9]', '', ''.join(authority)), unit
     digest = hashlib.sha256(crs.to_wkt().encode()).hexdigest()
-    return f'CRS{digest[:10]}'
-
-
-@lru_cache(maxsize=64)
-def _unit(crs: CRS) -> str:
-    return _UNITS.get(crs.axis_info[0].unit_name, 'u') if crs.axis_info else 'u'
+    return f'CRS{digest[:10]}', unit
 
 
 @lru_cache(maxsize=64)
 def _digits(res: float) -> int:
-    """Return the decimals that tell a thousandth of a pixel apart."""
+    """The decimals that tell a thousandth of a pixel apart."""
     return max(0, math.ceil(-math.log10(res)) + 3)
 
 
@@ -85,27 +134,6 @@ def _resolution(xres: float, yres: float) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _window(start: int, end: int) -> str:
-    if (start, end) == _ALWAYS:
-        return ''
-    if start % _DAY == 0 and end - start == _LAST:
-        return f'_{_stamp(start)}'
-    if (end - _LAST) % _DAY == 0:
-        # The last instant before a day: the window ends where that day begins.
-        return f'_{_stamp(start)}-{_stamp(end - _LAST + _DAY)}'
-    midnight = 'T000000' if end % _DAY == 0 and end not in _ALWAYS else ''
-    return f'_{_stamp(start)}-{_stamp(end)}{midnight}'
-
-
-def _stamp(nanoseconds: int) -> str:
-    """Return a date, and the time of day unless it is midnight."""
-    if nanoseconds in _ALWAYS:
-        return 'open'
-    stamp = pd.Timestamp(nanoseconds)
-    text = stamp.strftime('%Y%m%d')
-    if nanoseconds % _DAY:
-        text += stamp.strftime('T%H%M%S')
-        fraction = nanoseconds % 1_000_000_000
-        if fraction:
-            text += f'{fraction:09d}' if fraction % 1000 else f'{fraction // 1000:06d}'
-    return text
+def _time(start: int, end: int) -> str:
+    text = str(TimeWindow(pd.Timestamp(start), pd.Timestamp(end)))
+    return f'_{text}' if text else ''

@@ -1,4 +1,4 @@
-"""Which chips follow each other: neighbours stay together."""
+"""An order of chips in which neighbours stay together: along a Hilbert curve."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamicvis_geo.grid import TOLERANCE
+
 #: Chips whose places are worked with at a time.
 SLAB = 50_000
-#: Pixels from chip to chip, (down, across), of each source of a table; None if its
-#: chips do not lie on a grid.
-Strides = Sequence[tuple[int, int] | None]
+#: Pixels from chip to chip, (down, across); None if chips do not lie on a grid.
+Stride = tuple[int, int] | None
+Strides = Sequence[Stride]
 #: Point in the CRS of each source of a table that is a corner of the squares of its
 #: grid; None for the origin of that CRS.
 Origins = Sequence[tuple[float, float] | None]
 
 #: Cells of the curve on each side, as a power of two: the Earth in centimetres.
 _LEVEL = 32
-#: Shares of a pixel that are rounding: the grids of samplers allow for as much.
-_ROUNDING = 1e-3
 
 
 def hilbert_order(
@@ -31,7 +31,7 @@ def hilbert_order(
     of the curve keep their order.
 
     Args:
-        table: Chips, as :class:`~dynamicvis_geo.datasets.ChipDataset` keeps them.
+        table: Chips, :data:`.chip_table.CHIP`.
         distance: Of each chip, as :func:`along_curve` gives it.
     """
     order: NDArray[np.int64] = np.lexsort(
@@ -51,7 +51,7 @@ def along_curve(
     source, and the curve is fixed to the origin of the CRS.
 
     Args:
-        table: Chips, as :class:`~dynamicvis_geo.datasets.ChipDataset` keeps them.
+        table: Chips, :data:`.chip_table.CHIP`.
         strides: Of each source; those that are missing count as None.
         origins: Where the curve of each source with a stride is fixed to: a corner of
             its squares, in the CRS; those that are missing count as None, the origin
@@ -74,12 +74,6 @@ def along_curve(
     return distance
 
 
-def reorder(table: NDArray[np.void], order: NDArray[np.int64]) -> None:
-    """Bring a table into an order, in place: a copy of one column exists at a time."""
-    for name in table.dtype.names or ():
-        table[name] = table[name][order]
-
-
 def slabs(rows: NDArray[np.int64], length: int = SLAB) -> Iterator[NDArray[np.int64]]:
     """Yield rows in pieces small enough to make Python objects of."""
     for start in range(0, len(rows), length):
@@ -98,8 +92,8 @@ def _grid_cells(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return in which cell of its grid each chip lies: what hangs from its corner."""
     down, across = stride
-    x = ((chips['x'] - origin[0]) / chips['xres'] + _ROUNDING) / across
-    y = ((chips['y'] - origin[1]) / chips['yres'] + _ROUNDING) / down - 1
+    x = ((chips['x'] - origin[0]) / chips['xres'] + TOLERANCE) / across
+    y = ((chips['y'] - origin[1]) / chips['yres'] + TOLERANCE) / down - 1
     return x, y
 
 

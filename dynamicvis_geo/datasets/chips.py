@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 import os
 import threading
@@ -11,40 +10,21 @@ from typing import Any, Literal, get_args
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from pyproj import CRS
 from torch.utils.data import Dataset
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.chip_keys import chip_keys
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
-from dynamicvis_geo.datasets.chip_ids import chip_ids, crs_name
-from dynamicvis_geo.datasets.chip_order import (
-    Strides,
-    along_curve,
-    hilbert_order,
-    reorder,
-    slabs,
-)
-from dynamicvis_geo.datasets.chip_table import (
-    CHIP,
-    GeoSlice,
-    bounds_of,
-    freeze,
-    join_tables,
-    queries,
-)
-from dynamicvis_geo.datasets.doubles import refuse_double
+from dynamicvis_geo.datasets.chip_order import Strides
+from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice
 from dynamicvis_geo.datasets.failures import (
     ChipFailure,
     OnError,
     check_on_error,
 )
-from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
 from dynamicvis_geo.datasets.read_ahead import Begun, begin, chips_ahead
 from dynamicvis_geo.datasets.retries import RetryCount
 from dynamicvis_geo.datasets.sources import describe
@@ -55,10 +35,6 @@ Sample = dict[str, Any]
 #: What there is for a chip.
 Found = Sample | ChipFailure
 Order = Literal['sampler', 'hilbert']
-
-_WGS84 = CRS.from_epsg(4326)
-#: Ids that are compared at a time.
-MANY = 200_000
 
 
 class ChipDataset(Dataset[Found]):
@@ -107,31 +83,21 @@ class ChipDataset(Dataset[Found]):
             raise SpecError(f'order={order!r} is unknown: choose one of {choices}')
         check_on_error(on_error)
         self.on_error: OnError = on_error
-        done = _ids_array('skip', skip)
         pairs = [_checked_pair(pair) for pair in pairs]
         self.datasets = [dataset for dataset, _ in pairs]
-        self._crs = [CRS.from_user_input(dataset.crs) for dataset in self.datasets]
-        tables = [freeze(i, *pair) for i, pair in enumerate(pairs)]
-        self._point_ids = _gather_point_ids(pairs, tables)
-        table = join_tables(tables)
-        refuse_double(table, self._crs, self.datasets)
+        chips = ChipTable.join([ChipTable.of_sampler(*pair) for pair in pairs])
+        chips.refuse_doubles(self.datasets)
         self._sources = [describe(*pair) for pair in pairs]
         if order == 'hilbert':
-            rows = hilbert_order(table, along_curve(table, self.strides))
-            reorder(table, rows)
-            if self._point_ids is not None:
-                self._point_ids = self._point_ids.take(pa.array(rows))
+            chips.order_along_curve()
+        done = chips.among(skip, 'skip')
+        self._chips = chips.select(~done) if done.any() else chips
         self._process = os.getpid()
         self._retries = RetryCount()
-        # A tensor, because PyTorch moves tensors to shared memory where it pickles a
-        # dataset for its workers; NumPy arrays would be copied to each.
-        self._bytes = torch.from_numpy(table.view(np.uint8))
-        if len(done):
-            self._keep(~self.among(done))
 
     def __len__(self) -> int:
         """Return the number of chips."""
-        return len(self._table)
+        return len(self._chips)
 
     def __getitem__(self, index: int) -> Found:
         """Return one chip.
@@ -201,7 +167,7 @@ class ChipDataset(Dataset[Found]):
         Args:
             row: A chip of the batch.
         """
-        chip = self._table[row]
+        chip = self.table[row]
         return chips_ahead(self.datasets, int(chip['width']) * int(chip['height']))
 
     def survey(self, rows: Sequence[int] | NDArray[np.int64]) -> Survey:
@@ -240,12 +206,12 @@ class ChipDataset(Dataset[Found]):
     def among(
         self, keys: pa.StringArray | pa.ChunkedArray | Iterable[str]
     ) -> NDArray[np.bool_]:
-        """Say which chips have one of some keys.
+        """Find the chips that have one of some keys.
 
         Args:
             keys: Ids of chips, or ids and points
-                (:func:`~dynamicvis_geo.chip_keys.chip_keys`) where several points have
-                the same chip. Those of other chips do no harm.
+                (:func:`~dynamicvis_geo.datasets.chip_ids.chip_keys`) where several
+                points have the same chip. Those of other chips do no harm.
 
         Returns:
             bool ``[chips]``.
@@ -253,21 +219,7 @@ class ChipDataset(Dataset[Found]):
         Raises:
             SpecError: If *keys* is one string, or not all are strings.
         """
-        names = _ids_array('keys', keys)
-        found = np.zeros(len(self), dtype=bool)
-        if not len(names):
-            return found
-        # Both sides are taken in parts: the set that PyArrow makes of many names takes
-        # several times their memory.
-        for rows in slabs(np.arange(len(self)), MANY):
-            ids = pa.array(self._ids(self._table[rows]), pa.string())
-            known = [ids]
-            if self._point_ids is not None:
-                known.append(chip_keys(ids, self._point_ids.take(pa.array(rows))))
-            for start, some in itertools.product(range(0, len(names), MANY), known):
-                among = pc.is_in(some, value_set=names.slice(start, MANY))
-                found[rows] |= among.to_numpy(zero_copy_only=False)
-        return found
+        return self._chips.among(keys)
 
     @property
     def chips(self) -> gpd.GeoDataFrame:
@@ -291,32 +243,7 @@ class ChipDataset(Dataset[Found]):
         Raises:
             IndexError: If there is no such row.
         """
-        rows = self._rows(indices)
-        chips = self._table[rows]
-        bounds = bounds_of(chips)
-        shape = np.stack([chips['height'], chips['width']], axis=1).astype(np.int64)
-        crs = np.array([crs_name(crs) for crs in self._crs], dtype=object)
-        centre = np.full((len(rows), 2), np.nan)
-        outlines = np.empty(len(rows), dtype=object)
-        for source in np.unique(chips['source']):
-            at = chips['source'] == source
-            middle = (bounds[at, :2] + bounds[at, 2:]) / 2
-            centre[at] = np.stack(to_lonlat(self._crs[source], *middle.T), axis=1)
-            outlines[at] = footprints(self._crs[source], bounds[at], shape[at])
-        columns: dict[str, Any] = {
-            'chip_id': np.array(self._ids(chips), dtype=object),
-            'crs': crs[chips['source']] if len(rows) else crs[:0],
-            **dict(zip(('minx', 'miny', 'maxx', 'maxy'), bounds.T, strict=True)),
-            **{name: chips[name] for name in ('width', 'height', 'xres', 'yres')},
-            'start': _timestamps(chips['start'], pd.Timestamp.min),
-            'end': _timestamps(chips['end'], pd.Timestamp.max),
-            'centre_lon': centre[:, 0],
-            'centre_lat': centre[:, 1],
-        }
-        if self._point_ids is not None:
-            columns['point_id'] = self._point_ids.take(pa.array(rows)).to_pylist()
-        columns['geometry'] = gpd.array.from_shapely(outlines, crs=_WGS84)
-        return gpd.GeoDataFrame(columns, index=pd.Index(rows, name='chip'))
+        return self._chips.frame(self._rows(indices))
 
     @property
     def table(self) -> NDArray[np.void]:
@@ -324,37 +251,27 @@ class ChipDataset(Dataset[Found]):
 
         Unlike :attr:`chips` it costs nothing; ``source`` counts :attr:`source_crs`.
         """
-        return self._table
+        return self._chips.columns
 
     @property
     def source_crs(self) -> list[CRS]:
         """CRS of each pair of dataset and sampler."""
-        return list(self._crs)
+        return list(self._chips.crs)
 
     @property
     def strides(self) -> Strides:
-        """Pixels from chip to chip, (down, across), of each pair; None without a grid.
-
-        That is what a sampler says of itself, as :class:`.GridSampler` does.
-        """
-        strides = [source['sampler'].get('stride') for source in self._sources]
-        return [None if stride is None else tuple(stride) for stride in strides]
+        """Pixels from chip to chip, (down, across), of each pair; None if no grid."""
+        return list(self._chips.strides)
 
     @property
     def point_ids(self) -> pa.StringArray | None:
         """Point of each chip, null for none; None if no sampler has points."""
-        return self._point_ids
+        return self._chips.point_ids
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What the chips are cut from and how, as plain values for JSON."""
         return {'chips': len(self), 'sources': self._sources}
-
-    @property
-    def _table(self) -> NDArray[np.void]:
-        # A view kept for long would miss the move to shared memory.
-        table: NDArray[np.void] = self._bytes.numpy().view(CHIP)
-        return table
 
     def _finish(
         self,
@@ -374,16 +291,11 @@ class ChipDataset(Dataset[Found]):
         self, rows: NDArray[np.int64]
     ) -> Iterator[tuple[list[int], GeoDataset, list[GeoSlice]]]:
         """Divide a batch by source: positions, dataset, queries."""
-        chips = self._table[rows]
-        for source in np.unique(chips['source']):
-            positions = np.flatnonzero(chips['source'] == source)
-            wanted = list(queries(chips[positions]))
+        sources = self.table['source'][rows]
+        for source in np.unique(sources):
+            positions = np.flatnonzero(sources == source)
+            wanted = list(self._chips.queries(rows[positions]))
             yield positions.tolist(), self.datasets[source], wanted
-
-    def _keep(self, keep: NDArray[np.bool_]) -> None:
-        self._bytes = torch.from_numpy(self._table[keep].view(np.uint8))
-        if self._point_ids is not None:
-            self._point_ids = self._point_ids.filter(pa.array(keep))
 
     def _rows(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         rows = np.array([operator.index(index) for index in indices], dtype=np.int64)
@@ -392,27 +304,6 @@ class ChipDataset(Dataset[Found]):
         if wrong.any():
             raise IndexError(f'chip {rows[wrong][0]} of {length} chips')
         return np.where(rows < 0, rows + length, rows)
-
-    def _ids(self, chips: NDArray[np.void]) -> list[str]:
-        ids = np.empty(len(chips), dtype=object)
-        for source in np.unique(chips['source']):
-            at = chips['source'] == source
-            ids[at] = chip_ids(self._crs[source], chips[at])
-        names: list[str] = ids.tolist()
-        return names
-
-
-def _ids_array(name: str, ids: Any) -> pa.StringArray | pa.ChunkedArray:
-    if isinstance(ids, str):
-        raise SpecError(f'{name}={ids!r} must be a set of chip ids, not one string')
-    try:
-        if isinstance(ids, pa.Array | pa.ChunkedArray):
-            return ids.cast(pa.string())
-        return pa.array(ids, pa.string())
-    except (pa.ArrowException, TypeError) as error:
-        raise SpecError(
-            f'{name} must be chip ids, which are strings: {error}'
-        ) from error
 
 
 def _checked_pair(pair: Any) -> tuple[GeoDataset, Iterable[Any]]:
@@ -429,29 +320,6 @@ def _checked_pair(pair: Any) -> tuple[GeoDataset, Iterable[Any]]:
     return pair[0], pair[1]
 
 
-def _gather_point_ids(
-    pairs: Sequence[tuple[GeoDataset, Iterable[Any]]],
-    tables: Sequence[NDArray[np.void]],
-) -> pa.StringArray | None:
-    """Return the point of every chip; None if no sampler has points."""
-    parts: list[pa.StringArray] = []
-    for (_, sampler), table in zip(pairs, tables, strict=True):
-        ids = getattr(sampler, 'point_ids', None)
-        if ids is not None and len(ids) != len(table):
-            raise SpecError(
-                f'pairs: sampler {type(sampler).__name__} yields {len(table)} chips '
-                f'but has {len(ids)} point_ids'
-            )
-        parts.append(
-            pa.nulls(len(table), pa.string())
-            if ids is None
-            else pa.array(ids, pa.string())
-        )
-    if not any(hasattr(sampler, 'point_ids') for _, sampler in pairs):
-        return None
-    return pa.concat_arrays(parts)
-
-
 def _of_chip(row: int, found: Sample | Exception | None) -> Found:
     if isinstance(found, Exception):
         return ChipFailure.of(row, found)
@@ -460,10 +328,3 @@ def _of_chip(row: int, found: Sample | Exception | None) -> Found:
             row, 'NoSampleError', 'its dataset gives None, and no reason'
         )
     return {**found, 'chip': torch.tensor([row])}
-
-
-def _timestamps(values: NDArray[np.int64], never: pd.Timestamp) -> pd.DatetimeIndex:
-    """Return nanoseconds as timestamps, NaT where TorchGeo means no limit."""
-    stamps = values.view('datetime64[ns]')
-    none = np.datetime64('NaT', 'ns')
-    return pd.DatetimeIndex(np.where(values == never.value, none, stamps))

@@ -28,14 +28,13 @@ from dynamicvis_geo.datasets.areas import (
     Area,
     Window,
     local_crs,
-    moments,
     project_area,
     read_area,
     read_crs,
     read_resolution,
     read_windows,
 )
-from dynamicvis_geo.datasets.chip_ids import chip_ids
+from dynamicvis_geo.datasets.chip_ids import chip_id
 from dynamicvis_geo.datasets.failures import (
     OnError,
     check_on_error,
@@ -51,6 +50,7 @@ from dynamicvis_geo.earthengine.threads import in_background
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
 from dynamicvis_geo.grid import Grid, crs_text
 from dynamicvis_geo.specs import SensorSpec
+from dynamicvis_geo.time_window import TimeWindow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -394,7 +394,9 @@ class EarthEngineDataset(GeoDataset):
         windows = self.index.index.drop_duplicates()
         return {
             'sensor': asdict(self.sensor),
-            'windows': [list(moments(w.left, w.right)) for w in windows],
+            'windows': [
+                list(TimeWindow.closed(w.left, w.right).milliseconds) for w in windows
+            ],
             'roi': self.index.total_bounds.tolist(),
             'on_missing': self.on_missing,
         }
@@ -405,23 +407,18 @@ class EarthEngineDataset(GeoDataset):
     def _resolve(self, wanted: Sequence[Query]) -> tuple[list[Query], list[Chip]]:
         """Return complete queries, and what they ask for."""
         queries = [self._disambiguate_slice(query) for query in wanted]
-        windows = self._windows(queries)
         crs = crs_text(self.crs)
-        table = np.zeros(len(queries), _CHIP)
-        table['start'], table['end'] = windows.T
         chips = []
-        for row, (x, y, _) in zip(table, queries, strict=True):
+        times = self._windows(queries).tolist()
+        for (x, y, _), (first, last) in zip(queries, times, strict=True):
             try:
                 grid = Grid.from_slices(crs, x, y).rounded()
             except ValueError as error:
                 raise IndexError(f'query: {error}') from error
-            row['x'], row['y'] = grid.x, grid.y
-            row['xres'], row['yres'] = grid.xres, grid.yres
-            row['height'], row['width'] = grid.shape
-            chips.append((grid, _moments(int(row['start']), int(row['end']))))
-        ids = chip_ids(self.crs, table)
-        named = [Chip(*chip, name) for chip, name in zip(chips, ids, strict=True)]
-        return queries, named
+            window = _window(first, last)
+            name = chip_id(self.crs, grid, window)
+            chips.append(Chip(grid, window.milliseconds, name))
+        return queries, chips
 
     def _windows(self, queries: Sequence[Query]) -> NDArray[np.int64]:
         """Return the window of each query: start and end in nanoseconds.
@@ -523,23 +520,9 @@ def _keeper(on_error: OnError) -> Keep:
     return concerns_one_chip if on_error == 'skip' else lambda _: False
 
 
-_CHIP = np.dtype(
-    [
-        ('x', np.float64),
-        ('y', np.float64),
-        ('xres', np.float64),
-        ('yres', np.float64),
-        ('width', np.int64),
-        ('height', np.int64),
-        ('start', np.int64),
-        ('end', np.int64),
-    ]
-)
-
-
 @lru_cache(maxsize=4096)
-def _moments(start: int, end: int) -> tuple[str, str]:
-    return moments(pd.Timestamp(start), pd.Timestamp(end))
+def _window(first: int, last: int) -> TimeWindow:
+    return TimeWindow.closed(first, last)
 
 
 @lru_cache(maxsize=4096)

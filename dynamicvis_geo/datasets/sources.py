@@ -9,7 +9,7 @@ from typing import Any
 from pyproj import CRS
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.datasets.chip_ids import crs_name
+from dynamicvis_geo.projections import crs_name
 
 
 def describe(dataset: GeoDataset, sampler: Iterable[Any]) -> dict[str, Any]:

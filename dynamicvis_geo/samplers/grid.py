@@ -15,16 +15,16 @@ from shapely.geometry.base import BaseGeometry
 from torch.utils.data import Sampler
 from torchgeo.datasets import GeoDataset
 
+from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice, bounds_of
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.samplers.lattice import (
-    TOLERANCE,
-    GeoSlice,
+from dynamicvis_geo.grid import TOLERANCE
+from dynamicvis_geo.samplers.coverage import (
     Ints,
-    Lattice,
     areal,
     as_pair,
+    pixel_grid,
     polygons_only,
-    time_slices,
+    rectangles,
     time_windows,
 )
 
@@ -39,6 +39,12 @@ class GridSampler(Sampler[GeoSlice]):
     cut from the file without resampling.
 
     Chips come time window by time window, each from north-west to south-east in rows.
+
+    Attributes:
+        size: Height and width of a chip in pixels.
+        stride: Pixels from chip to chip, down and across.
+        edge: ``'pad'`` or ``'drop'``.
+        windows: Number of time windows.
     """
 
     def __init__(
@@ -77,12 +83,12 @@ class GridSampler(Sampler[GeoSlice]):
                 f"edge={edge!r} must be 'pad' (keep chips that stick out) or 'drop'"
             )
         self.edge = edge
-        self._lattice = Lattice.of(dataset)
-        pixel = min(self._lattice.xres, self._lattice.yres)
+        self._grid = pixel_grid(dataset)
+        pixel = min(self._grid.res)
         region = None if roi is None else areal(_in_crs(roi, dataset), pixel)
 
         windows, position = time_windows(dataset, toi)
-        self._times = time_slices(windows)
+        self.windows = len(windows)
         geometries = np.asarray(dataset.index.geometry.values, dtype=object)
         found = [np.empty((0, 3), np.int64)]
         for i in range(len(windows)):
@@ -94,22 +100,18 @@ class GridSampler(Sampler[GeoSlice]):
                 area = polygons_only(shapely.intersection(area, region))
             cells = self._cells(area)
             found.append(np.insert(cells, 0, i, axis=1))
-        self._windows, self._cols, self._tops = np.concatenate(found).T.copy()
+        window, rows, cols = np.concatenate(found).T
+        self._chips = ChipTable.parts_of(
+            self._grid, rows, cols, self.size, windows[window], stride=self.stride
+        )
 
     def __len__(self) -> int:
         """Return the number of chips."""
-        return len(self._cols)
+        return len(self._chips)
 
     def __iter__(self) -> Iterator[GeoSlice]:
         """Yield the slices (x, y, t) of each chip, with steps (xres, yres, 1)."""
-        return self._lattice.slices(
-            self._cols, self._tops, self.size, self._windows, self._times
-        )
-
-    @property
-    def windows(self) -> int:
-        """Number of time windows."""
-        return len(self._times)
+        return self._chips.queries()
 
     def boxes(self, rows: Ints) -> NDArray[np.object_]:
         """Return the outlines of some chips in the CRS of the dataset.
@@ -117,8 +119,9 @@ class GridSampler(Sampler[GeoSlice]):
         Args:
             rows: Positions of the chips in the order in which they come.
         """
-        height, width = self.size
-        return self._lattice.boxes(self._cols[rows], self._tops[rows], width, height)
+        edges = bounds_of(self._chips.columns[rows])
+        outlines: NDArray[np.object_] = shapely.box(*edges.T)
+        return outlines
 
     def select(self, keep: NDArray[np.bool_]) -> Self:
         """Return a sampler that yields some of these chips only.
@@ -127,15 +130,12 @@ class GridSampler(Sampler[GeoSlice]):
             keep: For every chip whether it stays.
         """
         chosen = copy.copy(self)
-        chosen._windows = self._windows[keep]
-        chosen._cols, chosen._tops = self._cols[keep], self._tops[keep]
+        chosen._chips = self._chips.select(keep)
         return chosen
 
-    def table(self) -> NDArray[np.void]:
-        """Return all chips at once, as a ChipDataset keeps them."""
-        return self._lattice.table(
-            self._cols, self._tops, self.size, self._windows, self._times
-        )
+    def table(self) -> ChipTable:
+        """Return all chips at once."""
+        return self._chips
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class GridSampler(Sampler[GeoSlice]):
         }
 
     def _cells(self, area: BaseGeometry) -> Ints:
-        """Return the chips of an area as lattice lines ``[n, 2]``: west and north.
+        """Return upper row and left column of the chips of an area, ``[n, 2]``.
 
         Blocks of the grid that lie inside the area are taken whole, those outside are
         dropped, and those on the border are halved until they are single chips: the
@@ -177,21 +177,21 @@ class GridSampler(Sampler[GeoSlice]):
             blocks = _halve(blocks[~inside & ~single])
 
         cells = _expand(np.concatenate(taken))
-        cells = cells[np.lexsort((cells[:, 0], -cells[:, 1]))]
-        lines: Ints = cells * np.array([self.stride[1], self.stride[0]])
-        return lines
+        cells = cells[np.lexsort((cells[:, 0], cells[:, 1]))]
+        corners: Ints = cells[:, ::-1] * np.array(self.stride)
+        return corners
 
     def _extent(self, area: BaseGeometry) -> Ints:
         """Return the half-open range of grid cells around an area: (x0, x1, y0, y1)."""
         west, south, east, north = area.bounds
-        lattice = self._lattice
+        grid = self._grid
         (height, width), (down, across) = self.size, self.stride
         return np.array(
             [
-                np.floor(((west - lattice.x) / lattice.xres - width) / across),
-                np.ceil((east - lattice.x) / lattice.xres / across) + 1,
-                np.floor((south - lattice.y) / lattice.yres / down),
-                np.ceil(((north - lattice.y) / lattice.yres + height) / down) + 1,
+                np.floor(((west - grid.x) / grid.xres - width) / across),
+                np.ceil((east - grid.x) / grid.xres / across) + 1,
+                np.floor(((grid.y - north) / grid.yres - height) / down),
+                np.ceil((grid.y - south) / grid.yres / down) + 1,
             ]
         ).astype(np.int64)
 
@@ -199,11 +199,12 @@ class GridSampler(Sampler[GeoSlice]):
         """Return the rectangles that blocks of chips fill, a trifle smaller."""
         (height, width), (down, across) = self.size, self.stride
         x0, x1, y0, y1 = blocks.T
-        return self._lattice.boxes(
+        return rectangles(
+            self._grid,
+            y0 * down,
             x0 * across,
-            (y1 - 1) * down,
-            (x1 - 1 - x0) * across + width,
             (y1 - 1 - y0) * down + height,
+            (x1 - 1 - x0) * across + width,
             shrink=TOLERANCE,
         )
 

@@ -14,17 +14,13 @@ from torch.utils.data import Sampler
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets.areas import project_area
+from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.samplers.lattice import (
-    TOLERANCE,
-    GeoSlice,
-    Lattice,
-    areal,
-    time_slices,
-    time_windows,
-)
+from dynamicvis_geo.grid import TOLERANCE
+from dynamicvis_geo.samplers.coverage import areal, pixel_grid, time_windows
 from dynamicvis_geo.samplers.point import PointSampler
 from dynamicvis_geo.specs import BBox, PointBuffer, TemporalSpec
+from dynamicvis_geo.time_window import TimeWindow
 
 #: Longest side of a chip in pixels. Far more than the backbone sees; what is larger
 #: was meant in other units, or should be covered with several chips.
@@ -58,7 +54,7 @@ class PlaceSampler(Sampler[GeoSlice]):
                 would have less than half a pixel or more than 4096 pixels a side.
         """
         self.spatial, self.temporal = spatial, temporal
-        self._lattice = Lattice.of(dataset)
+        self._grid = pixel_grid(dataset)
         if isinstance(spatial, PointBuffer):
             shown = self._around_point(dataset, spatial)
         else:
@@ -87,8 +83,8 @@ class PlaceSampler(Sampler[GeoSlice]):
     def _is_wanted(self, time: slice) -> bool:
         if self.temporal is None:
             return True
-        wanted = self.temporal.interval
-        return bool(time.start <= wanted.right and time.stop >= wanted.left)
+        shown = TimeWindow.closed(time.start, time.stop)
+        return self.temporal.window.overlaps(shown)
 
     def _around_point(
         self, dataset: GeoDataset, spatial: PointBuffer
@@ -102,7 +98,7 @@ class PlaceSampler(Sampler[GeoSlice]):
         )
         axes = gpd.GeoSeries([across, down], crs=square.crs).to_crs(dataset.crs)
         steps = np.diff(shapely.get_coordinates(axes).reshape(2, 2, 2), axis=1)[:, 0]
-        pixels = steps / (self._lattice.xres, self._lattice.yres)
+        pixels = steps / self._grid.res
         width, height = self._checked(np.hypot(*pixels.T), spatial)
         centre = gpd.GeoSeries.from_xy([spatial.lon], [spatial.lat], crs='EPSG:4326')
         try:
@@ -111,17 +107,17 @@ class PlaceSampler(Sampler[GeoSlice]):
             raise _outside(dataset, spatial) from error
 
     def _over_box(self, dataset: GeoDataset, spatial: BBox) -> list[GeoSlice]:
-        lattice = self._lattice
+        grid = self._grid
         area = project_area(spatial.geometry, CRS.from_user_input(dataset.crs))
         edges = area.total_bounds.reshape(2, 2)
-        lines = (edges - (lattice.x, lattice.y)) / (lattice.xres, lattice.yres)
+        lines = (edges - (grid.x, grid.y)) / grid.res
         # An edge that misses its line by rounding asks for no further pixel.
         first = np.floor(lines[0] + TOLERANCE)
         last = np.maximum(np.ceil(lines[1] - TOLERANCE), first + 1)
         width, height = self._checked(last - first, spatial)
 
-        windows, position = time_windows(dataset, toi=None)
-        pixel = min(lattice.xres, lattice.yres)
+        windows, position = time_windows(dataset)
+        pixel = min(grid.res)
         geometries = np.asarray(dataset.index.geometry.values, dtype=object)
         box = shapely.box(*edges.ravel())
         shown = [
@@ -132,15 +128,9 @@ class PlaceSampler(Sampler[GeoSlice]):
         if not shown:
             raise _outside(dataset, spatial)
         count = len(shown)
-        return list(
-            lattice.slices(
-                np.full(count, first[0]).astype(np.int64),
-                np.full(count, last[1]).astype(np.int64),
-                (height, width),
-                np.array(shown),
-                time_slices(windows),
-            )
-        )
+        rows, cols = np.tile(np.array([[-last[1]], [first[0]]], np.int64), count)
+        chips = ChipTable.parts_of(grid, rows, cols, (height, width), windows[shown])
+        return list(chips.queries())
 
     def _checked(self, size: Any, spatial: BBox | PointBuffer) -> tuple[int, int]:
         if not np.isfinite(size).all() or max(size) > MAX_SIDE:

@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 from torchgeo.datasets import GeoDataset
 
+from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice
 from dynamicvis_geo.datasets.points import describe_outside, point_ids, problem_with
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.samplers.lattice import (
-    GeoSlice,
+from dynamicvis_geo.samplers.coverage import (
     Ints,
-    Lattice,
     areal,
     as_pair,
-    time_slices,
+    pixel_grid,
     time_windows,
 )
 
@@ -61,9 +60,8 @@ class PointSampler(Sampler[GeoSlice]):
         if problem is not None:
             raise SpecError(f'points: {problem}')
 
-        self._lattice = Lattice.of(dataset)
-        windows, position = time_windows(dataset, toi=None)
-        self._times = time_slices(windows)
+        self._grid = pixel_grid(dataset)
+        windows, position = time_windows(dataset)
         places = points.geometry.to_crs(dataset.crs)
         shown = self._shown(dataset, places, position, len(windows))
         outside = np.logical_not(shown.any(axis=1))
@@ -71,26 +69,30 @@ class PointSampler(Sampler[GeoSlice]):
             raise SpecError(
                 f'points: {describe_outside(points, outside, dataset.index.geometry)}'
             )
-        point, self._windows = np.nonzero(shown)
-        self._cols, self._tops = self._corners(places.x, places.y)[:, point]
+        point, window = np.nonzero(shown)
+        rows, cols = self._corners(places.x, places.y)[:, point]
         # A list of as many strings would take several times the memory.
         self._point_ids = pa.array(point_ids(points), pa.string()).take(pa.array(point))
+        self._chips = ChipTable.parts_of(
+            self._grid,
+            rows,
+            cols,
+            self.size,
+            windows[window],
+            point_ids=self._point_ids,
+        )
 
     def __len__(self) -> int:
         """Return the number of chips."""
-        return len(self._cols)
+        return len(self._chips)
 
     def __iter__(self) -> Iterator[GeoSlice]:
         """Yield the slices (x, y, t) of each chip, with steps (xres, yres, 1)."""
-        return self._lattice.slices(
-            self._cols, self._tops, self.size, self._windows, self._times
-        )
+        return self._chips.queries()
 
-    def table(self) -> NDArray[np.void]:
-        """Return all chips at once, as a ChipDataset keeps them."""
-        return self._lattice.table(
-            self._cols, self._tops, self.size, self._windows, self._times
-        )
+    def table(self) -> ChipTable:
+        """Return all chips at once."""
+        return self._chips
 
     @property
     def point_ids(self) -> list[str]:
@@ -109,10 +111,10 @@ class PointSampler(Sampler[GeoSlice]):
     def _shown(
         self, dataset: GeoDataset, places: gpd.GeoSeries, position: Ints, windows: int
     ) -> NDArray[np.bool_]:
-        """Say which points each time window shows: ``[points, windows]``."""
+        """Tell for each point and time window if it is shown: ``[points, windows]``."""
         geometries = np.asarray(dataset.index.geometry.values, dtype=object)
         points = np.asarray(places.values, dtype=object)
-        pixel = min(self._lattice.xres, self._lattice.yres)
+        pixel = min(self._grid.res)
         shown = np.zeros((len(points), windows), dtype=bool)
         for window in range(windows):
             area = areal(geometries[position == window], pixel)
@@ -121,8 +123,9 @@ class PointSampler(Sampler[GeoSlice]):
         return shown
 
     def _corners(self, x: gpd.GeoSeries, y: gpd.GeoSeries) -> Ints:
-        """Return the north-west corners of chips around points as lattice lines."""
+        """Return upper rows and left columns of chips around points, ``[2, n]``."""
         height, width = self.size
-        cols = (x.to_numpy() - self._lattice.x) / self._lattice.xres - width / 2
-        tops = (y.to_numpy() - self._lattice.y) / self._lattice.yres + height / 2
-        return np.floor(np.stack([cols, tops]) + 0.5).astype(np.int64)
+        cols = (x.to_numpy() - self._grid.x) / self._grid.xres - width / 2
+        tops = (y.to_numpy() - self._grid.y) / self._grid.yres + height / 2
+        cols, tops = np.floor(np.stack([cols, tops]) + 0.5).astype(np.int64)
+        return np.stack([-tops, cols])

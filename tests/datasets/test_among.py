@@ -51,7 +51,7 @@ def test_what_are_no_ids(chips: ChipDataset, wrong: Any) -> None:
 def test_more_ids_than_are_compared_at_a_time(
     chips: ChipDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('dynamicvis_geo.datasets.chips.MANY', 5)
+    monkeypatch.setattr('dynamicvis_geo.datasets.chip_table.COMPARED', 5)
     ids = chips.chips['chip_id'].tolist()
     found = chips.among([f'x{i}' for i in range(7)] + ids[3:11])
     assert np.flatnonzero(~found).tolist() == [0, 1, 2, 11]

@@ -6,14 +6,12 @@ import pytest
 import shapely
 from pyproj import CRS
 
-from dynamicvis_geo.datamodules.zones import grid_pairs
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
 from dynamicvis_geo.datasets.areas import read_area
-from dynamicvis_geo.datasets.zones import split_area
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.projections import utm_codes
 from dynamicvis_geo.samplers import GridSampler
-from dynamicvis_geo.samplers.borders import cover_once
+from dynamicvis_geo.samplers.zones import cover_once, grid_pairs, split_area
 
 from ..datasets.rasters import Areas
 

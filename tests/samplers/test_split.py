@@ -2,7 +2,7 @@ import geopandas as gpd
 import pytest
 import shapely
 
-from dynamicvis_geo.datasets.zones import split_area, split_points
+from dynamicvis_geo.samplers.zones import split_area, split_points
 
 
 def lonlat(*geometries: shapely.Geometry) -> gpd.GeoSeries:

@@ -1,11 +1,14 @@
-"""Grids of several UTM zones that together cover an area once."""
+"""An area or points over several UTM zones, with chips that cover them once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from typing import TypeAlias
 
+import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -14,40 +17,133 @@ from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset
 
+from dynamicvis_geo.datasets.areas import lonlat_area
 from dynamicvis_geo.datasets.chip_order import slabs
 from dynamicvis_geo.datasets.footprints import to_lonlat
-from dynamicvis_geo.datasets.zones import zones
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.grid import TOLERANCE
 from dynamicvis_geo.projections import utm_codes
+from dynamicvis_geo.samplers.coverage import areal
 from dynamicvis_geo.samplers.grid import GridSampler
-from dynamicvis_geo.samplers.lattice import TOLERANCE, areal
+from dynamicvis_geo.samplers.point import PointSampler
 
 #: Spacing in degrees at which the straight sides of zones are cut before they are
 #: projected: the chords then keep within a few millimetres of the curves.
 SPACING = 0.01
-#: Pieces into which the side of a chip is cut before it is drawn in another zone.
-_PIECES = 16
+#: Parts into which the side of a chip is cut before it is drawn in another zone.
+_SIDE_PARTS = 16
+
+#: Latitudes at which zones change: the poles, Norway, Svalbard and the equator.
+_PARALLELS = (-90, -80, 0, 56, 64, 72, 84, 90)
+#: Every meridian at which a zone begins or ends is a multiple of this.
+_MERIDIANS = 3
+#: Parts of an area that are thinner, in degrees, are what rounding leaves of a side
+#: that lies on the border of a zone.
+_THIN = 1e-9
+
+#: Makes the dataset of an area (EPSG:4326 or *crs*) in the CRS of a zone.
+MakeDataset: TypeAlias = Callable[[gpd.GeoSeries, CRS], GeoDataset]
+Pairs: TypeAlias = Sequence[tuple[GeoDataset, GridSampler | PointSampler]]
 
 Geometries = NDArray[np.object_]
 
 
-@dataclass
-class _Border:
-    """The chips of one zone that reach over its border.
+def grid_pairs(
+    zones: Sequence[tuple[CRS, gpd.GeoSeries]],
+    make: MakeDataset,
+    size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+) -> Pairs:
+    """Cover an area with the chips of grids, once.
 
-    Attributes:
-        code: EPSG code of the zone.
-        rows: Their rows in one time window of the sampler.
-        boxes: Their outlines, in the CRS of the zone.
-        kept: Which of them are kept.
-        bare: What of the area none of the kept ones covers, in the CRS of the zone.
+    Where zones meet, :func:`cover_once` leaves neither gaps nor doubles.
+
+    Args:
+        zones: The area, as :func:`split_area` gives it.
+        make: Makes the dataset of a zone.
+        size: Size of a chip in pixels, or (height, width).
+        stride: Pixels from chip to chip; *size* by default.
     """
+    pairs = []
+    for crs, part in zones:
+        # Straight sides of zones bend when they are projected.
+        dataset = make(part.segmentize(SPACING), crs)
+        pairs.append((dataset, GridSampler(dataset, size, stride)))
+    return cover_once(pairs)
 
-    code: int
-    rows: NDArray[np.int64]
-    boxes: Geometries
-    kept: NDArray[np.bool_]
-    bare: BaseGeometry
+
+def point_pairs(
+    points: gpd.GeoDataFrame, make: MakeDataset, size: int | tuple[int, int]
+) -> Pairs:
+    """Put one chip around each point, in the zone in which the point lies.
+
+    Args:
+        points: Points in any CRS.
+        make: Makes the dataset of a zone.
+        size: Size of a chip in pixels, or (height, width).
+    """
+    pairs = []
+    for crs, part in split_points(points):
+        near = part.to_crs(crs)
+        # The dataset says where it may be asked, not what is asked: a box is enough.
+        around = gpd.GeoSeries([shapely.box(*near.total_bounds).buffer(1.0)], crs=crs)
+        dataset = make(around, crs)
+        pairs.append((dataset, PointSampler(dataset, near, size)))
+    return pairs
+
+
+def split_area(area: gpd.GeoSeries) -> list[tuple[CRS, gpd.GeoSeries]]:
+    """Divide an area among UTM zones, and UPS at the poles.
+
+    Args:
+        area: Geometries in any CRS, as :func:`~.areas.read_area` gives them.
+
+    Returns:
+        Pairs of a projection and the part of *area* in its zone, in EPSG:4326, sorted
+        by EPSG code. Zones that a polygon or line only touches are left out.
+
+    Raises:
+        SpecError: If the area cannot be drawn in longitude and latitude.
+    """
+    parts = shapely.get_parts(shapely.get_parts(lonlat_area(area).values))
+    dimensions = shapely.get_dimensions(parts)
+    kinds = [
+        (dimension, shapely.union_all(parts[dimensions == dimension]))
+        for dimension in np.unique(dimensions)
+    ]
+    pairs = []
+    for code, zone in zones().items():
+        found = []
+        for dimension, geometry in kinds:
+            part = shapely.intersection(geometry, zone)
+            if shapely.get_dimensions(part) == dimension and not _is_thin(part):
+                found.append(part)
+        if found:
+            pairs.append((CRS.from_epsg(code), gpd.GeoSeries(found, crs='EPSG:4326')))
+    return pairs
+
+
+def _is_thin(part: shapely.Geometry) -> bool:
+    if shapely.get_dimensions(part) == 2:
+        return bool(part.area <= _THIN * part.length)
+    return bool(part.is_empty) or (
+        shapely.get_dimensions(part) == 1 and part.length < _THIN
+    )
+
+
+def split_points(points: gpd.GeoDataFrame) -> list[tuple[CRS, gpd.GeoDataFrame]]:
+    """Divide points among UTM zones, and UPS at the poles.
+
+    Args:
+        points: Points in any CRS.
+
+    Returns:
+        Pairs of a projection and the points of its zone, in the order of *points*;
+        sorted by EPSG code.
+    """
+    lonlat = points.geometry.to_crs('EPSG:4326')
+    groups = points.groupby(utm_codes(lonlat.x, lonlat.y), sort=True)
+    return [(CRS.from_epsg(int(code)), part) for code, part in groups]
 
 
 def cover_once(
@@ -91,6 +187,25 @@ def cover_once(
         keep[border.rows[~border.kept]] = False
         found.append((dataset, sampler.select(np.tile(keep, sampler.windows))))
     return found
+
+
+@dataclass
+class _Border:
+    """The chips of one zone that reach over its border.
+
+    Attributes:
+        code: EPSG code of the zone.
+        rows: Their rows in one time window of the sampler.
+        boxes: Their outlines, in the CRS of the zone.
+        kept: Which of them are kept.
+        bare: What of the area none of the kept ones covers, in the CRS of the zone.
+    """
+
+    code: int
+    rows: NDArray[np.int64]
+    boxes: Geometries
+    kept: NDArray[np.bool_]
+    bare: BaseGeometry
 
 
 def _border(dataset: GeoDataset, sampler: GridSampler) -> _Border:
@@ -170,7 +285,7 @@ def _uncovered(bare: BaseGeometry, code: int, other: _Border) -> BaseGeometry:
     if not len(boxes):
         return bare
     west, south, east, north = shapely.bounds(boxes[0])
-    fine = shapely.segmentize(boxes, max(east - west, north - south) / _PIECES)
+    fine = shapely.segmentize(boxes, max(east - west, north - south) / _SIDE_PARTS)
     transformer = _transformer(other.code, code)
 
     def project(xy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -187,3 +302,16 @@ def _uncovered(bare: BaseGeometry, code: int, other: _Border) -> BaseGeometry:
 @lru_cache(maxsize=256)
 def _transformer(source: int, target: int) -> Transformer:
     return Transformer.from_crs(source, target, always_xy=True)
+
+
+@lru_cache(maxsize=1)
+def zones() -> dict[int, shapely.Geometry]:
+    """Outline in EPSG:4326 of each UTM zone, and of UPS, by EPSG code, sorted."""
+    edges = np.arange(-180, 181, _MERIDIANS)
+    cells: dict[int, list[shapely.Geometry]] = {}
+    for south, north in pairwise(_PARALLELS):
+        middle = edges[:-1] + _MERIDIANS / 2
+        codes = utm_codes(middle, np.full(len(middle), (south + north) / 2))
+        for code, (west, east) in zip(codes.tolist(), pairwise(edges), strict=True):
+            cells.setdefault(code, []).append(shapely.box(west, south, east, north))
+    return {code: shapely.union_all(cells[code]) for code in sorted(cells)}
