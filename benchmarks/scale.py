@@ -74,8 +74,8 @@ def blocks(options: argparse.Namespace) -> None:
 
     from dynamicvis_geo.callbacks import blocks as of
     from dynamicvis_geo.callbacks.shards import Shard
-    from dynamicvis_geo.callbacks.store import Store
     from dynamicvis_geo.datasets.chip_table import CHIP
+    from dynamicvis_geo.store import Store
 
     side, crs, before = round(options.chips**0.5), [CRS(32633)], peak()
     count = side * side
@@ -103,7 +103,7 @@ def blocks(options: argparse.Namespace) -> None:
     for block_chips in (1024, 32, 1):
         plan = of.make_plan(table, crs, block_chips)
         with tempfile.TemporaryDirectory() as folder:
-            run = of.begin(Store(folder), of.describe(plan, {}, {}))
+            run = of.offer(Store(folder), of.describe(plan, {}, {}))
             for number in range(0, len(plan), 2):
                 Path(folder, of.block_name(run, number, '.parquet')).touch()
             started = time.perf_counter()
@@ -150,15 +150,15 @@ def write_blocks(path: Path, chips: int, block_chips: int) -> None:
 
     from benchmarks.scale_job import strip
     from dynamicvis_geo import ChipDataset
-    from dynamicvis_geo.callbacks.blocks import begin, block_name, describe, make_plan
-    from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, encode_block
-    from dynamicvis_geo.callbacks.predictions import Predictions
-    from dynamicvis_geo.callbacks.store import Store
+    from dynamicvis_geo.callbacks.blocks import block_name, describe, make_plan, offer
+    from dynamicvis_geo.formats.base import Predictions
+    from dynamicvis_geo.formats.block_files import SUFFIX, encode_block
+    from dynamicvis_geo.store import Store
 
     there = ChipDataset([strip(chips)])
     plan = make_plan(there.table, there.source_crs, block_chips, strides=there.strides)
     store = Store(f'{path}.partial')
-    run = begin(store, describe(plan, {'dtype': 'float32', 'format': 'geoparquet'}, {}))
+    run = offer(store, describe(plan, {'dtype': 'float32', 'format': 'geoparquet'}, {}))
     random = np.random.default_rng(0)
     for number in range(len(plan)):
         rows = plan.block(number)
@@ -185,15 +185,16 @@ def join_blocks(path: Path) -> tuple[float, float, float]:
     """Return seconds, those of the CPU, and MB at most, above those of the imports."""
     import dynamicvis_geo.callbacks.writer  # noqa: F401
     from dynamicvis_geo.callbacks.blocks import read_description
-    from dynamicvis_geo.callbacks.parquet_merge import GeoParquet
-    from dynamicvis_geo.callbacks.store import Store
+    from dynamicvis_geo.callbacks.output import join_blocks
+    from dynamicvis_geo.formats.geoparquet import GeoParquet
+    from dynamicvis_geo.store import Target
 
     before = psutil.Process().memory_info().rss / 1e6
-    store = Store(f'{path}.partial')
-    run = read_description(store)
+    target = Target.of(str(path))
+    run = read_description(target.blocks)
     assert run is not None
     started, used = time.perf_counter(), time.process_time()
-    GeoParquet(str(path), 'float32').merge(store, run, partial=False)
+    join_blocks(GeoParquet(str(path), 'float32'), target, run)
     seconds, used = time.perf_counter() - started, time.process_time() - used
     return seconds, used, peak() - before
 

@@ -91,3 +91,8 @@ class ComputationError(EarthEngineError):
 
 class UnavailableError(EarthEngineError):
     """Earth Engine could not be reached, or kept failing."""
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error of a library says as one line."""
+    return ' '.join(str(error).split())

@@ -1,21 +1,22 @@
-"""PCA false colour of folders of feature maps, a map at a time."""
+"""PCA false colour of feature maps of an output, a map at a time."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from tqdm import tqdm
 
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.formats.base import spread
+from dynamicvis_geo.formats.geotiff import read_feature_map
+from dynamicvis_geo.outputs import Output
 from dynamicvis_geo.paths import Place, local_output
 from dynamicvis_geo.plotting.colours import (
     MISSING,
@@ -27,7 +28,7 @@ from dynamicvis_geo.plotting.colours import (
 from dynamicvis_geo.plotting.features import chip_label, plot_sheet, sheet, show
 from dynamicvis_geo.provenance import PROVENANCE_KEY, refuse_others
 from dynamicvis_geo.rasters import open_raster
-from dynamicvis_geo.runs import Run, read_feature_map, spread
+from dynamicvis_geo.store import Store
 
 #: Maps from which the colours are fitted, at most.
 FIT_MAPS = 256
@@ -38,16 +39,18 @@ _MOSAIC_PIXELS = 1600
 _MAX_MOSAICS = 12
 _SHEET_MAPS = 48
 
+Item = TypeVar('Item')
+
 
 def fit_file_colours(files: Sequence[Place]) -> PCAColours:
     """Fit one PCA to feature maps, to 256 of them if there are more.
 
     Args:
-        files: feature maps of one model.
+        files: GeoTIFFs of feature maps of one model.
 
     Raises:
-        SourceError: if a file cannot be read.
-        SpecError: if the maps have too few cells or channels, or differ in channels.
+        SourceError: If a file cannot be read.
+        SpecError: If the maps have too few cells or channels, or differ in channels.
     """
     chosen = [files[i] for i in spread(len(files), FIT_MAPS)]
     return fit_map_colours([read_feature_map(file) for file in chosen])
@@ -61,14 +64,14 @@ def write_false_colour(path: Place, target: Path, colours: PCAColours) -> None:
     and, as ``false_colour``, the shares of the variance that are shown.
 
     Args:
-        path: the feature map.
-        target: file to write; it appears when it is complete.
-        colours: fitted to all maps that will be compared.
+        path: GeoTIFF of the feature map.
+        target: File to write; it appears when it is complete.
+        colours: Fitted to all maps that will be compared.
 
     Raises:
-        SourceError: if the map cannot be read.
-        SpecError: if it has other channels than the colours.
-        OutputError: if the file cannot be written.
+        SourceError: If the map cannot be read.
+        SpecError: If it has other channels than the colours.
+        OutputError: If the file cannot be written.
     """
     target = local_output(target)
     coloured = colours(np.moveaxis(read_feature_map(path), 0, -1))
@@ -77,55 +80,41 @@ def write_false_colour(path: Place, target: Path, colours: PCAColours) -> None:
     values[missing] = 0
     with open_raster(path) as source:
         crs, transform, tags = source.crs, source.transform, source.tags()
-    kept = {
-        n: tags[n] for n in ('chip_id', 'start', 'end', PROVENANCE_KEY) if n in tags
-    }
+    names = ('chip_id', 'start', 'end', PROVENANCE_KEY)
     shown = {'method': 'PCA', 'explained_variance': colours.explained.tolist()}
-    partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
-    try:
-        with MemoryFile() as memory:
-            with memory.open(
-                driver='GTiff',
-                count=3,
-                height=values.shape[0],
-                width=values.shape[1],
-                dtype='uint8',
-                crs=crs,
-                transform=transform,
-                nodata=0,
-                compress='deflate',
-                photometric='RGB',
-            ) as image:
-                image.write(np.moveaxis(values, -1, 0))
-                image.colorinterp = [
-                    ColorInterp.red,
-                    ColorInterp.green,
-                    ColorInterp.blue,
-                ]
-                image.update_tags(**kept, false_colour=json.dumps(shown))
-            partial.write_bytes(memory.getbuffer())
-        os.replace(partial, target)
-    except (OSError, RasterioError) as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(
-            f'cannot write {target}: {error}; choose another output'
-        ) from error
+    with MemoryFile() as memory:
+        with memory.open(
+            driver='GTiff',
+            count=3,
+            height=values.shape[0],
+            width=values.shape[1],
+            dtype='uint8',
+            crs=crs,
+            transform=transform,
+            nodata=0,
+            compress='deflate',
+            photometric='RGB',
+        ) as image:
+            image.write(np.moveaxis(values, -1, 0))
+            kept = {name: tags[name] for name in names if name in tags}
+            image.update_tags(**kept, false_colour=json.dumps(shown))
+        Store(str(target.parent)).put(target.name, memory.getbuffer())
 
 
 def write_false_colours(files: Sequence[Place], folder: Path) -> PCAColours:
     """Write the false colour of each map into a folder, under the name of the map.
 
     Args:
-        files: feature maps of one model.
-        folder: where to; made if it is not there.
+        files: GeoTIFFs of feature maps of one model.
+        folder: Folder to write into; made if it is not there.
 
     Returns:
-        the colours that all have in common.
+        The colours that all have in common.
 
     Raises:
-        SourceError: if a map cannot be read.
-        SpecError: if the maps cannot share colours.
-        OutputError: if the folder is that of the maps, has another file under the name
+        SourceError: If a map cannot be read.
+        SpecError: If the maps cannot share colours.
+        OutputError: If the folder is that of the maps, has another file under the name
             of one, or cannot be written.
     """
     folder = local_output(folder)
@@ -136,48 +125,39 @@ def write_false_colours(files: Sequence[Place], folder: Path) -> PCAColours:
     others = [folder / file.name for file in files]
     refuse_others(path for path in others if path.exists())
     colours = fit_file_colours(files)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f'cannot write {folder}: {error}; choose another output'
-        ) from error
-    for file in progress(files):
+    for file in _progress(files, len(files)):
         write_false_colour(file, folder / file.name, colours)
     return colours
 
 
-def plot_false_colours(run: Run, colours: PCAColours | None = None) -> Figure:
-    """Draw the feature maps of a run in PCA false colour.
+def plot_false_colours(output: Output, colours: PCAColours | None = None) -> Figure:
+    """Draw the feature maps of an output in PCA false colour.
 
     Maps that cover an area are put together, a panel each CRS and time window (12 at
     most); others, such as those around far-off points, become a contact sheet of 48.
 
     Args:
-        run: an output of kind 'grid'.
-        colours: how; fitted to the maps by default.
-
-    Returns:
-        the figure.
+        output: Feature maps.
+        colours: How they are coloured; fitted to the maps by default.
 
     Raises:
-        SourceError: if a map cannot be read.
-        SpecError: if the maps cannot share colours.
+        SourceError: If a map cannot be read.
+        SpecError: If the maps cannot share colours.
     """
+    chips = output.chips
     if colours is None:
-        colours = fit_file_colours(run.chips['file'].tolist())
+        some = chips.iloc[spread(len(chips), FIT_MAPS)]
+        colours = fit_map_colours(list(output.maps(some)))
     shares = ', '.join(f'{100 * share:.0f}' for share in colours.explained)
     title = (
-        f'Feature maps, {run.dimensions} channels: main components (PCA) as red, green '
-        f'and blue, {shares} % of the variance'
+        f'Feature maps, {output.dimensions} channels: main components (PCA) as red, '
+        f'green and blue, {shares} % of the variance'
     )
-    groups = list(_groups(run.chips))
-    if all(_compact(chips) for _, chips in groups):
-        return _plot_mosaics(groups, colours, title)
-    rows = run.chips.iloc[spread(len(run.chips), _SHEET_MAPS)]
-    pictures = [
-        map_picture(colours, read_feature_map(f)) for f in progress(rows['file'])
-    ]
+    groups = list(_groups(chips))
+    if all(_compact(some) for _, some in groups):
+        return _plot_mosaics(output, groups, colours, title)
+    rows = chips.iloc[spread(len(chips), _SHEET_MAPS)]
+    pictures = [map_picture(colours, features) for features in output.maps(rows)]
     return plot_sheet(pictures, [chip_label(name) for name in rows['id']], title)
 
 
@@ -187,7 +167,7 @@ class Canvas:
 
     Attributes:
         picture: ``[H, W, 3]`` in 0..1, white where there is no map.
-        bounds: west, south, east and north, CRS units.
+        bounds: West, south, east and north, CRS units.
     """
 
     picture: Picture
@@ -228,10 +208,9 @@ class Canvas:
         self.picture[np.ix_(rows, columns)] = picture[np.ix_(i, j)]
 
 
-def progress(files: Iterable[Place]) -> Iterator[Place]:
-    """Show how far we are, when there are many files."""
-    files = list(files)
-    yield from tqdm(files, unit='map', disable=len(files) < 100, leave=False)
+def _progress(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """Show how far we are, when there are many maps."""
+    yield from tqdm(items, total=count, unit='map', disable=count < 100, leave=False)
 
 
 def _cells(
@@ -263,7 +242,10 @@ def _compact(chips: pd.DataFrame) -> bool:
 
 
 def _plot_mosaics(
-    groups: list[tuple[str, pd.DataFrame]], colours: PCAColours, title: str
+    output: Output,
+    groups: Sequence[tuple[str, pd.DataFrame]],
+    colours: PCAColours,
+    title: str,
 ) -> Figure:
     left_out = len(groups) - _MAX_MOSAICS
     if left_out > 0:
@@ -274,9 +256,9 @@ def _plot_mosaics(
     figure.set_size_inches(*((8, 8) if count == 1 else (10, 3.9 * -(-count // 3))))
     for axes, (name, chips) in zip(panels, groups, strict=True):
         canvas = Canvas.of(chips)
-        for _, chip in chips.iterrows():
-            picture = map_picture(colours, read_feature_map(chip['file']))
-            canvas.paint(chip, picture)
+        maps = _progress(output.maps(chips), len(chips))
+        for (_, chip), features in zip(chips.iterrows(), maps, strict=True):
+            canvas.paint(chip, map_picture(colours, features))
         show(axes, canvas.picture)
         axes.set_title(name, fontsize=9, parse_math=False)
     return figure

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
 
@@ -189,6 +190,35 @@ def open_file(path: Place) -> BinaryIO:
 def parquet_source(path: Place) -> Path | BinaryIO:
     """Return what PyArrow and GeoPandas open to read a Parquet file."""
     return path if isinstance(path, Path) else open_file(path)
+
+
+def check_picture_path(
+    path: Path, suffixes: Sequence[str], overwrite: bool, source: Place | str
+) -> None:
+    """Refuse to write where it cannot be, or would destroy something.
+
+    Args:
+        path: File to be written.
+        suffixes: Those that it may have.
+        overwrite: Whether it may exist.
+        source: Input that it is made from.
+
+    Raises:
+        OutputError: If the path has another suffix, exists, or is the source.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(
+            f'--output {path}: its name must end in {", ".join(suffixes[:-1])} or '
+            f'{suffixes[-1]}'
+            if len(suffixes) > 1
+            else f'--output {path}: its name must end in {suffixes[0]}'
+        )
+    if isinstance(source, Path) and path.resolve() == source.resolve():
+        raise OutputError(f'--output {path} is the input: choose another name')
+    if path.is_dir():
+        raise OutputError(f'--output {path} is a folder: add the name of a file')
+    if path.exists() and not overwrite:
+        raise OutputError(f'{path} exists: give --overwrite to replace it')
 
 
 def _told(path: AnyPath, name: str | None) -> str:

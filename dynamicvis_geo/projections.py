@@ -1,4 +1,4 @@
-"""Which projection suits a place: UTM, with its exceptions, and UPS at the poles."""
+"""Names of CRSs, and the projection that suits a place: UTM, or UPS at the poles."""
 
 from typing import Any
 

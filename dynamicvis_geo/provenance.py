@@ -187,20 +187,32 @@ def read_provenance(path: AnyPath) -> dict[str, Any]:
         SourceError: If its store cannot be reached.
     """
     path = input_path(path)
-    kind = kind_of(path)
-    if kind is None:
+    if kind_of(path) is None:
         raise OutputError(f"cannot read the provenance of '{path}': it does not exist")
-    try:
-        text = _read_folder(path) if kind == 'folder' else _read_file(path)
-        provenance = None if text is None else json.loads(text)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot read the provenance of '{path}': {error}") from error
-    if not isinstance(provenance, dict) or not _names_us(provenance, path):
+    provenance = find_provenance(path)
+    if provenance is None:
         raise OutputError(
             f"'{path}' carries no provenance: it was not written by dynamicvis_geo, "
             'or another program has rewritten it'
         )
     return provenance
+
+
+def find_provenance(path: Place) -> dict[str, Any] | None:
+    """Return what made an output that is there; None if it carries no provenance.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    is_folder = kind_of(path) == 'folder'
+    try:
+        text = _read_folder(path) if is_folder else _read_file(path)
+        provenance = None if text is None else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot read the provenance of '{path}': {error}") from error
+    if isinstance(provenance, dict) and _names_us(provenance, path):
+        return provenance
+    return None
 
 
 def carries_provenance(path: Place) -> bool:

@@ -45,13 +45,13 @@ class Quicklooks:
         """Look at the names and headers of the files.
 
         Args:
-            path: a GeoTIFF, or a folder of them, also at a URL; or a cache of chips.
-            bands: the bands of scenes that stand for red, green and blue; cached chips
+            path: A GeoTIFF, or a folder of them, also at a URL; or a cache of chips.
+            bands: The bands of scenes that stand for red, green and blue; cached chips
                 have these three in order.
-            pixels: the longest side of what is read.
+            pixels: The longest side of what is read.
 
         Raises:
-            SourceError: if there is no image, or one cannot be read.
+            SourceError: If there is no image, or one cannot be read.
         """
         self.path, self.bands, self.pixels = image_path(path), bands, pixels
         self.cached = cached_chips(self.path)
@@ -107,18 +107,18 @@ def read_image(
     """Read an image, or a part of it, in a size to look at.
 
     Args:
-        path: a GeoTIFF.
-        bands: those that stand for red, green and blue; of an image with one or two
+        path: A GeoTIFF.
+        bands: Those that stand for red, green and blue; of an image with one or two
             bands the first is read alone.
-        bounds: west, south, east and north of the part, in its CRS; it may reach over
+        bounds: West, south, east and north of the part, in its CRS; it may reach over
             the edges. The whole image by default.
-        pixels: the longest side of what is returned; larger images are averaged.
+        pixels: The longest side of what is returned; larger images are averaged.
 
     Returns:
         ``[3, h, w]`` or ``[1, h, w]``, NaN where the image has no value.
 
     Raises:
-        SourceError: if the image cannot be read, or lacks these bands.
+        SourceError: If the image cannot be read, or lacks these bands.
     """
     try:
         with open_raster(path) as source:

@@ -12,8 +12,9 @@ from dynamicvis_geo.false_colour import (
     plot_false_colours,
     write_false_colours,
 )
+from dynamicvis_geo.formats.geotiff import feature_map_files
+from dynamicvis_geo.outputs import open_output
 from dynamicvis_geo.provenance import read_provenance
-from dynamicvis_geo.runs import feature_map_files, open_run
 from tests.outputs import PROVENANCE, write_grid
 
 
@@ -74,7 +75,7 @@ def test_maps_of_two_models_share_no_colours(tmp_path: Path) -> None:
 
 def test_neighbouring_maps_make_a_mosaic_and_far_ones_a_sheet(tmp_path: Path) -> None:
     write_grid(tmp_path / 'maps', count=3)
-    run = open_run(tmp_path / 'maps')
+    run = open_output(tmp_path / 'maps')
     (axes,) = plot_false_colours(run).axes
     assert axes.images[0].get_array().shape == (4, 12, 3)
     assert 'EPSG:32618' in axes.get_title()
@@ -84,7 +85,7 @@ def test_neighbouring_maps_make_a_mosaic_and_far_ones_a_sheet(tmp_path: Path) ->
 
 def test_a_canvas_takes_each_pixel_from_the_cell_below_it(tmp_path: Path) -> None:
     write_grid(tmp_path / 'maps', count=2)
-    chips = open_run(tmp_path / 'maps').chips
+    chips = open_output(tmp_path / 'maps').chips
     canvas = Canvas.of(chips)
     picture = np.random.default_rng(0).random((4, 4, 3)).astype(np.float32)
     canvas.paint(chips.iloc[1], picture)

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import numpy as np
 
 from dynamicvis_geo.callbacks.blocks import block_name, read_description, sweep
-from dynamicvis_geo.callbacks.formats import Format, Work
-from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, encode_block
-from dynamicvis_geo.callbacks.predictions import Predictions
+from dynamicvis_geo.callbacks.output import Begun, Destination
 from dynamicvis_geo.errors import OutputError, RunEndedError
+from dynamicvis_geo.formats.base import Predictions, Work
+from dynamicvis_geo.formats.block_files import SUFFIX, encode_block
 
 _logger = logging.getLogger(__name__)
 
@@ -28,22 +28,26 @@ class BlockWriter:
     """
 
     def __init__(
-        self,
-        work: Work,
-        kind: Format,
-        dtype: str | None,
-        mine: Iterable[int],
+        self, destination: Destination, begun: Begun, mine: Iterable[int]
     ) -> None:
         """Start the thread.
 
         Args:
-            work: The run.
-            kind: Format of the output.
-            dtype: Type of embeddings in the files of blocks; None for feature maps.
+            destination: Where features go.
+            begun: The run.
             mine: Numbers of the blocks to write; chips of others are dropped.
         """
-        self._work, self._kind, self._dtype = work, kind, dtype
-        self._block_of = work.plan.block_of(len(work.chips.table))
+        self._format, self._dtype = destination.format, destination.dtype
+        self._plan, self._run = begun.plan, begun.run
+        self._block_of = begun.plan.block_of(len(begun.chips.table))
+        self._work = Work(
+            destination.store,
+            begun.run.word,
+            begun.run.provenance,
+            begun.chips,
+            self._block_of,
+            begun.plan.square,
+        )
         self._wanted = np.isin(self._block_of, list(mine))
         self._held: dict[int, list[Predictions]] = {}
         self._queue: queue.Queue[tuple[int, list[Predictions]] | None] = queue.Queue(
@@ -51,7 +55,7 @@ class BlockWriter:
         )
         self._error: BaseException | None = None
         self._thread = threading.Thread(
-            target=self._run, name='embedding-writer', daemon=True
+            target=self._write_blocks, name='embedding-writer', daemon=True
         )
         self._thread.start()
 
@@ -80,7 +84,7 @@ class BlockWriter:
             held.append(part)
             done += len(part.chip)
             failed += len(part.failures)
-            block = self._work.plan.block(number)
+            block = self._plan.block(number)
             if not self._wanted[block].any():
                 self._queue.put((number, self._held.pop(number)))
         return done, failed
@@ -118,7 +122,7 @@ class BlockWriter:
             for number in np.unique(self._block_of[rows])
         ]
 
-    def _run(self) -> None:
+    def _write_blocks(self) -> None:
         while (item := self._queue.get()) is not None:
             if self._error is not None:
                 continue
@@ -143,22 +147,26 @@ class BlockWriter:
         Raises:
             RunEndedError: If it is not.
         """
-        work = self._work
-        there = read_description(work.store)
+        store = self._work.store
+        there = read_description(store)
         if there is None:
-            sweep(work.store)
-        if there is None or there.word != work.run.word:
+            sweep(store)
+        if there is None or there.word != self._run.word:
             raise RunEndedError(
-                f"the run in '{work.store.url}' is gone: another process has finished "
-                'it, removed it, or begun another one there'
+                f"the run in '{store.url}' is gone: another process has finished it, "
+                'removed it, or begun another one there'
             )
 
     def _put(self, number: int, parts: list[Predictions]) -> None:
-        work = self._work
+        work, pooled = self._work, self._format.output == 'pooled'
         given = [part for part in parts if len(part.chip)]
-        if given:
-            self._kind.write_maps(work, number, Predictions.concatenate(given))
+        if given and not pooled:
+            self._format.write_maps(work, number, given)
         content = encode_block(
-            work.chips, work.plan.block(number), parts, datetime.now(UTC), self._dtype
+            work.chips,
+            self._plan.block(number),
+            parts,
+            datetime.now(UTC),
+            self._dtype if pooled else None,
         )
-        work.store.put(block_name(work.run, number, SUFFIX), memoryview(content))
+        work.store.put(block_name(self._run, number, SUFFIX), memoryview(content))

@@ -26,7 +26,6 @@ from pyproj import CRS
 
 from dynamicvis_geo.callbacks.settings import differences, table
 from dynamicvis_geo.callbacks.shards import Shard
-from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets.chip_order import (
     Origins,
     Strides,
@@ -37,6 +36,7 @@ from dynamicvis_geo.datasets.chip_order import (
 from dynamicvis_geo.errors import OutputError, RunEndedError, SpecError
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.provenance import jsonable, to_json
+from dynamicvis_geo.store import Store
 from dynamicvis_geo.time_window import last_of
 
 Ints = NDArray[np.int64]
@@ -260,6 +260,12 @@ class Description:
         text = json.dumps(jsonable([self.compared, self.left_out]), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @property
+    def chip_set(self) -> str:
+        """Equal for runs of the same chips, whatever the size of their blocks."""
+        text = f'{self.plan} {self.left_out}'
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 
 def describe(
     plan: Plan, settings: Mapping[str, Any], provenance: Mapping[str, Any]
@@ -346,21 +352,6 @@ def require_same(store: Store, there: Description, mine: Description) -> None:
         + table(rows, ('setting', 'there', 'now'))
         + f'\n{ways}'
     )
-
-
-def begin(store: Store, description: Description) -> Description:
-    """Begin a run, or join one that has begun.
-
-    Returns:
-        The description in the store: that of the process that was the first.
-
-    Raises:
-        OutputError: If another run has begun there; the message holds a table of the
-            differences.
-    """
-    there = offer(store, description)
-    require_same(store, there, description)
-    return there
 
 
 def block_name(description: Description, number: int, suffix: str) -> str:

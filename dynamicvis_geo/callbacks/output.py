@@ -14,6 +14,7 @@ from dynamicvis_geo.callbacks.blocks import (
     Description,
     Ints,
     Plan,
+    block_name,
     describe,
     finished,
     make_plan,
@@ -22,26 +23,21 @@ from dynamicvis_geo.callbacks.blocks import (
     require_same,
     sweep,
 )
-from dynamicvis_geo.callbacks.formats import (
-    FORMATS,
-    Format,
-    Work,
-    is_folder,
-    resolve_format,
-)
-from dynamicvis_geo.callbacks.parquet_blocks import (
+from dynamicvis_geo.callbacks.place import check_place, check_settings, made_by
+from dynamicvis_geo.callbacks.settings import settings_of
+from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.formats import FORMATS, resolve_format
+from dynamicvis_geo.formats.base import ChipTable, Format
+from dynamicvis_geo.formats.block_files import (
     SUFFIX,
-    Merged,
-    failed_blocks,
+    Blocks,
+    has_failures,
+    list_failures,
     listed_keys,
 )
-from dynamicvis_geo.callbacks.place import check_place, check_settings, made_by
-from dynamicvis_geo.callbacks.predictions import ChipTable
-from dynamicvis_geo.callbacks.settings import settings_of
-from dynamicvis_geo.callbacks.store import Store, Target
-from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.paths import AnyPath, Place, output_path
 from dynamicvis_geo.provenance import run_history
+from dynamicvis_geo.store import Store, Target
 
 _logger = logging.getLogger(__name__)
 
@@ -51,14 +47,18 @@ class Begun:
     """A run that has begun, as one process sees it.
 
     Attributes:
-        work: What is to be done.
+        chips: All chips.
+        plan: The blocks.
+        run: The description of the run.
         done: Of each block, whether it needs no computing.
         before: Chips that need no computing, failed ones not among them.
         failed: Chips that have failed before and are left alone.
         fresh: Whether nothing had been begun before.
     """
 
-    work: Work
+    chips: ChipTable
+    plan: Plan
+    run: Description
     done: NDArray[np.bool_]
     before: int
     failed: int
@@ -66,25 +66,40 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Output:
+class Merged:
+    """What blocks have been joined into.
+
+    Attributes:
+        rows: Chips of these blocks in the output.
+        failed: Chips in the list of failures.
+        missing: Blocks that are not done, if that was asked for.
+    """
+
+    rows: int
+    failed: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Destination:
     """Where embeddings go, and how they are stored.
 
     Attributes:
         path: File or folder to be, or a URL.
-        format: Name of the format.
+        format_name: Name of the format.
         dtype: Type in which embeddings are stored.
         retry_failed: Whether chips that have failed are computed again.
     """
 
     path: Place
-    format: str
+    format_name: str
     dtype: str
     retry_failed: bool = False
 
     @classmethod
     def of(
         cls, path: AnyPath, name: str | None, dtype: str, retry_failed: bool
-    ) -> 'Output':
+    ) -> 'Destination':
         """Check where an output is to be, and how.
 
         Args:
@@ -109,9 +124,9 @@ class Output:
         return cls(place, resolved, dtype, retry_failed)
 
     @cached_property
-    def kind(self) -> Format:
-        """What its format does."""
-        return FORMATS[self.format](str(self.path), self.dtype)
+    def format(self) -> Format:
+        """The format, of this output."""
+        return FORMATS[self.format_name](str(self.path), self.dtype)
 
     @property
     def target(self) -> Target:
@@ -134,8 +149,8 @@ class Output:
         Raises:
             OutputError: If it is one.
         """
-        folder = is_folder(str(self.path), self.format)
-        check_place(self.path, folder, self.kind.members, overwrite)
+        is_folder, members = self.format.is_folder, self.format.members
+        check_place(self.path, is_folder, members, overwrite)
 
     def is_there(self) -> bool:
         """Whether there is a finished output."""
@@ -166,12 +181,12 @@ class Output:
             OutputError: If the format cannot hold the chips, or something else was
                 begun or made there.
         """
-        self.kind.check(chips)
+        self.format.check(chips)
         existing = made_by(self.path)
         if existing is not None:
             check_settings(self.path, existing, provenance, self.dtype)
         provenance = {**provenance, 'runs': run_history(existing or {}, provenance)}
-        settings = {**settings_of(provenance, self.dtype), 'format': self.format}
+        settings = {**settings_of(provenance, self.dtype), 'format': self.format_name}
 
         def planned(there: Description | None) -> tuple[Plan, Description]:
             size = block_chips if there is None or fixed else there.block_chips
@@ -195,8 +210,7 @@ class Output:
             failed = int(chips.among(self.listed()).sum())
         before = int(np.diff(plan.starts)[done].sum()) - failed
         before += int((left_out if rows is None else left_out[rows]).sum())
-        work = Work(self.store, chips, plan, there or mine)
-        return Begun(work, done, before, failed, fresh)
+        return Begun(chips, plan, there or mine, done, before, failed, fresh)
 
     def remaining(self, chips: ChipTable, block_chips: int) -> Ints:
         """Rows of the chips that are still to be computed, ascending.
@@ -240,20 +254,22 @@ class Output:
             strides=chips.strides,
             point_ids=chips.point_ids,
             left_out=left_out,
-            origins=self.kind.origins(chips),
+            origins=self.format.origins(chips),
         )
 
     def _left_out(self, chips: ChipTable) -> NDArray[np.bool_]:
         """Say which chips need no computing, of an output that is finished or new."""
         failed = chips.among(self.listed())
-        held = chips.among(self.kind.held())
+        held = chips.among(self.format.held())
         return held | ~failed if self.retry_failed else held | failed
 
     def _done(self, run: Description) -> NDArray[np.bool_]:
         """Say which blocks need no computing."""
         done = finished(self.store, run, SUFFIX)
         if self.retry_failed:
-            done[failed_blocks(self.store, run, np.flatnonzero(done))] = False
+            for number in np.flatnonzero(done).tolist():
+                name = block_name(run, number, SUFFIX)
+                done[number] = not has_failures(self.store, name)
         return done
 
     def finish(self, run: Description, wait: bool) -> int:
@@ -277,19 +293,65 @@ class Output:
             sweep(self.store)
             return 0
         missing = int((~finished(self.store, run, SUFFIX)).sum())
-        try:
-            if not missing or not wait:
-                self.kind.merge(self.store, run, partial=False)
-                self.store.clear(DESCRIPTION_FILE)
-                return 0
-        except OutputError:
+        if missing and wait:
             if read_description(self.store) is not None:
-                raise
-        if read_description(self.store) is not None:
-            return missing
+                return missing
+        elif _end(self.format, self.target, run, partial=False) is not None:
+            return 0
         _logger.info('another process has made %s meanwhile', self.path)
         sweep(self.store)
         return 0
+
+
+def join_blocks(
+    made: Format, target: Target, run: Description, partial: bool = False
+) -> Merged:
+    """Make an output of the blocks of a run, which stay.
+
+    Args:
+        made: Format of the output.
+        target: Where it is to be.
+        run: The description of the run.
+        partial: Whether to join what there is, if blocks are missing.
+
+    Raises:
+        OutputError: If blocks are missing that may not, or something cannot be read or
+            written.
+    """
+    store = target.blocks
+    done = finished(store, run, SUFFIX)
+    missing = int((~done).sum())
+    if missing and not partial:
+        raise OutputError(
+            f"'{store.url}' lacks {missing} of {run.blocks} blocks: go on with the run "
+            'to have all of them, or join what there is with --partial (partial=True)'
+        )
+    names = [block_name(run, n, SUFFIX) for n in np.flatnonzero(done).tolist()]
+    blocks = Blocks(store, names, run.word, run.chip_set, run.chips, run.provenance)
+    made.merge(blocks)
+    return Merged(blocks.count, list_failures(target, blocks), missing)
+
+
+def _end(
+    made: Format, target: Target, run: Description, partial: bool
+) -> Merged | None:
+    """Join blocks, and remove them if none is missing.
+
+    Returns:
+        What was joined; None if another process has ended the run meanwhile.
+
+    Raises:
+        OutputError: As :func:`join_blocks` raises it.
+    """
+    try:
+        merged = join_blocks(made, target, run, partial)
+        if not merged.missing:
+            target.blocks.clear(DESCRIPTION_FILE)
+    except OutputError:
+        if read_description(target.blocks) is not None:
+            raise
+        return None
+    return merged
 
 
 def merge(path: AnyPath, partial: bool = False) -> Merged:
@@ -310,27 +372,17 @@ def merge(path: AnyPath, partial: bool = False) -> Merged:
             may not, or something cannot be read or written.
     """
     place = output_path(path, 'path').resolve()
-    target = str(place)
-    store = Target.of(target).blocks
-    run = read_description(store)
+    target = Target.of(str(place))
+    run = read_description(target.blocks)
     if run is not None:
-        settings = run.settings
-        made = FORMATS[settings['format']](target, settings['dtype'])
-        try:
-            merged = made.merge(store, run, partial)
-        except OutputError:
-            # Another process may have made the output meanwhile.
-            if read_description(store) is not None:
-                raise
-        else:
-            if not merged.missing:
-                store.clear(DESCRIPTION_FILE)
+        made = FORMATS[run.settings['format']](str(place), run.settings['dtype'])
+        merged = _end(made, target, run, partial)
+        if merged is not None:
             return merged
     if not (place.exists() and made_by(place) is not None):
         raise OutputError(
-            f"'{target}' has no blocks to join: there is no unfinished run in "
-            f"'{store.url}'"
+            f"'{place}' has no blocks to join: there is no unfinished run in "
+            f"'{target.blocks.url}'"
         )
-    sweep(store)
-    listed = listed_keys(Target.of(target))
-    return Merged(0, len(listed), 0)
+    sweep(target.blocks)
+    return Merged(0, len(listed_keys(target)), 0)

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from dynamicvis_geo.callbacks.blocks import DESCRIPTION_FILE
 from dynamicvis_geo.callbacks.settings import differences, settings_of, table
-from dynamicvis_geo.callbacks.store import Target
 from dynamicvis_geo.errors import DynamicVisGeoError, OutputError
 from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import (
@@ -21,6 +20,7 @@ from dynamicvis_geo.provenance import (
     carries_provenance,
     read_provenance,
 )
+from dynamicvis_geo.store import Target
 
 #: Names of files on their way.
 _TEMPORARY = re.compile(r'\..+\.[0-9a-f]+\.partial')

@@ -1,155 +1,59 @@
-"""What a writer is given: predictions, and the table of the chips they belong to."""
+"""Results of ``predict_step``, and the chip table that they are about."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
-from pyproj import CRS
 from torch.utils.data import ConcatDataset, Subset
 
-from dynamicvis_geo.datasets.chip_order import Strides
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.formats.base import ChipTable, Failure, Predictions
 
 #: Dimensions of a batch of embeddings, by the task's output.
 BATCH_DIMENSIONS = {'pooled': 2, 'grid': 4}
 
 
-Failure = tuple[int, str, str]
+def take_predictions(prediction: Any, output: str) -> Predictions:
+    """Take what outputs need from the result of a ``predict_step``.
 
+    Args:
+        prediction: The result.
+        output: 'pooled' or 'grid', what the embeddings must be.
 
-@runtime_checkable
-class ChipTable(Protocol):
-    """The part of :class:`~dynamicvis_geo.datasets.ChipDataset` that writers use."""
+    Returns:
+        The batch, on the CPU.
 
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """What the chips were cut from; JSON can hold it."""
-
-    @property
-    def table(self) -> npt.NDArray[np.void]:
-        """All chips as plain numbers, type :data:`~.chip_table.CHIP`."""
-
-    @property
-    def source_crs(self) -> list[CRS]:
-        """CRS of each source."""
-
-    @property
-    def strides(self) -> Strides:
-        """Pixels from chip to chip of each source; None without a grid."""
-
-    @property
-    def point_ids(self) -> pa.StringArray | None:
-        """Point of each chip; None if no chip has one."""
-
-    def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> gpd.GeoDataFrame:
-        """Rows of the chip table, EPSG:4326, in the order of `indices`."""
-
-    def among(self, keys: pa.StringArray) -> npt.NDArray[np.bool_]:
-        """Say which chips have one of some keys."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One batch, on the CPU.
-
-    Attributes:
-        chip: int64 ``[B]``, row numbers in the chip table.
-        embedding: float32 ``[B, D]`` or ``[B, D, h, w]``.
-        valid_fraction: float32 ``[B]``, share of the pixels not masked, if known.
-        failures: Row number, reason and message of chips whose image could not be had.
+    Raises:
+        OutputError: If a key is missing, or a shape is not the expected one.
     """
-
-    chip: npt.NDArray[np.int64]
-    embedding: npt.NDArray[np.float32]
-    valid_fraction: npt.NDArray[np.float32] | None
     failures: tuple[Failure, ...] = ()
-
-    def __len__(self) -> int:
-        """Number of chips that are done, one way or the other."""
-        return len(self.chip) + len(self.failures)
-
-    @property
-    def rows(self) -> npt.NDArray[np.int64]:
-        """Row numbers of all chips, those that have failed last."""
-        failed = np.array([one[0] for one in self.failures], np.int64)
-        return np.concatenate([self.chip, failed])
-
-    def part(
-        self, chips: npt.NDArray[np.bool_], failures: Sequence[Failure]
-    ) -> 'Predictions':
-        """Return some of the chips, with some failures."""
-        valid = self.valid_fraction
-        return Predictions(
-            self.chip[chips],
-            self.embedding[chips],
-            None if valid is None else valid[chips],
-            tuple(failures),
-        )
-
-    @classmethod
-    def from_step(cls, prediction: Any, output: str) -> 'Predictions':
-        """Take what a writer needs from the result of a ``predict_step``.
-
-        Args:
-            prediction: The result.
-            output: 'pooled' or 'grid', what the embeddings must be.
-
-        Returns:
-            The batch.
-
-        Raises:
-            OutputError: If a key is missing, or a shape is not the expected one.
-        """
-        failures: tuple[Failure, ...] = ()
-        if isinstance(prediction, Mapping):
-            failures = tuple(prediction.get('failures', ()))
-            if not prediction.keys() - {'failures'}:
-                # All chips of the batch were left out.
-                none = np.empty((0,) * BATCH_DIMENSIONS[output], np.float32)
-                return cls(np.empty(0, np.int64), none, None, failures)
-        for key in ('embedding', 'chip'):
-            if not isinstance(prediction, Mapping) or key not in prediction:
-                raise OutputError(
-                    f"predict_step returned no '{key}': EmbeddingWriter needs a dict "
-                    "with 'embedding' and, from ChipDataset, 'chip', as "
-                    'FeatureExtraction gives it'
-                )
-        embedding = _numpy(prediction['embedding'], torch.float32)
-        chip = _numpy(prediction['chip'], torch.int64).reshape(-1)
-        if embedding.ndim != BATCH_DIMENSIONS[output] or len(embedding) != len(chip):
+    if isinstance(prediction, Mapping):
+        failures = tuple(prediction.get('failures', ()))
+        if not prediction.keys() - {'failures'}:
+            # All chips of the batch were left out.
+            none = np.empty((0,) * BATCH_DIMENSIONS[output], np.float32)
+            return Predictions(np.empty(0, np.int64), none, None, failures)
+    for key in ('embedding', 'chip'):
+        if not isinstance(prediction, Mapping) or key not in prediction:
             raise OutputError(
-                f'predict_step returned embeddings of shape {embedding.shape} for '
-                f'{len(chip)} chips: this output needs {output} embeddings, '
-                f'{BATCH_DIMENSIONS[output]} dimensions'
+                f"predict_step returned no '{key}': EmbeddingWriter needs a dict "
+                "with 'embedding' and, from ChipDataset, 'chip', as "
+                'FeatureExtraction gives it'
             )
-        valid = prediction.get('valid_fraction')
-        if valid is not None:
-            valid = _numpy(valid, torch.float32).reshape(-1)
-        return cls(chip, embedding, valid, failures)
-
-    @classmethod
-    def concatenate(cls, batches: Sequence['Predictions']) -> 'Predictions':
-        """Join batches; a valid fraction that only some know is NaN in the others."""
-        valid = None
-        if any(batch.valid_fraction is not None for batch in batches):
-            valid = np.concatenate(
-                [
-                    np.full(len(batch.chip), np.nan, np.float32)
-                    if batch.valid_fraction is None
-                    else batch.valid_fraction
-                    for batch in batches
-                ]
-            )
-        return cls(
-            np.concatenate([batch.chip for batch in batches]),
-            np.concatenate([batch.embedding for batch in batches]),
-            valid,
+    embedding = _numpy(prediction['embedding'], torch.float32)
+    chip = _numpy(prediction['chip'], torch.int64).reshape(-1)
+    if embedding.ndim != BATCH_DIMENSIONS[output] or len(embedding) != len(chip):
+        raise OutputError(
+            f'predict_step returned embeddings of shape {embedding.shape} for '
+            f'{len(chip)} chips: this output needs {output} embeddings, '
+            f'{BATCH_DIMENSIONS[output]} dimensions'
         )
+    valid = prediction.get('valid_fraction')
+    if valid is not None:
+        valid = _numpy(valid, torch.float32).reshape(-1)
+    return Predictions(chip, embedding, valid, failures)
 
 
 def _numpy(tensor: Any, dtype: torch.dtype) -> npt.NDArray[Any]:

@@ -10,9 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from dynamicvis_geo.callbacks.predictions import ChipTable, find_chip_table
+from dynamicvis_geo.callbacks.predictions import find_chip_table
 from dynamicvis_geo.datamodules.batches import Batches
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.formats.base import ChipTable
 
 _logger = logging.getLogger(__name__)
 

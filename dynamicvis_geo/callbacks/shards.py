@@ -1,5 +1,6 @@
 """Shares of a run: given on the command line, or told by an array job."""
 
+import operator
 import os
 import re
 from collections.abc import Mapping
@@ -45,6 +46,30 @@ class Shard:
     def __str__(self) -> str:
         """As on the command line, counted from 1."""
         return f'{self.index + 1}/{self.count}'
+
+    @classmethod
+    def of(cls, given: tuple[int, int] | str | None) -> Self:
+        """Return the shard that a user has named.
+
+        Args:
+            given: Number from 1 and how many there are; or as :meth:`parse` reads it;
+                None for what an array job says, alone outside one.
+
+        Raises:
+            SpecError: If that is no shard, or an array job does not say enough.
+        """
+        if given is None:
+            return cls.from_environment() or cls()
+        if isinstance(given, str):
+            return cls.parse(given)
+        try:
+            number, count = map(operator.index, given)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f'shard={given!r} (--shard) must be a number from 1 and how many there '
+                'are, such as (3, 10)'
+            ) from error
+        return cls(number - 1, count)
 
     @classmethod
     def parse(cls, text: str, environ: Mapping[str, str] = os.environ) -> Self:

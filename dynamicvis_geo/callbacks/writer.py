@@ -2,7 +2,6 @@
 
 import logging
 import math
-import operator
 import os
 import time
 from collections.abc import Sequence
@@ -24,18 +23,18 @@ from dynamicvis_geo.callbacks.blocks import (
     read_description,
     share,
 )
-from dynamicvis_geo.callbacks.output import Begun, Output
-from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX
+from dynamicvis_geo.callbacks.output import Begun, Destination
 from dynamicvis_geo.callbacks.peers import Peers
 from dynamicvis_geo.callbacks.place import remove_existing
 from dynamicvis_geo.callbacks.predictions import (
-    ChipTable,
-    Predictions,
     find_chip_table,
     rows_behind,
+    take_predictions,
 )
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.formats.base import ChipTable
+from dynamicvis_geo.formats.block_files import SUFFIX
 from dynamicvis_geo.paths import AnyPath, Place
 from dynamicvis_geo.provenance import run_provenance
 
@@ -93,7 +92,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
     * Pooled embeddings: one GeoParquet file or a folder of them, a row a chip, which
       GeoPandas, DuckDB and TorchGeo's embedding datasets read
-      (:mod:`~dynamicvis_geo.callbacks.geoparquet` lists the columns), along a Hilbert
+      (:mod:`~dynamicvis_geo.formats.geoparquet` lists the columns), along a Hilbert
       curve.
     * Feature maps (``output='grid'``): a folder with one cloud-optimised GeoTIFF a
       chip, ``<chip_id>.tif`` with a band a feature, and ``metadata.json``; or a Zarr
@@ -163,7 +162,7 @@ class EmbeddingWriter(BasePredictionWriter):
             SpecError: If another argument has a value that cannot be used.
         """
         super().__init__(write_interval='batch')
-        self._output = Output.of(path, format, dtype, retry_failed)
+        self._output = Destination.of(path, format, dtype, retry_failed)
         if block_chips is not None and (
             isinstance(block_chips, bool)
             or not isinstance(block_chips, int)
@@ -177,7 +176,9 @@ class EmbeddingWriter(BasePredictionWriter):
                 'retry_failed=True goes on with an output that overwrite=True removes: '
                 'leave out one of them'
             )
-        self.shard = _shard(shard)
+        self.shard = Shard.of(shard)
+        if self.shard.count > 1:
+            _say_shard(self.shard, shard is None or str(shard).startswith('/'))
         if overwrite and self.shard.count > 1:
             raise SpecError(
                 f'overwrite=True with shard {self.shard} would remove what '
@@ -213,7 +214,7 @@ class EmbeddingWriter(BasePredictionWriter):
             OutputError: If the task's output does not fit the format, or the path
                 cannot be written or holds something else.
         """
-        needed = self._output.kind.output
+        needed = self._output.format.output
         if output is not None and output != needed:
             raise OutputError(
                 {
@@ -233,7 +234,7 @@ class EmbeddingWriter(BasePredictionWriter):
         Args:
             features: Channels, height and width of the feature map of a chip.
         """
-        pooled = self._output.kind.output == 'pooled'
+        pooled = self._output.format.output == 'pooled'
         numbers = features[0] if pooled else math.prod(features)
         return numbers * np.dtype(self._output.dtype).itemsize
 
@@ -270,7 +271,7 @@ class EmbeddingWriter(BasePredictionWriter):
         if module is None or not hasattr(module, 'take'):
             return
         run = self._begin(trainer, pl_module, module.chips)
-        plan = run.begun.work.plan
+        plan = run.begun.plan
         module.take([plan.block(number) for number in run.mine.tolist()])
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -290,11 +291,7 @@ class EmbeddingWriter(BasePredictionWriter):
         if run is None:
             raise RuntimeError('EmbeddingWriter.setup() has not run')
         if run.writer is None:
-            output = self._output
-            dtype = output.dtype if output.kind.output == 'pooled' else None
-            run.writer = BlockWriter(
-                run.begun.work, output.kind, dtype, run.mine.tolist()
-            )
+            run.writer = BlockWriter(self._output, run.begun, run.mine.tolist())
 
     def _begin_late(self, trainer: Trainer, module: LightningModule) -> None:
         """Begin a run over dataloaders that could not be told what to do."""
@@ -308,7 +305,7 @@ class EmbeddingWriter(BasePredictionWriter):
                 'trainer.predict(task, datamodule=ChipDataModule(pairs))'
             )
         run = self._begin(trainer, module, chips, rows_behind(loaders))
-        plan = run.begun.work.plan
+        plan = run.begun.plan
         left = sum(len(plan.block(number)) for number in run.mine.tolist())
         if left < len(plan.rows):
             _logger.warning(
@@ -343,7 +340,7 @@ class EmbeddingWriter(BasePredictionWriter):
         # For an output without a chip.
         provenance['emb:dimensions'] = getattr(module, 'embedding_dim', None)
         place = 'cpu' if trainer.strategy.root_device.type == 'cpu' else 'gpu'
-        most = BLOCK_CHIPS[self._output.kind.output, place]
+        most = BLOCK_CHIPS[self._output.format.output, place]
         workers = trainer.world_size * self.shard.count
         size = max(1, min(most, len(chips.table) // (LEAST_BLOCKS * workers)))
         begun = self._output.begin(
@@ -395,7 +392,7 @@ class EmbeddingWriter(BasePredictionWriter):
         run = self._run
         if run is None or run.writer is None:
             raise RuntimeError('EmbeddingWriter.on_predict_start() has not run')
-        predictions = Predictions.from_step(prediction, self._output.kind.output)
+        predictions = take_predictions(prediction, self._output.format.output)
         done, failed = run.writer.add(predictions)
         self.written += done
         self.failed += failed
@@ -442,7 +439,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
     def _complete(self, run: _Run, written: int) -> RunSummary:
         """Make the output if all blocks are done, in the first process."""
-        missing = self._output.finish(run.begun.work.run, self.shard.count > 1)
+        missing = self._output.finish(run.begun.run, self.shard.count > 1)
         return RunSummary(
             path=self.path,
             written=written,
@@ -470,47 +467,22 @@ class EmbeddingWriter(BasePredictionWriter):
             self._say_what_is_kept(run)
 
     def _say_what_is_kept(self, run: _Run) -> None:
-        store, work = self._output.store, run.begun.work
+        store, begun = self._output.store, run.begun
         there = read_description(store)
-        if there is None or there.word != work.run.word:
+        if there is None or there.word != begun.run.word:
             return
-        done = finished(store, work.run, SUFFIX)
+        done = finished(store, begun.run, SUFFIX)
         if done.any() or self.shard.count > 1:
             _logger.warning(
                 '%d of %d chips are finished and kept for %s: the same command goes on '
                 'from there',
-                np.diff(work.plan.starts)[done].sum(),
-                work.run.chips,
+                np.diff(begun.plan.starts)[done].sum(),
+                begun.run.chips,
                 self.path,
             )
         elif run.begun.fresh:
             # Other settings may be tried.
             store.clear(DESCRIPTION_FILE)
-
-
-def _shard(given: tuple[int, int] | str | None) -> Shard:
-    """Return which shard this is.
-
-    Raises:
-        SpecError: If that cannot be told.
-    """
-    if given is None:
-        shard = Shard.from_environment() or Shard()
-    elif isinstance(given, str):
-        shard = Shard.parse(given)
-    else:
-        try:
-            number, count = map(operator.index, given)
-            shard = Shard(number - 1, count)
-        except (TypeError, ValueError) as error:
-            raise SpecError(
-                f'shard={given!r} must be a number from 1 and how many there '
-                'are, such as (3, 10)'
-            ) from error
-    if shard.count > 1:
-        told = given is None or (isinstance(given, str) and given.startswith('/'))
-        _say_shard(shard, told)
-    return shard
 
 
 @rank_zero_only

@@ -23,12 +23,12 @@ from dynamicvis_geo.commands.options import (
     source,
 )
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
-from dynamicvis_geo.paths import Place
+from dynamicvis_geo.paths import Place, check_picture_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dynamicvis_geo.runs import Run
+    from dynamicvis_geo.outputs import Output
 
 FIGURES = ('.png', '.pdf', '.svg')
 _FIGURE = 'file that ends in .png, .pdf or .svg'
@@ -148,6 +148,7 @@ def _rgb(arguments: Namespace) -> None:
     All bands have one stretch, from the 2nd to the 98th percentile of their values.
     """
     from dynamicvis_geo.datasets.scene_files import find_images
+    from dynamicvis_geo.formats.base import spread
     from dynamicvis_geo.plotting import (
         plot_rgb,
         plot_sheet,
@@ -156,7 +157,6 @@ def _rgb(arguments: Namespace) -> None:
     )
     from dynamicvis_geo.plotting.features import chip_label
     from dynamicvis_geo.quicklooks import cached_chips, read_image
-    from dynamicvis_geo.runs import check_picture_path, spread
 
     source, bands = arguments.input, arguments.bands or (1, 2, 3)
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, source)
@@ -199,7 +199,7 @@ def _pca(arguments: Namespace) -> None:
         write_false_colour,
         write_false_colours,
     )
-    from dynamicvis_geo.runs import check_picture_path, feature_map_files
+    from dynamicvis_geo.formats.geotiff import feature_map_files
 
     source, output = arguments.input, arguments.output
     if output.suffix.lower() in FIGURES or output.name.lower() in FIGURES:
@@ -238,20 +238,15 @@ def _neighbours(arguments: Namespace) -> None:
     They are found by cosine similarity of pooled embeddings, and drawn as their images
     if --images has them, else as their places.
     """
+    from dynamicvis_geo.outputs import find_chip, recorded_bands
     from dynamicvis_geo.plotting import nearest_neighbours, plot_neighbours
     from dynamicvis_geo.quicklooks import Quicklooks
-    from dynamicvis_geo.runs import (
-        check_picture_path,
-        find_chip,
-        read_embeddings,
-        recorded_bands,
-    )
 
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, arguments.input)
     embedded = _open(arguments.input, 'pooled')
     chips = embedded.chips
     query = find_chip(chips, arguments.chip)
-    embeddings = read_embeddings(embedded.path)
+    embeddings = embedded.embeddings()
     images = None
     if arguments.images is not None:
         bands = arguments.bands or recorded_bands(embedded.provenance)
@@ -280,12 +275,11 @@ def _neighbours(arguments: Namespace) -> None:
 def _map(arguments: Namespace) -> None:
     """Draw pooled embeddings over their footprints, similar ones in similar colours."""
     from dynamicvis_geo.plotting import plot_embedding_map
-    from dynamicvis_geo.runs import check_picture_path, read_embeddings
 
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, arguments.input)
     embedded = _open(arguments.input, 'pooled')
     figure = plot_embedding_map(
-        read_embeddings(embedded.path),
+        embedded.embeddings(),
         embedded.chips.geometry.to_numpy(),
         arguments.method,
         f'{embedded.path.name}: {embedded.total} chips',
@@ -293,10 +287,10 @@ def _map(arguments: Namespace) -> None:
     _save(figure, arguments.output)
 
 
-def _open(path: Place, kind: str) -> Run:
-    from dynamicvis_geo.runs import open_run
+def _open(path: Place, kind: str) -> Output:
+    from dynamicvis_geo.outputs import open_output
 
-    found = open_run(path)
+    found = open_output(path)
     if found.kind != kind:
         wanted = {
             'pooled': 'a .parquet file of pooled embeddings, which embed writes '

@@ -15,6 +15,7 @@ from dynamicvis_geo.commands.options import (
     source,
 )
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.paths import check_picture_path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -44,7 +45,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Write the page and print where it is."""
     from dynamicvis_geo.report import write_report
-    from dynamicvis_geo.runs import check_picture_path
 
     source, output = arguments.input, arguments.output
     if output is None:

@@ -1,25 +1,19 @@
-"""Ids and keys of chips: readable, stable, and safe as names of files."""
+"""Ids of chips: readable, stable, and safe as names of files."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyproj import CRS
 
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.time_window import TimeWindow
-
-#: Stands between the id of a chip and that of its point.
-SEPARATOR = '@'
 
 _UNITS = {'metre': 'm', 'degree': 'deg', 'foot': 'ft', 'US survey foot': 'usft'}
 
@@ -54,32 +48,6 @@ def chip_ids(crs: CRS, chips: NDArray[np.void]) -> list[str]:
         for name in ('x', 'y', 'width', 'height', 'xres', 'yres', 'start', 'end')
     )
     return [_id(label, unit, *chip) for chip in zip(*columns, strict=True)]
-
-
-def chip_keys(
-    ids: Sequence[str] | pa.StringArray, points: Sequence[str | None] | pa.Array | None
-) -> pa.StringArray:
-    """Keys of chips, by which finished ones are told from those that are missing.
-
-    Args:
-        ids: Ids of chips.
-        points: Ids of the points that they surround, null for none; None if no chip has
-            a point. Two points may lie in the middle of the same chip.
-
-    Returns:
-        The id of the chip, and behind an ``@`` that of its point where it has one.
-    """
-    ids = pa.array(ids, pa.string())
-    if points is None:
-        return ids
-    points = pa.array(points, pa.string())
-    joined = pc.binary_join_element_wise(ids, points, SEPARATOR)
-    return pc.coalesce(joined, ids)
-
-
-def join_keys(arrays: Sequence[pa.StringArray]) -> pa.StringArray:
-    """All keys, each once."""
-    return pa.chunked_array(arrays, pa.string()).unique()
 
 
 def _id(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.datasets.chip_ids import chip_ids, chip_keys
+from dynamicvis_geo.datasets.chip_ids import chip_ids
 from dynamicvis_geo.datasets.chip_order import (
     Stride,
     along_curve,
@@ -26,6 +26,7 @@ from dynamicvis_geo.datasets.chip_order import (
 )
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.formats.tables import chip_keys
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.time_window import end_of, last_of, recorded

@@ -210,7 +210,7 @@ class ChipDataset(Dataset[Found]):
 
         Args:
             keys: Ids of chips, or ids and points
-                (:func:`~dynamicvis_geo.datasets.chip_ids.chip_keys`) where several
+                (:func:`~dynamicvis_geo.formats.tables.chip_keys`) where several
                 points have the same chip. Those of other chips do no harm.
 
         Returns:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import glob
+import hashlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import geopandas as gpd
 import numpy as np
@@ -16,19 +21,25 @@ import torch
 from numpy.typing import NDArray
 from torchgeo.datasets import NonGeoDataset
 
-from dynamicvis_geo.datasets.embedding_files import (
+from dynamicvis_geo.datasets.targets import Labels, encode_labels
+from dynamicvis_geo.errors import OutputError, SourceError, SpecError, one_line
+from dynamicvis_geo.formats.geoparquet import (
     find_parts,
-    map_embeddings,
-    one_line,
     read_schema,
+    read_vectors,
     shared_provenance,
     table_columns,
 )
-from dynamicvis_geo.datasets.targets import Labels, encode_labels
-from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.paths import AnyPath, Place, input_path, parquet_source
 
 Sample = dict[str, Any]
+
+#: Of the end of a file at a URL, which is compared to notice that it was replaced.
+_FOOTER_BYTES = 2**16
+#: Where mapped arrays lie that cannot lie beside their embeddings.
+_CACHE = Path('~/.cache/dynamicvis_geo')
+#: To be raised when the mapped arrays are made in another way.
+_LAYOUT = 1
 
 
 class PooledEmbeddings(NonGeoDataset):
@@ -83,7 +94,7 @@ class PooledEmbeddings(NonGeoDataset):
         self._parts = find_parts(self.path)
         self.columns = table_columns(read_schema(self._parts[0])[0])
         self.provenance = shared_provenance(self._parts)
-        self._mapped = map_embeddings(self.path, self._parts)
+        self._mapped = _map_embeddings(self.path, self._parts)
         self.embeddings = np.load(self._mapped, mmap_mode='r')
         self.rows: NDArray[np.int64] = np.arange(len(self.embeddings), dtype=np.int64)
         self.labels: Labels | None = None
@@ -230,3 +241,118 @@ def _read_part(part: Place, columns: list[str]) -> gpd.GeoDataFrame | pd.DataFra
     if 'geometry' in columns:
         return gpd.read_parquet(parquet_source(part), columns=columns)
     return pq.read_table(parquet_source(part), columns=columns).to_pandas()
+
+
+def _map_embeddings(path: Place, parts: Sequence[Place]) -> Path:
+    """Write the vectors of all parts into one ``.npy`` file, unless that was done.
+
+    The file lies beside *path*, hidden, or in the user's cache folder where that is a
+    URL or cannot be written; its name says which state of the parts it holds, and those
+    of earlier states are removed.
+
+    Args:
+        path: What the user named.
+        parts: Its Parquet files.
+
+    Returns:
+        The file: float32 ``[N, D]``.
+
+    Raises:
+        SourceError: If the vectors cannot be used.
+        OutputError: If the disk is full.
+    """
+    path = path.resolve()
+    name = f'.{path.name}.{_state(parts)}.npy'
+    # Files of one name from several folders must not drive each other out.
+    place = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
+    folders = [_CACHE.expanduser() / place]
+    if isinstance(path, Path):
+        folders.insert(0, path.parent)
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / f'{name}.{os.getpid()}.partial'
+            stream = temporary.open('wb')
+        except OSError:
+            # A folder that cannot be written to: the next one is tried.
+            continue
+        try:
+            with stream:
+                _convert(parts, stream)
+            os.replace(temporary, folder / name)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write '{folder / name}', the embeddings of '{path}' without "
+                f'compression: {one_line(error)}: make room, or copy the file to a '
+                'larger disk'
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        _remove_earlier(folder, path.name, name)
+        return folder / name
+    raise OutputError(
+        f'cannot write the embeddings of {path} without compression into '
+        f'{" or ".join(str(folder) for folder in folders)}: allow writing into one'
+    )
+
+
+def _state(parts: Sequence[Place]) -> str:
+    """Return a short text that differs when the files do."""
+    digest = hashlib.sha256(str(_LAYOUT).encode())
+    for part in parts:
+        status = part.stat()
+        digest.update(f'{part.resolve()}|{status.st_size}'.encode())
+        if isinstance(part, Path):
+            digest.update(f'|{status.st_mtime_ns}'.encode())
+        else:
+            # Not all stores tell times. The end of a Parquet file tells of the rest.
+            digest.update(part.fs.tail(part.path, _FOOTER_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _remove_earlier(folder: Path, stem: str, name: str) -> None:
+    for file in folder.glob(f'.{glob.escape(stem)}.*.npy'):
+        if file.name != name and len(file.name) == len(name):
+            # Windows keeps files that another process has mapped.
+            with suppress(OSError):
+                file.unlink()
+
+
+def _convert(parts: Sequence[Place], stream: BinaryIO) -> None:
+    """Decode vectors a block at a time into a ``.npy`` file."""
+    rows = sum(read_schema(part)[1] for part in parts)
+    if rows == 0:
+        raise SourceError(f'{parts[0]}: holds no embeddings: give a file that does')
+    dimensions: int | None = None
+    for part in parts:
+        first = 0
+        for vectors in read_vectors(part):
+            if dimensions is None:
+                dimensions = vectors.shape[1]
+                np.lib.format.write_array_header_1_0(
+                    stream,
+                    {
+                        'descr': '<f4',
+                        'fortran_order': False,
+                        'shape': (rows, dimensions),
+                    },
+                )
+            if vectors.shape[1] != dimensions:
+                raise SourceError(
+                    f'{part}: embeddings of {vectors.shape[1]} numbers, where others '
+                    f'have {dimensions}: keep those of one model in a folder'
+                )
+            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+            if len(bad):
+                row, missing = first + bad[0] + 1, np.isnan(vectors[bad[0]]).all()
+                raise SourceError(
+                    f'{part}: row {row} has no embedding: remove it'
+                    if missing
+                    else f'{part}: the embedding in row {row} has NaN or infinite '
+                    'numbers: embed that chip again, or remove the row'
+                )
+            first += len(vectors)
+            stream.write(np.ascontiguousarray(vectors, '<f4').data)

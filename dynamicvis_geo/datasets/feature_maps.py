@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from pyproj import CRS
-from rasterio.errors import RasterioError
 from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 from upath import UPath
 
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
-from dynamicvis_geo.datasets.scene_files import (
-    find_files,
-    one_line,
-    window_of_name,
-)
+from dynamicvis_geo.datasets.scene_files import find_files, window_of_name
 from dynamicvis_geo.errors import SourceError, SpecError
-from dynamicvis_geo.paths import AnyPath, Place, input_path
-from dynamicvis_geo.provenance import PROVENANCE_KEY, read_provenance
-from dynamicvis_geo.rasters import gdal_env, gdal_name, open_raster
+from dynamicvis_geo.formats.geotiff import Header, read_header
+from dynamicvis_geo.paths import AnyPath, input_path
+from dynamicvis_geo.provenance import find_provenance
+from dynamicvis_geo.rasters import gdal_env, gdal_name
 from dynamicvis_geo.time_window import ALWAYS, TimeWindow
 
 if TYPE_CHECKING:
@@ -78,9 +74,9 @@ class FeatureMaps(RasterDataset):
         files = list(dict.fromkeys(files))
         if not files:
             raise SourceError('paths names no file: give GeoTIFFs, or folders of them')
-        headers = [_Header(file) for file in files]
+        headers = [read_header(file) for file in files]
         _refuse_mixed(headers, crs)
-        self.provenance = read_provenance(files[0]) if headers[0].provenance else {}
+        self.provenance = find_provenance(files[0]) or {}
         self._files = sorted(gdal_name(file) for file in files)
         with gdal_env():
             super().__init__(
@@ -90,7 +86,7 @@ class FeatureMaps(RasterDataset):
                 transforms=transforms,
                 cache=cache,
             )
-        windows = {gdal_name(header.path): header.window for header in headers}
+        windows = {gdal_name(header.path): _window(header) for header in headers}
         self.index.index = pd.IntervalIndex(
             [windows[path].interval for path in self.index['filepath']],
             closed='both',
@@ -146,48 +142,23 @@ class FeatureMaps(RasterDataset):
         return figure
 
 
-class _Header:
-    """What the header of a file says."""
-
-    def __init__(self, path: Place) -> None:
-        self.path = path
-        try:
-            with open_raster(path) as source:
-                if source.crs is None:
-                    raise SourceError(f'{path}: the file has no CRS: make it anew')
-                self.crs = CRS.from_user_input(source.crs)
-                self.bands = source.count
-                tags = source.tags()
-        except RasterioError as error:
-            raise SourceError(
-                f'{path}: rasterio cannot open it ({one_line(error)}); make it anew or '
-                'remove it'
-            ) from error
-        self.provenance = tags.get(PROVENANCE_KEY)
-        self.window = _window(path, tags)
-
-
-def _window(path: Place, tags: dict[str, str]) -> TimeWindow:
-    start, last = tags.get('start'), tags.get('end')
-    try:
-        if start is not None and last is not None:
-            return TimeWindow.closed(start, last)
-    except ValueError as error:
-        raise SourceError(
-            f'{path}: its tags start={start!r} and end={last!r} are no times'
-        ) from error
+def _window(header: Header) -> TimeWindow:
+    start, last = header.window
+    if start is not None and last is not None:
+        return TimeWindow.closed(start, last)
     # Digits in the name that the writer gives are those of a place.
-    return ALWAYS if 'chip_id' in tags else window_of_name(path.stem)
+    named = 'chip_id' in header.tags
+    return ALWAYS if named else window_of_name(header.path.stem)
 
 
-def _refuse_mixed(headers: list[_Header], crs: Any) -> None:
+def _refuse_mixed(headers: list[Header], crs: Any) -> None:
     first = headers[0]
     for header in headers:
-        if header.bands != first.bands:
+        bands, expected = header.shape[0], first.shape[0]
+        if bands != expected:
             raise SourceError(
-                f'{header.path} has {header.bands} bands, {first.path} has '
-                f'{first.bands}: the maps of one model have the same number; keep '
-                'others elsewhere'
+                f'{header.path} has {bands} bands, {first.path} has {expected}: the '
+                'maps of one model have the same number; keep others elsewhere'
             )
         if crs is None and header.crs != first.crs:
             raise SpecError(

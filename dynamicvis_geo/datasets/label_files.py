@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 import shapely
 
 from dynamicvis_geo.datasets.areas import read_area
-from dynamicvis_geo.datasets.embedding_files import one_line
 from dynamicvis_geo.datasets.points import place_table, read_csv
 from dynamicvis_geo.datasets.vector_files import read_by_gdal
-from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.errors import SourceError, SpecError, one_line
 from dynamicvis_geo.paths import AnyPath, Place, input_path, kind_of, parquet_source
 
 LabelSource: TypeAlias = AnyPath | pd.DataFrame

@@ -30,10 +30,10 @@ def stretch_limits(
 
     Args:
         images: ``[C, H, W]`` each; what is not finite is left out.
-        percentiles: what becomes black and what becomes white, of all bands together.
+        percentiles: What becomes black and what becomes white, of all bands together.
 
     Returns:
-        the two values; (0, 1) if no value is finite.
+        The two values; (0, 1) if no value is finite.
     """
     samples = []
     for image in images:
@@ -61,14 +61,14 @@ def stretch_rgb(
     Args:
         image: ``[3, H, W]`` in RGB order, or ``[1, H, W]`` to be shown in grey; any
             range. NaN stands for a missing pixel.
-        percentiles: what becomes black and what becomes full.
-        limits: the values themselves, instead of percentiles of this image.
+        percentiles: What becomes black and what becomes full.
+        limits: The values themselves, instead of percentiles of this image.
 
     Returns:
         ``[H, W, 3]`` in 0..1; white where a band is missing.
 
     Raises:
-        SpecError: if the image has neither 1 nor 3 bands, or no pixels.
+        SpecError: If the image has neither 1 nor 3 bands, or no pixels.
     """
     if image.ndim != 3 or image.shape[0] not in (1, 3) or image.size == 0:
         raise SpecError(
@@ -89,11 +89,11 @@ class PCAColours:
     channels, or of vectors) are shown as middle grey.
 
     Attributes:
-        mean: float32 ``[D]``, the mean of the vectors.
-        components: float32 ``[3, D]``, orthonormal; zero where there are fewer.
-        low: float32 ``[3]``, the coordinate that becomes 0.
-        high: float32 ``[3]``, the coordinate that becomes 1.
-        explained: float32 ``[3]``, the share of the variance of each component, 0..1.
+        mean: Float32 ``[D]``, the mean of the vectors.
+        components: Float32 ``[3, D]``, orthonormal; zero where there are fewer.
+        low: Float32 ``[3]``, the coordinate that becomes 0.
+        high: Float32 ``[3]``, the coordinate that becomes 1.
+        explained: Float32 ``[3]``, the share of the variance of each component, 0..1.
     """
 
     mean: NDArray[np.float32]
@@ -112,10 +112,10 @@ class PCAColours:
 
         Args:
             vectors: ``[N, D]``; those that are not finite are left out.
-            percentiles: which coordinates become 0 and 1.
+            percentiles: Which coordinates become 0 and 1.
 
         Raises:
-            SpecError: if no vector is finite.
+            SpecError: If no vector is finite.
         """
         sample = sample_rows(vectors, FIT_VECTORS).astype(np.float32)
         sample = sample[np.isfinite(sample).all(axis=1)]
@@ -169,14 +169,14 @@ def pca_false_colour(
     than memory holds.
 
     Args:
-        maps: feature maps ``[D, h, w]`` of one model, of any sizes.
-        percentiles: what becomes black and what becomes full.
+        maps: Feature maps ``[D, h, w]`` of one model, of any sizes.
+        percentiles: What becomes black and what becomes full.
 
     Returns:
-        one ``[h, w, 3]`` in 0..1 a map; white where a feature is not finite.
+        One ``[h, w, 3]`` in 0..1 a map; white where a feature is not finite.
 
     Raises:
-        SpecError: if the maps have fewer than 3 channels or fewer than 3 cells, or
+        SpecError: If the maps have fewer than 3 channels or fewer than 3 cells, or
             differ in the number of channels.
     """
     colours = fit_map_colours(maps, percentiles)
@@ -190,7 +190,7 @@ def fit_map_colours(
     """Fit colours to the cells of feature maps ``[D, h, w]`` of one model.
 
     Raises:
-        SpecError: as :func:`pca_false_colour`.
+        SpecError: As :func:`pca_false_colour`.
     """
     channels = {m.shape[0] for m in maps}
     if len(channels) > 1:

@@ -23,16 +23,16 @@ def plot_confusion_matrix(
         matrix: ``[K, K]``, how many samples (or which weight) of the class of the row
             were predicted as the class of the column; as scikit-learn and torchmetrics
             give it.
-        classes: the names of the K classes, in the order of the matrix.
-        normalize: whether colours and numbers are shares of the row in percent; the
+        classes: The names of the K classes, in the order of the matrix.
+        normalize: Whether colours and numbers are shares of the row in percent; the
             diagonal is then the recall of each class. A class without samples has an
             empty row. Otherwise they are the values of the matrix.
 
     Returns:
-        the figure.
+        The figure.
 
     Raises:
-        SpecError: if the matrix is not square, empty, negative or not finite, or does
+        SpecError: If the matrix is not square, empty, negative or not finite, or does
             not fit the classes.
     """
     counts = _checked(matrix, len(classes))

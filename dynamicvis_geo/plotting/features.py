@@ -25,14 +25,14 @@ def plot_rgb(
 
     Args:
         image: ``[3, H, W]`` in RGB order, or ``[1, H, W]``; NaN is missing.
-        title: written above it.
-        limits: what becomes black and white; the 2nd and 98th percentile by default.
+        title: Written above it.
+        limits: What becomes black and white; the 2nd and 98th percentile by default.
 
     Returns:
-        the figure, in the proportions of the image.
+        The figure, in the proportions of the image.
 
     Raises:
-        SpecError: if the image has another number of bands, or no pixels.
+        SpecError: If the image has another number of bands, or no pixels.
     """
     picture = stretch_rgb(image, limits=limits)
     height, width = picture.shape[:2]
@@ -58,10 +58,10 @@ def plot_features(
     Args:
         image: ``[3, H, W]`` in RGB order, any range.
         feature_map: ``[D, h, w]``.
-        title: written above both.
+        title: Written above both.
 
     Returns:
-        the figure.
+        The figure.
     """
     figure = Figure(figsize=(10, 5.4), layout='compressed')
     left, right = figure.subplots(1, 2)
@@ -85,15 +85,15 @@ def plot_sheet(
 
     Args:
         pictures: ``[H, W, 3]`` in 0..1 each, of any sizes.
-        labels: what is written under each; may have several lines.
-        title: written above all.
-        columns: pictures in a row.
+        labels: What is written under each; may have several lines.
+        title: Written above all.
+        columns: Pictures in a row.
 
     Returns:
-        the figure.
+        The figure.
 
     Raises:
-        SpecError: if there are no pictures.
+        SpecError: If there are no pictures.
     """
     if not pictures:
         raise SpecError('pictures is empty: there is nothing to draw')

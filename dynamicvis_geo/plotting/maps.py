@@ -49,7 +49,7 @@ def embedding_colours(
         says what the colours are.
 
     Raises:
-        SpecError: if no embedding is finite, or UMAP is asked for and not possible.
+        SpecError: If no embedding is finite, or UMAP is asked for and not possible.
     """
     if method not in ('auto', 'pca', 'umap'):
         raise SpecError(f"method={method!r} is not one of 'auto', 'pca', 'umap'")
@@ -86,16 +86,16 @@ def plot_embedding_map(
 
     Args:
         embeddings: ``[N, D]``.
-        footprints: shapely geometries in EPSG:4326, one an embedding; those across the
+        footprints: Shapely geometries in EPSG:4326, one an embedding; those across the
             antimeridian in parts.
-        method: how embeddings become colours, see :func:`embedding_colours`.
-        title: written above the map.
+        method: How embeddings become colours, see :func:`embedding_colours`.
+        title: Written above the map.
 
     Returns:
-        the figure.
+        The figure.
 
     Raises:
-        SpecError: if there is nothing to draw, the footprints do not fit, or as
+        SpecError: If there is nothing to draw, the footprints do not fit, or as
             :func:`embedding_colours`.
     """
     if len(embeddings) != len(footprints):
@@ -120,52 +120,44 @@ def plot_footprints(
     """Draw footprints in given colours, and places of failures as red crosses.
 
     Args:
-        footprints: shapely geometries in EPSG:4326.
+        footprints: Shapely geometries in EPSG:4326.
         colours: ``[N, 3]`` in 0..1.
-        failures: geometries of chips that failed; None and empty ones are left out.
-        caption: written below the map.
-        title: written above it.
+        failures: Geometries of chips that failed; None and empty ones are left out.
+        caption: Written below the map.
+        title: Written above it.
 
     Returns:
-        the figure.
+        The figure.
 
     Raises:
-        SpecError: if no geometry has a place.
+        SpecError: If no geometry has a place.
     """
-    shapes = np.asarray(footprints, dtype=object)
-    parts, owner = shapely.get_parts(shapes, return_index=True)
-    failed = shapely.get_parts(np.asarray(failures, dtype=object))
-    parts, owner = _placed(parts, owner)
-    failed, _ = _placed(failed, np.zeros(len(failed), int))
+    parts, owner = _parts(footprints)
+    failed, _ = _parts(failures)
     if not len(parts) + len(failed):
         raise SpecError('footprints: none has a place, there is nothing to draw')
-    boxes = shapely.bounds(np.concatenate([parts, failed]))
-    west = _western_edge(boxes)
-    # What lies west of the edge is shown beyond 180 degrees.
-    turn = np.where(boxes[:, [0, 2]].mean(axis=1) < west, 360.0, 0.0)
-    boxes[:, [0, 2]] += turn[:, None]
+    everything = _uncut(np.concatenate([parts, failed]))
+    boxes = shapely.bounds(everything)
+    middles, count = (boxes[:, :2] + boxes[:, 2:]) / 2, len(parts)
     figure, axes, scale = _map_axes(boxes, bool(title) + bool(caption))
-    sides = (boxes[: len(parts), 2:] - boxes[: len(parts), :2]) * scale * _DPI
-    side = float(np.median(sides.min(axis=1))) if len(parts) else 0.0
+    sides = (boxes[:count, 2:] - boxes[:count, :2]) * scale * _DPI
+    side = float(np.median(sides.min(axis=1))) if count else 0.0
+    # Not GeoSeries.plot, which imports pyplot.
     if side >= _SMALLEST:
-        _draw_polygons(
-            axes, parts, turn[: len(parts)], colours[owner], side >= _OUTLINED
-        )
-    elif len(parts):
-        middle = (boxes[: len(parts), :2] + boxes[: len(parts), 2:]) / 2
+        _draw_polygons(axes, everything[:count], colours[owner], side >= _OUTLINED)
+    elif count:
         axes.scatter(
-            middle[:, 0],
-            middle[:, 1],
+            middles[:count, 0],
+            middles[:count, 1],
             c=colours[owner],
-            s=_point_size(len(parts)),
+            s=_point_size(count),
             linewidths=0,
             rasterized=True,
         )
     if len(failed):
-        middle = (boxes[len(parts) :, :2] + boxes[len(parts) :, 2:]) / 2
         axes.scatter(
-            middle[:, 0],
-            middle[:, 1],
+            middles[count:, 0],
+            middles[count:, 1],
             s=70,
             marker='X',
             color='#d00000',
@@ -209,11 +201,24 @@ def _umap(embeddings: NDArray[np.floating]) -> Picture:
     return unit
 
 
-def _placed(
-    parts: NDArray[np.object_], owner: NDArray[np.intp]
+def _parts(
+    shapes: Sequence[Any] | NDArray[np.object_],
 ) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
+    """Return the parts of geometries that have a place, and whose they are."""
+    parts, owner = shapely.get_parts(np.asarray(shapes, dtype=object), True)
     there = ~(shapely.is_missing(parts) | shapely.is_empty(parts))
     return parts[there], owner[there]
+
+
+def _uncut(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Count longitudes on beyond 180 degrees where that keeps geometries together."""
+    boxes = shapely.bounds(shapes)
+    west_of = boxes[:, [0, 2]].mean(axis=1) < _western_edge(boxes)
+    shapes = shapes.copy()
+    shapes[west_of] = shapely.transform(
+        shapes[west_of], lambda xy: np.add(xy, [360, 0])
+    )
+    return shapes
 
 
 def _western_edge(boxes: NDArray[np.float64]) -> float:
@@ -271,21 +276,12 @@ def _map_axes(
 
 
 def _draw_polygons(
-    axes: Axes,
-    parts: NDArray[np.object_],
-    turn: NDArray[np.float64],
-    colours: Picture,
-    outlined: bool,
+    axes: Axes, shapes: NDArray[np.object_], colours: Picture, outlined: bool
 ) -> None:
-    rings = []
-    for part, shift in zip(parts, turn, strict=True):
-        outline = part.exterior if part.geom_type == 'Polygon' else part
-        ring = shapely.get_coordinates(outline)
-        ring[:, 0] += shift
-        rings.append(ring)
+    outlines = [one.exterior if one.geom_type == 'Polygon' else one for one in shapes]
     axes.add_collection(
         PolyCollection(
-            rings,
+            [shapely.get_coordinates(outline) for outline in outlines],
             facecolors=colours,
             edgecolors='white' if outlined else colours,
             linewidths=0.5 if outlined else 0.2,

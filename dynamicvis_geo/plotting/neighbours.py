@@ -26,14 +26,14 @@ def nearest_neighbours(
     Args:
         embeddings: ``[N, D]``. Rows that are zero or not finite have no direction, and
             are nobody's neighbours.
-        query: the row to compare with; it is not its own neighbour.
-        k: how many neighbours, fewer if there are fewer.
+        query: The row to compare with; it is not its own neighbour.
+        k: How many neighbours, fewer if there are fewer.
 
     Returns:
-        the rows, most similar first, and their cosine similarities, -1..1.
+        The rows, most similar first, and their cosine similarities, -1..1.
 
     Raises:
-        SpecError: if there is no such row, it has no direction, or *k* is below 1.
+        SpecError: If there is no such row, it has no direction, or *k* is below 1.
     """
     if k < 1:
         raise SpecError(f'k={k} is not positive: ask for one neighbour or more')
@@ -74,19 +74,19 @@ def plot_neighbours(
 
     Args:
         embeddings: ``[N, D]``.
-        ids: the names of the N chips.
-        query: the row whose neighbours are looked for.
-        k: how many.
-        images: gives the image of a row. All are stretched alike, by the percentiles of
+        ids: The names of the N chips.
+        query: The row whose neighbours are looked for.
+        k: How many.
+        images: Gives the image of a row. All are stretched alike, by the percentiles of
             all images shown.
-        lonlat: longitudes and latitudes ``[N]`` of the chips, degrees: a chip without
+        lonlat: Longitudes and latitudes ``[N]`` of the chips, degrees: a chip without
             an image is shown as a cross among all chips.
 
     Returns:
-        the figure: id and cosine similarity are written under each panel.
+        The figure: id and cosine similarity are written under each panel.
 
     Raises:
-        SpecError: as :func:`nearest_neighbours`, or if *ids* do not fit.
+        SpecError: As :func:`nearest_neighbours`, or if *ids* do not fit.
     """
     if len(ids) != len(embeddings):
         raise SpecError(

@@ -1,32 +1,41 @@
-"""The page of a report."""
+"""The page of a report, and its pictures."""
 
+import base64
 import os
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.false_colour import plot_false_colours
+from dynamicvis_geo.formats.base import spread
+from dynamicvis_geo.outputs import Failures, Output, open_output, recorded_bands
 from dynamicvis_geo.paths import AnyPath, local_output
-from dynamicvis_geo.plotting import PCAColours, fit_map_colours
-from dynamicvis_geo.plotting.colours import sample_rows
-from dynamicvis_geo.quicklooks import Quicklooks
-from dynamicvis_geo.report import facts, pictures
-from dynamicvis_geo.runs import (
-    Run,
-    open_run,
-    read_embeddings,
-    read_feature_map,
-    recorded_bands,
-    spread,
+from dynamicvis_geo.plotting import (
+    PCAColours,
+    fit_map_colours,
+    map_picture,
+    plot_footprints,
+    stretch_limits,
+    stretch_rgb,
 )
+from dynamicvis_geo.plotting.colours import Picture, sample_rows
+from dynamicvis_geo.quicklooks import Quicklooks
+from dynamicvis_geo.report import tables
+from dynamicvis_geo.store import Store
 
 #: Chips that are shown as examples, at most.
 EXAMPLES = 12
@@ -38,23 +47,79 @@ FAILURES_LISTED = 50
 # A mosaic reads every map: that of more would take minutes.
 _MOSAIC_MAPS = 400
 _QUICKLOOK_PIXELS = 160
+_BINS = 30
+_BLUE = '#2b6ca3'
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a report looks at of the features of a run.
+    """The features that a report looks at.
 
     Attributes:
-        vectors: embeddings of all chips, or cells of some feature maps, ``[N, D]``.
-        colours: how they become colours; None if they cannot.
-        examples: rows of the chips that are shown.
-        maps: the feature maps ``[D, h, w]`` of these chips.
+        vectors: Embeddings of all chips, or cells of some feature maps, ``[N, D]``.
+        colours: How they become colours; None if they cannot.
+        examples: Rows of the chips that are shown.
+        maps: The feature maps ``[D, h, w]`` of these chips; an embedding is one of a
+            single cell.
     """
 
     vectors: NDArray[np.float32]
     colours: PCAColours | None
     examples: NDArray[np.int64]
     maps: list[NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, output: Output) -> 'Features':
+        """Read those of an output."""
+        if output.kind == 'pooled':
+            vectors = output.embeddings()
+            colours = None
+            if np.isfinite(vectors).all(axis=1).any():
+                colours = PCAColours.fit(vectors)
+            examples = spread(len(vectors), EXAMPLES)
+            maps = [vectors[i][:, None, None] for i in examples]
+            return cls(vectors, colours, examples, maps)
+        read = spread(len(output.chips), MAPS_READ)
+        maps = list(output.maps(output.chips.iloc[read]))
+        share = -(-100_000 // max(1, len(maps)))
+        cells = [sample_rows(m.reshape(m.shape[0], -1).T, share) for m in maps]
+        try:
+            colours = fit_map_colours(maps)
+        except SpecError:
+            # A single map of one cell has no colours, and is worth a page all the same.
+            colours = None
+        chosen = spread(len(read), EXAMPLES)
+        none = np.empty((0, output.dimensions), np.float32)
+        vectors = np.concatenate([none, *cells])
+        return cls(vectors, colours, read[chosen], [maps[i] for i in chosen])
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture within the page.
+
+    Attributes:
+        uri: The PNG, as a data URI.
+        alt: What it shows, for those who cannot see it.
+    """
+
+    uri: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A chip that is shown as an example.
+
+    Attributes:
+        id: Its id.
+        details: Date and valid fraction.
+        images: Its quicklook, if there is one, and its features in colour.
+    """
+
+    id: str
+    details: str
+    images: list[Image]
 
 
 def write_report(
@@ -69,124 +134,183 @@ def write_report(
     chips are shown.
 
     Args:
-        source: a GeoParquet file of pooled embeddings, or a folder of feature maps; or
+        source: A GeoParquet file of pooled embeddings, or a folder of feature maps; or
             the URL of one.
-        output: the file to write, replaced if it exists.
-        images: the GeoTIFF or the folder that was embedded, or a cache of chips: where
+        output: The file to write, replaced if it exists.
+        images: The GeoTIFF or the folder that was embedded, or a cache of chips: where
             images of the chips are.
-        bands: bands of the GeoTIFFs that stand for red, green and blue; those that were
+        bands: Bands of the GeoTIFFs that stand for red, green and blue; those that were
             embedded by default.
 
     Returns:
-        the path of the page.
+        The path of the page.
 
     Raises:
-        SourceError: if the source or an image cannot be read.
-        OutputError: if the page cannot be written.
+        SourceError: If the source or an image cannot be read.
+        OutputError: If the page cannot be written.
     """
     path = local_output(output)
-    run = open_run(source)
+    opened = open_output(source)
     quicklooks = None
     if images is not None:
-        chosen = bands or recorded_bands(run.provenance)
+        chosen = bands or recorded_bands(opened.provenance)
         quicklooks = Quicklooks(images, chosen, _QUICKLOOK_PIXELS)
-    page = _render(_content(run, quicklooks))
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding='utf-8')
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(
-            f'cannot write {path}: {error}; choose another --output'
-        ) from error
+    page = _render(_content(opened, quicklooks))
+    Store(str(path.parent)).put(path.name, page.encode())
     return path
 
 
-def _content(run: Run, quicklooks: Quicklooks | None) -> dict[str, Any]:
-    failures = facts.read_failures(run.path)
-    features = _pooled(run) if run.kind == 'pooled' else _grid(run)
-    colours = features.colours
-    on_map = None
-    if run.kind == 'pooled' and colours is not None:
-        on_map = colours(features.vectors)
-    examples = run.chips.iloc[features.examples]
-    shown = None if run.kind == 'pooled' and quicklooks is None else colours
-    cards = pictures.cards(examples, features.maps, shown, quicklooks)
+def _content(output: Output, quicklooks: Quicklooks | None) -> dict[str, Any]:
+    failures, features = output.failures(), Features.of(output)
+    colours, pooled = features.colours, output.kind == 'pooled'
+    on_map = colours(features.vectors) if pooled and colours is not None else None
+    cards = _cards(output, features, quicklooks)
     norms = np.linalg.norm(features.vectors, axis=1)
+    valid = output.chips['valid_fraction'].to_numpy(np.float64)
+    histograms = [
+        _histogram(valid, 'valid fraction', 'chips', (0.0, 1.0)),
+        _histogram(norms, 'length of the vector', 'chips' if pooled else 'cells', None),
+    ]
     return {
-        'name': run.path.name,
-        'kind': run.kind,
+        'name': output.path.name,
+        'kind': output.kind,
         'written': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
-        'random': facts.random_weights(run.provenance),
-        'notes': facts.notes(run, failures, features.vectors),
-        'overview': facts.overview(run, failures),
-        'summary': facts.summary(run.provenance),
-        'sections': facts.sections(run.provenance),
+        'random': tables.random_weights(output.provenance),
+        'notes': tables.notes(output, failures, features.vectors),
+        'overview': tables.overview(output, failures),
+        'summary': tables.summary(output.provenance),
+        'sections': tables.sections(output.provenance),
         'failures': failures,
         'failures_listed': FAILURES_LISTED,
-        'map': pictures.map_image(run, failures, on_map),
+        'map': _map(output, failures, on_map),
         'coloured': on_map is not None,
         'explained': [] if colours is None else colours.explained.tolist(),
-        'histograms': [
-            image
-            for image in (
-                pictures.histogram(
-                    run.chips['valid_fraction'].to_numpy(np.float64),
-                    'valid fraction',
-                    'chips',
-                    (0.0, 1.0),
-                ),
-                pictures.histogram(
-                    norms,
-                    'length of the vector',
-                    'chips' if run.kind == 'pooled' else 'cells',
-                    None,
-                ),
-            )
-            if image is not None
-        ],
-        'mosaic': _mosaic(run, colours),
+        'histograms': [image for image in histograms if image is not None],
+        'mosaic': _mosaic(output, colours),
         'cards': cards,
         'with_images': sum(len(card.images) > 1 for card in cards),
-        'total': run.total,
+        'total': output.total,
     }
 
 
-def _pooled(run: Run) -> Features:
-    vectors = read_embeddings(run.path)
-    usable = np.isfinite(vectors).all(axis=1).any()
-    colours = PCAColours.fit(vectors) if usable else None
-    examples = spread(len(vectors), EXAMPLES)
-    return Features(
-        vectors, colours, examples, [vectors[i][:, None, None] for i in examples]
-    )
+def _map(
+    output: Output, failures: Failures | None, colours: Picture | None
+) -> Image | None:
+    """Draw where the chips are, and where those that failed; None without a place.
 
-
-def _grid(run: Run) -> Features:
-    read = spread(len(run.chips), MAPS_READ)
-    maps = [read_feature_map(run.chips['file'].iloc[i]) for i in read]
-    share = -(-100_000 // len(maps))
-    cells = [sample_rows(m.reshape(m.shape[0], -1).T, share) for m in maps]
-    try:
-        colours = fit_map_colours(maps)
-    except SpecError:
-        # A single map of one cell has no colours, and is worth a page all the same.
-        colours = None
-    chosen = spread(len(read), EXAMPLES)
-    return Features(
-        np.concatenate(cells), colours, read[chosen], [maps[i] for i in chosen]
-    )
-
-
-def _mosaic(run: Run, colours: PCAColours | None) -> pictures.Image | None:
-    if run.kind != 'grid' or colours is None or run.total > _MOSAIC_MAPS:
+    Args:
+        output: The output.
+        failures: Chips without an embedding.
+        colours: ``[N, 3]`` of the chips, NaN where there is none; None for one colour.
+    """
+    shapes = output.chips.geometry.to_numpy()
+    failed = failures.table.geometry.to_numpy() if failures is not None else ()
+    if not any(
+        shape is not None and not shape.is_empty for shape in [*shapes, *failed]
+    ):
         return None
-    return pictures.figure_image(
-        plot_false_colours(run, colours),
-        f'Feature maps of {run.total:,} chips in PCA false colour',
+    if colours is None:
+        colours = np.tile(np.array(to_rgb(_BLUE), np.float32), (len(shapes), 1))
+    figure = plot_footprints(shapes, np.nan_to_num(colours, nan=0.6), failures=failed)
+    # Smaller than a figure on paper, so that its labels can be read on a phone.
+    figure.set_size_inches(*(0.7 * figure.get_size_inches()))
+    alt = f'Map in longitude and latitude with the places of {len(shapes):,} chips'
+    if len(failed):
+        alt += f' and of {len(failed):,} failures'
+    return _figure_image(figure, alt, dpi=150)
+
+
+def _mosaic(output: Output, colours: PCAColours | None) -> Image | None:
+    if output.kind != 'grid' or colours is None or output.total > _MOSAIC_MAPS:
+        return None
+    return _figure_image(
+        plot_false_colours(output, colours),
+        f'Feature maps of {output.total:,} chips in PCA false colour',
     )
+
+
+def _histogram(
+    values: NDArray[np.floating],
+    label: str,
+    counted: str,
+    bounds: tuple[float, float] | None,
+) -> Image | None:
+    """Draw how often values occur; None if no value is finite."""
+    values = values[np.isfinite(values)].astype(np.float64)
+    if not values.size:
+        return None
+    if bounds is None and np.ptp(values) < 1e-3 * max(np.abs(values).max(), 1e-6):
+        # Normalised vectors have one length: finer bins would show rounding.
+        margin = max(0.01 * abs(values[0]), 0.01)
+        bounds = (values[0] - margin, values[0] + margin)
+    figure = Figure(figsize=(5.2, 3), layout='constrained')
+    axes = figure.subplots()
+    axes.hist(values, bins=_BINS, range=bounds, color=_BLUE)
+    axes.set_xlabel(label)
+    axes.set_ylabel(counted)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.spines[['top', 'right']].set_visible(False)
+    low, middle, high = np.percentile(values, (0, 50, 100))
+    return _figure_image(
+        figure,
+        f'Histogram of {label} of {values.size:,} {counted}: lowest {low:.4g}, median '
+        f'{middle:.4g}, highest {high:.4g}',
+    )
+
+
+def _cards(
+    output: Output, features: Features, quicklooks: Quicklooks | None
+) -> list[Card]:
+    """Show chips as examples: their images, all stretched alike, and their features."""
+    chips = [chip for _, chip in output.chips.iloc[features.examples].iterrows()]
+    images: list[NDArray[np.float32] | None] = [None] * len(chips)
+    colours = features.colours
+    if quicklooks is not None:
+        images = [quicklooks(chip) for chip in chips]
+    elif output.kind == 'pooled':
+        # A square of one colour alone says nothing.
+        colours = None
+    limits = stretch_limits([image for image in images if image is not None])
+    cards = []
+    for chip, image, features_of_chip in zip(chips, images, features.maps, strict=True):
+        shown = []
+        if image is not None:
+            picture = stretch_rgb(image, limits=limits)
+            shown.append(_picture_image(picture, f'Image of chip {chip["id"]}'))
+        if colours is not None:
+            alt = f'Features of chip {chip["id"]} in PCA false colour'
+            picture = map_picture(colours, features_of_chip)
+            shown.append(_picture_image(picture, alt))
+        if shown:
+            cards.append(Card(str(chip['id']), _details(chip), shown))
+    return cards
+
+
+def _details(chip: pd.Series) -> str:
+    words = []
+    if pd.notna(chip['start']):
+        words.append(f'{chip["start"]:%Y-%m-%d}')
+    if pd.notna(chip['valid_fraction']):
+        words.append(f'valid {chip["valid_fraction"]:.2f}')
+    return ', '.join(words)
+
+
+def _figure_image(figure: Figure, alt: str, dpi: int = 100) -> Image:
+    """Turn a figure into an image of the page."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format='png', dpi=dpi)
+    return Image(_uri(buffer), alt)
+
+
+def _picture_image(picture: Picture, alt: str) -> Image:
+    """Turn a picture ``[h, w, 3]`` into an image of the page, a pixel a pixel."""
+    buffer = BytesIO()
+    matplotlib.image.imsave(buffer, picture, format='png')
+    return Image(_uri(buffer), alt)
+
+
+def _uri(png: BytesIO) -> str:
+    return 'data:image/png;base64,' + base64.b64encode(png.getvalue()).decode('ascii')
 
 
 def _render(content: dict[str, Any]) -> str:

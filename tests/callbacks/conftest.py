@@ -11,8 +11,8 @@ import torch
 from rasterio.transform import from_origin
 from torchgeo.datasets import RasterDataset
 
-from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets.chips import ChipDataset
+from dynamicvis_geo.store import Store
 
 MakeChips = Callable[..., ChipDataset]
 

@@ -16,9 +16,7 @@ from rasterio.transform import from_origin
 
 from dynamicvis_geo.callbacks.blocks import (
     DESCRIPTION_FILE,
-    Description,
     Plan,
-    begin,
     block_name,
     describe,
     finished,
@@ -26,13 +24,14 @@ from dynamicvis_geo.callbacks.blocks import (
     read_description,
     share,
 )
-from dynamicvis_geo.callbacks.formats import Work
-from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, Merged, encode_block
-from dynamicvis_geo.callbacks.predictions import Failure, Predictions
+from dynamicvis_geo.callbacks.output import Merged, join_blocks
 from dynamicvis_geo.callbacks.shards import Shard
-from dynamicvis_geo.callbacks.store import Target
-from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
 from dynamicvis_geo.datasets.chips import ChipDataset
+from dynamicvis_geo.formats.base import Failure, Predictions, Work
+from dynamicvis_geo.formats.block_files import SUFFIX, encode_block
+from dynamicvis_geo.formats.zarr import Zarr
+from dynamicvis_geo.store import Target
+from tests.callbacks.test_blocks import begin
 
 D = 3
 ALL = Shard()
@@ -86,17 +85,25 @@ class Run:
         dtype: str = 'float32',
     ) -> None:
         self.chips, self.fails, self.cells = chips, set(fails), cells
-        self.format = ZarrMosaic(str(target), dtype)
-        self.store = Target.of(str(target)).blocks
+        self.format = Zarr(str(target), dtype)
+        self.target = Target.of(str(target))
+        self.store = self.target.blocks
         self.format.check(chips)
         there = read_description(self.store)
         left_out = chips.among(self.format.held()) if there is None else there.left_out
         settings = {'dtype': dtype}
         plan = self._plan(block_chips, left_out)
-        self.run: Description = begin(self.store, describe(plan, settings, PROVENANCE))
+        self.run = begin(self.store, describe(plan, settings, PROVENANCE))
         self.plan = self._plan(block_chips, self.run.left_out)
         assert self.plan.fingerprint == self.run.plan
-        self.work = Work(self.store, chips, self.plan, self.run)
+        self.work = Work(
+            self.store,
+            self.run.word,
+            self.run.provenance,
+            chips,
+            self.plan.block_of(len(chips.table)),
+            self.plan.square,
+        )
 
     def _plan(self, block_chips: int, left_out: Any) -> Plan:
         return make_plan(
@@ -127,7 +134,8 @@ class Run:
     def block(self, number: int) -> None:
         block = self.plan.block(number)
         predictions = self.predictions(block.tolist())
-        self.format.write_maps(self.work, number, predictions)
+        if len(predictions.chip):
+            self.format.write_maps(self.work, number, [predictions])
         content = encode_block(self.chips, block, [predictions], NOW, None)
         name = block_name(self.run, number, SUFFIX)
         self.store.put(name, memoryview(content))
@@ -139,7 +147,7 @@ class Run:
             self.block(number)
 
     def merge(self, partial: bool = False) -> Merged:
-        return self.format.merge(self.store, self.run, partial)
+        return join_blocks(self.format, self.target, self.run, partial)
 
     def end(self) -> Merged:
         merged = self.merge()

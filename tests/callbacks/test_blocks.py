@@ -13,19 +13,20 @@ from dynamicvis_geo.callbacks.blocks import (
     DESCRIPTION_FILE,
     Description,
     Plan,
-    begin,
     block_name,
     describe,
     finished,
     make_plan,
+    offer,
     read_description,
+    require_same,
     share,
 )
 from dynamicvis_geo.callbacks.shards import Shard
-from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.samplers import GridSampler, PointSampler
+from dynamicvis_geo.store import Store
 
 from ..datasets.rasters import Areas
 
@@ -36,6 +37,13 @@ TIMES = [('2023-01-01', '2023-02-01'), ('2022-01-01', '2022-02-01')]
 
 #: Of the four by four chips at two times that a test makes.
 FINGERPRINT = '8eb6af1ad2369e483a74af2f555de0b69a117ee1dfc7e09a4044c705dc8b2945'
+
+
+def begin(store: Store, mine: Description) -> Description:
+    """Begin a run, or join one, as each of its processes does."""
+    there = offer(store, mine)
+    require_same(store, there, mine)
+    return there
 
 
 def plan_of(chips: ChipDataset, block_chips: int, **options: object) -> Plan:

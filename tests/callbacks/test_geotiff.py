@@ -10,7 +10,7 @@ import torch
 from torchgeo.datasets import RasterDataset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.callbacks.geotiff import encode_feature_map
+from dynamicvis_geo.formats.geotiff import encode_feature_map
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.conftest import MakeChips
 from tests.callbacks.standins import Chips, Task

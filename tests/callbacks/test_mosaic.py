@@ -5,8 +5,9 @@ import pytest
 from pyproj import CRS
 
 from dynamicvis_geo.callbacks.blocks import make_plan
-from dynamicvis_geo.callbacks.mosaic import ChipGrid, Layout, Sites
 from dynamicvis_geo.datasets.chip_table import CHIP
+from dynamicvis_geo.formats.zarr_cells import Sites
+from dynamicvis_geo.formats.zarr_layout import ChipGrid, Layout
 
 WEST, NORTH = 500_000.0, 4_000_000.0
 MAPS = 768, 16, 16

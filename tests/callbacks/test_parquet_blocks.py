@@ -14,27 +14,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dynamicvis_geo.callbacks import parquet_merge
 from dynamicvis_geo.callbacks.blocks import (
     DESCRIPTION_FILE,
     Description,
     Plan,
-    begin,
     block_name,
     describe,
     finished,
     share,
 )
-from dynamicvis_geo.callbacks.parquet_blocks import SUFFIX, Merged, encode_block
-from dynamicvis_geo.callbacks.parquet_merge import GeoParquet
-from dynamicvis_geo.callbacks.predictions import Failure, Predictions
+from dynamicvis_geo.callbacks.output import Merged, join_blocks
 from dynamicvis_geo.callbacks.shards import Shard
-from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.formats import tables
+from dynamicvis_geo.formats.base import Failure, Predictions
+from dynamicvis_geo.formats.block_files import SUFFIX, encode_block
+from dynamicvis_geo.formats.geoparquet import GeoParquet
 from dynamicvis_geo.provenance import read_provenance
+from dynamicvis_geo.store import Store, Target
 
-from .test_blocks import grid, plan_of, points
+from .test_blocks import begin, grid, plan_of, points
 
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
 SIDE = 640
@@ -89,8 +89,9 @@ class Run:
             self.store.put(name, memoryview(content))
 
     def merge(self, partial: bool = False) -> Merged:
-        output = GeoParquet(f'{self.target.url}/out.parquet', self.dtype)
-        return output.merge(self.store, self.description, partial)
+        path = f'{self.target.url}/out.parquet'
+        output = GeoParquet(path, self.dtype)
+        return join_blocks(output, Target.of(path), self.description, partial)
 
 
 MakePlace = Callable[[], str]
@@ -163,14 +164,14 @@ def test_sharded_killed_and_undisturbed_runs_give_the_same_file(
         assert read(run.target, 'out.parquet') == expected
 
 
-def die_in_merge(store: Store, description: Description, path: str) -> None:
+def die_in_merge(description: Description, path: str) -> None:
     """Be killed when the first row group should be written."""
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    parquet_merge.GeoParquetWriter.write = die  # type: ignore[assignment,method-assign]
-    GeoParquet(path, 'float32').merge(store, description, partial=False)
+    tables.GeoParquetWriter.write = die  # type: ignore[assignment,method-assign]
+    join_blocks(GeoParquet(path, 'float32'), Target.of(path), description)
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='processes are not killed')
@@ -181,7 +182,7 @@ def test_a_merge_that_is_killed_leaves_nothing_beside_the_output(
     run.do()
     path = str(tmp_path / 'out.parquet')
     process = multiprocessing.get_context('spawn').Process(
-        target=die_in_merge, args=(run.store, run.description, path)
+        target=die_in_merge, args=(run.description, path)
     )
     process.start()
     process.join()

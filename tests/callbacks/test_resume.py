@@ -11,13 +11,13 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Subset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.callbacks.formats import FORMATS
 from dynamicvis_geo.callbacks.output import merge
-from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.formats import FORMATS
 from dynamicvis_geo.models import DynamicVis
 from dynamicvis_geo.provenance import read_provenance
+from dynamicvis_geo.store import Store
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict, values
 
@@ -138,7 +138,7 @@ def test_an_extension_that_lacked_only_its_completion_is_completed(
     predict(EmbeddingWriter(path, format_), Chips(3), Task(output))
     writer = EmbeddingWriter(path, format_)
     with monkeypatch.context() as patch:
-        patch.setattr(FORMATS[writer._output.format], 'merge', full)
+        patch.setattr(FORMATS[writer._output.format_name], 'merge', full)
         with pytest.raises(OutputError, match='No space left'):
             predict(writer, Chips(8), Task(output))
     chips = Chips(8)

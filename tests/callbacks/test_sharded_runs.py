@@ -12,10 +12,9 @@ import pytest
 from torch.utils.data import Subset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter, writer
-from dynamicvis_geo.callbacks.geoparquet import GeoParquetWriter
-from dynamicvis_geo.callbacks.output import Output, merge
-from dynamicvis_geo.callbacks.parquet_blocks import Merged
+from dynamicvis_geo.callbacks.output import Destination, Merged, merge
 from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.formats.tables import GeoParquetWriter
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_resume import OUTPUTS, Failing, Noise, fail
 from tests.callbacks.test_writer import predict, values
@@ -111,7 +110,7 @@ def test_a_slow_merge_and_a_quick_one(
 ) -> None:
     path = tmp_path / name
     with monkeypatch.context() as patch:
-        patch.setattr(Output, 'finish', lambda *_: 0)
+        patch.setattr(Destination, 'finish', lambda *_: 0)
         writer = EmbeddingWriter(path, 'geoparquet', block_chips=4)
         predict(writer, Chips(CHIPS), Noise(dimensions=50_000))
     begun, go_on = threading.Event(), threading.Event()

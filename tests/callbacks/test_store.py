@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamicvis_geo.callbacks.store import Store
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.store import Store
 
 
 def test_store_lists_reads_and_puts(store: Store) -> None:

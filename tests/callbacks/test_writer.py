@@ -13,10 +13,10 @@ from s3fs import S3FileSystem
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
-from dynamicvis_geo.callbacks.predictions import ChipTable
 from dynamicvis_geo.datamodules import ChipDataModule
 from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.errors import OutputError, SpecError
+from dynamicvis_geo.formats.base import ChipTable
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
 

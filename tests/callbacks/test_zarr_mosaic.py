@@ -22,13 +22,16 @@ import rasterio
 import shapely
 from rasterio.transform import from_origin
 
-from dynamicvis_geo.callbacks import mosaic
 from dynamicvis_geo.callbacks.place import check_place
 from dynamicvis_geo.callbacks.shards import Shard
-from dynamicvis_geo.callbacks.zarr_mosaic import ZarrMosaic
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.false_colour import plot_false_colours
+from dynamicvis_geo.formats import zarr_layout
+from dynamicvis_geo.formats.zarr import Zarr
+from dynamicvis_geo.outputs import Output, open_output
 from dynamicvis_geo.provenance import read_provenance
+from dynamicvis_geo.report import write_report
 from dynamicvis_geo.samplers import GridSampler, PointSampler
 from tests.callbacks.conftest import DatedImages, UndatedImages
 from tests.callbacks.mosaics import (
@@ -56,7 +59,7 @@ SMALL = {'CHUNK_BYTES': (1, 2**20), 'SHARD_BYTES': 500}
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards for the little that tests write."""
     for name, value in SMALL.items():
-        monkeypatch.setattr(mosaic, name, value)
+        monkeypatch.setattr(zarr_layout, name, value)
 
 
 @pytest.fixture
@@ -214,7 +217,7 @@ def test_blocks_of_a_grid_write_whole_shards(
     monkeypatch: pytest.MonkeyPatch,
     stride: int | tuple[int, int],
 ) -> None:
-    monkeypatch.setattr(mosaic, 'SHARD_BYTES', SHARDS_OF_FOUR)
+    monkeypatch.setattr(zarr_layout, 'SHARD_BYTES', SHARDS_OF_FOUR)
     chips = large(stride)
     run = Run(tmp_path / 'out.zarr', chips, BLOCK)
     assert len(run.plan) > 9
@@ -260,7 +263,7 @@ def test_seams_are_joined(
     monkeypatch: pytest.MonkeyPatch,
     stride: int,
 ) -> None:
-    monkeypatch.setattr(mosaic, 'SHARD_BYTES', SHARDS_OF_FOUR)
+    monkeypatch.setattr(zarr_layout, 'SHARD_BYTES', SHARDS_OF_FOUR)
     chips = grid(stride, squares=False)
     run = Run(tmp_path / 'out.zarr', chips, 5)
     run.do()
@@ -277,7 +280,7 @@ def test_ragged_edges(
     monkeypatch: pytest.MonkeyPatch,
     stride: int,
 ) -> None:
-    monkeypatch.setattr(mosaic, 'SHARD_BYTES', SHARDS_OF_FOUR)
+    monkeypatch.setattr(zarr_layout, 'SHARD_BYTES', SHARDS_OF_FOUR)
     hole = shapely.box(499500, 4499900, 499700, 4500100)
     roi = shapely.Point(499900, 4500000).buffer(500).difference(hole)
     chips = grid(stride, size=16, roi=roi, shape=(128, 160))
@@ -290,7 +293,7 @@ def test_two_sources_in_one_place(
     grid: Callable[..., ChipDataset],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mosaic, 'SHARD_BYTES', SHARDS_OF_FOUR)
+    monkeypatch.setattr(zarr_layout, 'SHARD_BYTES', SHARDS_OF_FOUR)
     dataset = grid().datasets[0]
     # Three rows of chips each.
     halves = shapely.box(0, 4500000, 1e6, 1e7), shapely.box(0, 0, 1e6, 4500000)
@@ -368,7 +371,7 @@ def test_float16(tmp_path: Path, grid: Callable[..., ChipDataset]) -> None:
     first = run.predictions(run.plan.block(0)[:1].tolist())
     large = replace(first, embedding=np.full((1, D, 4, 4), 1e5, np.float32))
     with pytest.raises(OutputError, match="float16' cannot hold features of 100000"):
-        run.format.write_maps(run.work, 0, large)
+        run.format.write_maps(run.work, 0, [large])
     with pytest.raises(OutputError, match='3 x 4 x 4 float16'):
         drive(target, chips)
 
@@ -377,11 +380,11 @@ def test_nothing_to_write(tmp_path: Path, grid: Callable[..., ChipDataset]) -> N
     cases = ('a', ChipDataset([]), ()), ('b', grid(), range(12))
     for name, chips, fails in cases:
         target = drive(tmp_path / f'{name}.zarr', chips, 2, fails=fails)
-        assert ZarrMosaic(str(target), 'float32').held().to_pylist() == []
+        assert Zarr(str(target), 'float32').held().to_pylist() == []
         assert len(gpd.read_parquet(target / 'chips.parquet')) == 0
         assert list(xr.open_datatree(target, engine='zarr').children) == []
     drive(target, grid())
-    assert len(ZarrMosaic(str(target), 'float32').held()) == 12
+    assert len(Zarr(str(target), 'float32').held()) == 12
     assert read_provenance(target)['emb:dimensions'] == D
 
 
@@ -544,6 +547,7 @@ def test_a_store_of_an_older_version_is_filled_further(
     ds = open_group(target)
     array = expected(ds, chips.rows(done))
     np.testing.assert_array_equal(ds['embeddings'], array)
+    assert same_maps(target).total == len(done)
     drive(target, chips, fails=[4, 9, 10])
     np.testing.assert_array_equal(open_group(target)['embeddings'], array)
     run = Run(target, chips, 16)
@@ -637,7 +641,7 @@ def test_points_on_a_grid(tmp_path: Path, grid: Callable[..., ChipDataset]) -> N
     np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
     table = gpd.read_parquet(target / 'chips.parquet')
     assert sorted(table['point_id']) == list('abcd')
-    held = ZarrMosaic(str(target), 'float32').held()
+    held = Zarr(str(target), 'float32').held()
     assert chips.among(held).all()
 
 
@@ -662,7 +666,7 @@ def test_damaged_output(tmp_path: Path, grid: Callable[..., ChipDataset]) -> Non
     target.mkdir()
     (target / 'chips.parquet').write_bytes(b'nothing')
     with pytest.raises(OutputError, match=r"'.*chips\.parquet' cannot be read"):
-        ZarrMosaic(str(target), 'float32').held()
+        Zarr(str(target), 'float32').held()
     (target / 'chips.parquet').unlink()
     drive(target, grid())
     shutil.rmtree(target / 'EPSG_32618')
@@ -694,12 +698,12 @@ def test_something_else_has_begun_there(
 def test_without_zarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'zarr', None)
     with pytest.raises(OutputError, match=r"pip install 'dynamicvis-geo\[zarr\]'"):
-        ZarrMosaic(str(tmp_path / 'out.zarr'), 'float32')
+        Zarr(str(tmp_path / 'out.zarr'), 'float32')
 
 
 def all_of_it(target: Path, chips: ChipDataset, reverse: bool, barrier: Any) -> None:
     for name, value in SMALL.items():
-        setattr(mosaic, name, value)
+        setattr(zarr_layout, name, value)
     barrier.wait(HANG)
     run = Run(target, chips)
     barrier.wait(HANG)
@@ -760,3 +764,35 @@ def test_a_store_behind_a_url(grid: Callable[..., ChipDataset], tmp_path: Path) 
     other = drive(tmp_path / 'other.zarr', chips, fails=[3])
     assert_same(copied, drive(other, chips))
     memory.rm(url.rsplit('/', 1)[0], recursive=True)
+
+
+def same_maps(target: Path) -> Output:
+    """Open an output again; each chip has the cells that xarray sees in its place."""
+    ds, opened = open_group(target), open_output(target)
+    chips = opened.chips
+    for chip, features in zip(chips.itertuples(), opened.maps(chips), strict=True):
+        there = ds['embeddings'].sel(
+            time=chip.start.tz_localize(None),
+            y=slice(chip.maxy, chip.miny),
+            x=slice(chip.minx, chip.maxx),
+        )
+        np.testing.assert_array_equal(features, there)
+    return opened
+
+
+def test_an_output_is_opened_again(
+    tmp_path: Path, grid: Callable[..., ChipDataset]
+) -> None:
+    names = ('S2_20240601.tif', 'S2_20240701.tif')
+    chips = grid(16, names=names)
+    target = drive(tmp_path / 'out.zarr', chips, fails=[3])
+    opened = same_maps(target)
+    assert (opened.kind, opened.total, opened.dimensions) == ('grid', len(chips) - 1, D)
+    assert opened.provenance['model'] == PROVENANCE['model']
+    found = opened.failures()
+    assert found is not None
+    assert found.table['id'].tolist() == chips.rows([3])['chip_id'].tolist()
+    assert len(plot_false_colours(opened).axes) == 2
+    page = write_report(target, tmp_path / 'out.html').read_text()
+    assert '4 x 4 cells' in page
+    assert '1 chips have no embedding' in page

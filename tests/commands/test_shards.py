@@ -13,7 +13,7 @@ import torch
 from geopandas.testing import assert_geodataframe_equal
 
 from dynamicvis_geo.callbacks.blocks import DESCRIPTION_FILE
-from dynamicvis_geo.runs import read_feature_map
+from dynamicvis_geo.formats.geotiff import read_feature_map
 from dynamicvis_geo.tasks import FeatureExtraction
 from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.fixtures import running_server, server

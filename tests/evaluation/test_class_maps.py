@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from dynamicvis_geo import LinearProbe, read_provenance
-from dynamicvis_geo.callbacks.geotiff import encode_feature_map
 from dynamicvis_geo.errors import CheckpointError, OutputError, SourceError, SpecError
 from dynamicvis_geo.evaluation.class_maps import predict_maps
+from dynamicvis_geo.formats.geotiff import encode_feature_map
 from tests.callbacks.standins import Chips
 from tests.stores import Upload
 

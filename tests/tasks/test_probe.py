@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets import RasterDataset
 
 from dynamicvis_geo import ChipDataset, FeatureMaps, GridSampler, LinearProbe, collate
-from dynamicvis_geo.callbacks.geotiff import encode_feature_map
 from dynamicvis_geo.errors import CheckpointError, SpecError
+from dynamicvis_geo.formats.geotiff import encode_feature_map
 from dynamicvis_geo.models import DynamicVis
 from dynamicvis_geo.tasks import load_probe
 from tests.callbacks.standins import Chips

@@ -1,21 +1,16 @@
-"""What a report says in words and numbers."""
+"""Tables and notes of a report: the words and numbers of an output."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from dynamicvis_geo.errors import SourceError
-from dynamicvis_geo.paths import Place, kind_of, parquet_source
+from dynamicvis_geo.outputs import Failures, Output
 from dynamicvis_geo.provenance import METADATA_FILE
-from dynamicvis_geo.runs import Run
 
-#: A line of a table: what it is, and its value.
+#: A line of a table: a name, and its value.
 Row = tuple[str, str]
 
 _SECTIONS = {
@@ -27,68 +22,24 @@ _SECTIONS = {
 _MOST_CRS = 12
 
 
-@dataclass(frozen=True)
-class Failures:
-    """The chips of a run that have no embedding.
-
-    Attributes:
-        path: where they are listed.
-        table: ``id``, ``reason``, ``message`` and ``geometry``, EPSG:4326.
-    """
-
-    path: Place
-    table: gpd.GeoDataFrame
-
-    @property
-    def reasons(self) -> list[tuple[str, int]]:
-        """How many chips failed for each reason, the most frequent first."""
-        counts = self.table['reason'].value_counts()
-        return [(str(reason), int(count)) for reason, count in counts.items()]
-
-
-def read_failures(output: Place) -> Failures | None:
-    """Read the list of failures beside an output; None if there is none.
-
-    Raises:
-        SourceError: if it is there and cannot be read.
-    """
-    stem = output.name.removesuffix('.parquet')
-    path = output.with_name(f'{stem}.failures.parquet')
-    if kind_of(path) is None:
-        return None
-    try:
-        table = gpd.read_parquet(parquet_source(path))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise SourceError(
-            f'{path}: the list of failures cannot be read ({error}); remove it to '
-            'report without it'
-        ) from error
-    for name, absent in (('id', 'not told'), ('reason', 'not told'), ('message', '')):
-        values = table[name] if name in table else pd.Series(None, table.index, str)
-        table[name] = values.fillna(absent).astype(str)
-    table = table.rename(columns={table.geometry.name: 'geometry'})
-    table = table.set_geometry('geometry')
-    return Failures(path, table if table.crs is None else table.to_crs('EPSG:4326'))
-
-
-def overview(run: Run, failures: Failures | None) -> list[Row]:
-    """Say what was made."""
-    chips = run.chips
+def overview(output: Output, failures: Failures | None) -> list[Row]:
+    """Return the table of what was made."""
+    chips = output.chips
     kind = {
         'pooled': 'pooled embeddings, one vector a chip',
         'grid': 'feature maps, one vector a cell',
-    }[run.kind]
+    }[output.kind]
     rows = [
         ('What', kind),
-        ('Chips', f'{run.total:,}'),
+        ('Chips', f'{output.total:,}'),
         ('Failures', f'{len(failures.table):,}' if failures else 'none listed'),
-        ('Length of a vector', f'{run.dimensions:,}'),
+        ('Length of a vector', f'{output.dimensions:,}'),
     ]
     if not len(chips):
         return rows
     west, south, east, north = chips.total_bounds
     rows += [
-        ('Size of a chip', _size(run)),
+        ('Size of a chip', _size(output)),
         ('Dates', _dates(chips)),
         ('CRS', _crs(chips)),
         ('Longitudes', f'{west:.4f} to {east:.4f}'),
@@ -99,33 +50,33 @@ def overview(run: Run, failures: Failures | None) -> list[Row]:
 
 
 def notes(
-    run: Run, failures: Failures | None, vectors: NDArray[np.float32]
+    output: Output, failures: Failures | None, vectors: NDArray[np.float32]
 ) -> list[str]:
-    """Say what a reader must know before using the output; empty if all is well.
+    """Return what a reader must know before using the output; none if all is well.
 
     Args:
-        run: the output.
-        failures: chips without an embedding.
-        vectors: embeddings, or cells of feature maps, ``[N, D]``.
+        output: The output.
+        failures: Chips without an embedding.
+        vectors: Embeddings, or cells of feature maps, ``[N, D]``.
     """
     found = []
-    if not run.provenance:
+    if not output.provenance:
         found.append(
             'The output carries no provenance: nobody can tell which weights and '
             'images made it.'
         )
-    if run.kind == 'grid' and run.path.is_dir():
-        if not (run.path / METADATA_FILE).is_file():
+    if output.kind == 'grid' and output.path.is_dir():
+        if not (output.path / METADATA_FILE).is_file():
             found.append(
                 f'The folder has no {METADATA_FILE}, which a run writes last: it was '
                 'interrupted, or is still going on. Repeat the command to finish it.'
             )
-        if len(run.chips) < run.total:
+        if len(output.chips) < output.total:
             found.append(
-                f'Dates, places and fractions below are those of {len(run.chips):,} '
-                f'of the {run.total:,} maps, at even distances.'
+                f'Dates, places and fractions below are those of {len(output.chips):,} '
+                f'of the {output.total:,} maps, at even distances.'
             )
-    if not run.total:
+    if not output.total:
         found.append('The output holds no chips.')
     broken = int((~np.isfinite(vectors).all(axis=1)).sum())
     if broken:
@@ -134,7 +85,7 @@ def notes(
         found.append(
             f'{len(failures.table):,} chips have no embedding: see Failures below.'
         )
-    low = int((run.chips['valid_fraction'] < 0.5).sum())
+    low = int((output.chips['valid_fraction'] < 0.5).sum())
     if low:
         found.append(
             f'{low:,} chips are less than half valid: their features are those of '
@@ -151,39 +102,40 @@ def random_weights(provenance: Mapping[str, Any]) -> bool:
     )
 
 
+#: Names of the lines of a summary, and the way to their values in a provenance.
+_SUMMARY = (
+    ('Weights', ('model', 'backbone', 'weights')),
+    ('Repository', ('model', 'backbone', 'repository')),
+    ('Checkpoint', ('model', 'backbone', 'file')),
+    ('Revision', ('model', 'backbone', 'revision')),
+    ('SHA-256', ('model', 'backbone', 'sha256')),
+    ('Architecture', ('model', 'backbone', 'arch')),
+    ('Input size', ('model', 'preprocessing', 'resize')),
+    ('Input size', ('model', 'backbone', 'img_size')),
+    ('Input range', ('model', 'preprocessing', 'input_range')),
+    ('Pooling', ('model', 'pooling')),
+    ('Dataset', ('source', 'sources', 0, 'dataset')),
+    ('Sensor', ('source', 'sources', 0, 'sensor')),
+    ('Windows of time', ('source', 'sources', 0, 'windows')),
+    ('Made', ('processing:datetime',)),
+    ('Version', ('processing:software', 'dynamicvis-geo')),
+    ('Device', ('run', 'device')),
+    ('Command', ('run', 'command')),
+)
+
+
 def summary(provenance: Mapping[str, Any]) -> list[Row]:
-    """Pick what readers look for first."""
-    backbone = _find(provenance, 'model', 'backbone')
-    if not isinstance(backbone, Mapping):
-        backbone = {}
-    preprocessing = _find(provenance, 'model', 'preprocessing')
-    if not isinstance(preprocessing, Mapping):
-        preprocessing = {}
-    sources = _find(provenance, 'source', 'sources')
-    first = sources[0] if isinstance(sources, list) and sources else {}
-    wanted = [
-        ('Weights', backbone.get('weights')),
-        ('Repository', backbone.get('repository')),
-        ('Checkpoint', backbone.get('file')),
-        ('Revision', backbone.get('revision')),
-        ('SHA-256', backbone.get('sha256')),
-        ('Architecture', backbone.get('arch')),
-        ('Input size', preprocessing.get('resize') or backbone.get('img_size')),
-        ('Input range', preprocessing.get('input_range')),
-        ('Pooling', _find(provenance, 'model', 'pooling')),
-        ('Dataset', _find(first, 'dataset')),
-        ('Sensor', _find(first, 'sensor')),
-        ('Windows of time', _find(first, 'windows')),
-        ('Made', provenance.get('processing:datetime')),
-        ('Version', _find(provenance, 'processing:software', 'dynamicvis-geo')),
-        ('Device', _find(provenance, 'run', 'device')),
-        ('Command', _find(provenance, 'run', 'command')),
-    ]
-    return [(name, _text(value)) for name, value in wanted if value is not None]
+    """Return the table of what readers look for first in a provenance."""
+    found: dict[str, str] = {}
+    for name, keys in _SUMMARY:
+        value = _find(provenance, *keys)
+        if value is not None:
+            found.setdefault(name, _text(value))
+    return list(found.items())
 
 
 def sections(provenance: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
-    """Write a provenance completely, as tables."""
+    """Return a provenance completely, as tables with their titles."""
     tables = [
         (title, list(_flat(provenance[key])))
         for key, title in _SECTIONS.items()
@@ -223,19 +175,23 @@ def _text(value: Any) -> str:
             return str(value)
 
 
-def _find(value: Any, *keys: str) -> Any:
+def _find(value: Any, *keys: str | int) -> Any:
+    """Return what lies at the end of a way; None where it does not lead on."""
     for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(key, int):
+            value = value[key] if isinstance(value, list) and key < len(value) else None
+        else:
+            value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
-def _size(run: Run) -> str:
-    sizes = run.chips[['width', 'height']].drop_duplicates().dropna()
+def _size(output: Output) -> str:
+    sizes = output.chips[['width', 'height']].drop_duplicates().dropna()
     if sizes.empty:
         return 'not known'
     listed = [f'{width:.0f} x {height:.0f}' for width, height in sizes.to_numpy()[:4]]
     others = ' and others' if len(sizes) > len(listed) else ''
-    unit = {'pooled': 'pixels', 'grid': 'cells'}[run.kind]
+    unit = {'pooled': 'pixels', 'grid': 'cells'}[output.kind]
     return f'{", ".join(listed)}{others} {unit}'
 
 

@@ -38,46 +38,51 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, ClassVar, Literal
 
+import geopandas as gpd
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from dynamicvis_geo.callbacks.blocks import Description
-from dynamicvis_geo.callbacks.geoparquet import Extent, GeoParquetWriter, chip_schema
-from dynamicvis_geo.callbacks.mosaic import (
-    OPEN,
-    ChipGrid,
-    Ints,
-    Layout,
-    Shard,
-    Sites,
-    open_times,
-    overlap,
-)
-from dynamicvis_geo.callbacks.parquet_blocks import (
-    SUFFIX,
-    Merged,
-    gather,
-    list_failures,
+from dynamicvis_geo.errors import OutputError, SourceError, one_line
+from dynamicvis_geo.formats.base import ChipTable, Format, Predictions, Work
+from dynamicvis_geo.formats.block_files import Blocks
+from dynamicvis_geo.formats.tables import (
+    Extent,
+    GeoParquetWriter,
+    chip_schema,
+    fit,
     opened,
     row_keys,
 )
-from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
-from dynamicvis_geo.callbacks.store import Store, Target
-from dynamicvis_geo.callbacks.zarr_group import (
+from dynamicvis_geo.formats.zarr_cells import (
+    Mosaic,
+    Sites,
+    put_cells,
+    read_seam,
+    seam_places,
+    write_seam,
+)
+from dynamicvis_geo.formats.zarr_group import (
+    METADATA,
     Group,
     complete,
     group_name,
     require_zarr,
 )
-from dynamicvis_geo.datasets.chip_table import CHIP
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.formats.zarr_layout import (
+    ChipGrid,
+    Ints,
+    Layout,
+    Shard,
+    open_times,
+)
+from dynamicvis_geo.paths import Place, parquet_source
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.provenance import (
     METADATA_FILE,
@@ -85,9 +90,7 @@ from dynamicvis_geo.provenance import (
     describe_embeddings,
     to_json,
 )
-
-if TYPE_CHECKING:
-    from dynamicvis_geo.callbacks.formats import Work
+from dynamicvis_geo.store import Store
 
 #: Table of the chips that the arrays hold, beside them.
 CHIPS_FILE = 'chips.parquet'
@@ -96,29 +99,24 @@ _ROW_GROUP = 50_000
 
 _SIZES = ('width', 'height', 'xres', 'yres')
 
-#: Positions in a shard, ``[n]``, and the values there, ``[D, n]``.
-Cells = tuple[Ints, npt.NDArray[Any]]
-_PARTS = ('cells.npy', 'values.npy')
 
+class Zarr(Format):
+    """One array of feature maps a CRS."""
 
-class ZarrMosaic:
-    """One array of feature maps a CRS: see :class:`~.formats.Format`."""
-
-    output: ClassVar[str] = 'grid'
+    output: ClassVar[Literal['pooled', 'grid']] = 'grid'
     dtypes: ClassVar[tuple[str, ...]] = ('float32', 'float16')
+    suffixes: ClassVar[tuple[str, ...]] = ('.zarr',)
     members: ClassVar[tuple[str, ...]] = ('*',)
 
     def __init__(self, url: str, dtype: str) -> None:
-        """Say where the output is, and the type of its numbers.
+        """Say where the output is to be, and the type of its numbers.
 
         Raises:
             OutputError: If the package zarr is missing.
         """
         require_zarr()
-        self._place = Target.of(url)
-        self._folder = Store(url)
-        self._dtype = dtype
-        self._mosaics: dict[tuple[str, str], _Mosaic] = {}
+        super().__init__(url, dtype)
+        self._mosaics: dict[tuple[str, str], Mosaic] = {}
 
     def held(self) -> pa.StringArray:
         """Keys of the chips that the arrays hold."""
@@ -133,7 +131,7 @@ class ZarrMosaic:
                 array that is there.
         """
         self._mosaics.clear()
-        planned, held = _by_crs(chips), self._held_chips()
+        planned, held = _by_crs(chips), self._held_chips(chips.table.dtype)
         for crs in sorted({*planned, *held}):
             group = self._group(crs)
             if group is None and crs in held:
@@ -154,7 +152,7 @@ class ZarrMosaic:
     def origins(self, chips: ChipTable) -> Sequence[tuple[float, float] | None]:
         """Let tiles of the plan hang from the corner of all chips of a CRS."""
         origins: list[tuple[float, float] | None] = [None] * len(chips.source_crs)
-        held = self._held_chips()
+        held = self._held_chips(chips.table.dtype)
         for crs, rows in _by_crs(chips).items():
             table = chips.table[rows]
             everything = np.concatenate([table, held.get(crs, table[:0])])
@@ -163,58 +161,92 @@ class ZarrMosaic:
                 origins[source] = corner
         return origins
 
-    def write_maps(self, work: Work, number: int, predictions: Predictions) -> None:
+    def write_maps(
+        self, work: Work, number: int, predictions: Sequence[Predictions]
+    ) -> None:
         """Write the shards that are a block's alone, and keep its cells of others.
 
         Raises:
             OutputError: If the feature maps do not fit into the array, or have values
                 that the type cannot hold.
         """
-        if not len(predictions.chip):
-            return
         mosaic = self._mosaic(work, predictions)
         with ExitStack() as stack:
             seams = None
             for shard, alone, cells in mosaic.cells(number, predictions):
                 if alone:
-                    _put_cells(mosaic.group, shard, cells)
+                    put_cells(mosaic.group, shard, cells)
                     continue
                 if seams is None:
-                    name = f'seam-{work.run.word}-{number:08d}.zip'
+                    name = f'seam-{work.word}-{number:08d}.zip'
                     path = stack.enter_context(work.store.whole(name))
                     seams = stack.enter_context(zipfile.ZipFile(path, 'w'))
-                _write_seam(seams, (mosaic.name, shard), cells)
+                write_seam(seams, (mosaic.name, shard), cells)
 
-    def merge(self, store: Store, run: Description, partial: bool) -> Merged:
+    def merge(self, blocks: Blocks) -> None:
         """Write the shards of several blocks, and describe what the store holds."""
-        gathered = gather(store, run, partial)
-        self._join_seams(store, run)
-        done = gathered.done
+        tables = list(blocks.rows())
+        done = pa.concat_tables(tables) if tables else chip_schema(False).empty_table()
+        self._join_seams(blocks)
         table = _joined(self._held(), done)
         names = {crs: group_name(crs) for crs in pc.unique(table['crs']).to_pylist()}
         groups = [Group.open(f'{self._folder.url}/{name}') for name in names.values()]
         sizes = {group.layout.dimensions for group in groups if group is not None}
-        provenance = self._provenance(run, min(sizes, default=None))
-        self._write_chips(store, table, provenance)
+        provenance = self._provenance(blocks.provenance, min(sizes, default=None))
+        self._write_chips(blocks.store, table, provenance)
         text = to_json(provenance, indent=2)
         self._folder.put(METADATA_FILE, f'{text}\n'.encode())
-        failed = list_failures(
-            self._place,
-            store,
-            gathered.failed,
-            lambda: row_keys(gathered.done),
-        )
         attributes = _attributes(provenance)
-        new = set(pc.unique(done['crs']).to_pylist()) if done.num_rows else set()
+        new = set(pc.unique(done['crs']).to_pylist())
         complete(
             self._folder.url,
             {name: attributes if crs in new else None for crs, name in names.items()},
         )
-        return Merged(done.num_rows, failed, gathered.missing)
 
-    def _provenance(self, run: Description, dimensions: int | None) -> dict[str, Any]:
-        described = describe_embeddings('pixel', dimensions, self._dtype)
-        return {**run.provenance, **described}
+    @classmethod
+    def is_at(cls, path: Place, is_folder: bool) -> bool:
+        """Say whether a path is a Zarr store with a table of chips."""
+        return is_folder and (path / METADATA).is_file() and _chips_at(path).is_file()
+
+    @classmethod
+    def read_chips(cls, path: Place, most: int) -> tuple[gpd.GeoDataFrame, int, int]:
+        """Read the table of chips; ``height`` and ``width`` are cells of their maps."""
+        try:
+            chips = gpd.read_parquet(parquet_source(_chips_at(path)))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise SourceError(
+                f'{_chips_at(path)}: it cannot be read as GeoParquet '
+                f'({one_line(error)}): make the output anew'
+            ) from error
+        dimensions = 0
+        for crs, rows in chips.groupby('crs').indices.items():
+            layout = _group_at(path, crs).layout
+            chips.loc[chips.index[rows], ['height', 'width']] = layout.map_size
+            dimensions = layout.dimensions
+        return chips, len(chips), dimensions
+
+    @classmethod
+    def read_maps(
+        cls, path: Place, chips: pd.DataFrame
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the cells of the arrays where each chip lies.
+
+        Where chips overlap, those are of the chip whose centre is nearest.
+        """
+        groups: dict[str, Group] = {}
+        times = {name: _nanoseconds(chips[name]) for name in ('start', 'end')}
+        for i, (crs, x, y) in enumerate(
+            chips[['crs', 'minx', 'maxy']].itertuples(index=False, name=None)
+        ):
+            if crs not in groups:
+                groups[crs] = _group_at(path, crs)
+            place = {'x': x, 'y': y, **{name: t[i] for name, t in times.items()}}
+            yield groups[crs].read_map(pd.DataFrame([place]).to_records())
+
+    def _provenance(
+        self, made: Mapping[str, Any], dimensions: int | None
+    ) -> dict[str, Any]:
+        return {**made, **describe_embeddings('pixel', dimensions, self._dtype)}
 
     def _held(self, columns: list[str] | None = None) -> pa.Table | None:
         """Read the table of the chips that the arrays hold; None if there is none."""
@@ -223,19 +255,18 @@ class ZarrMosaic:
         with opened(self._folder, CHIPS_FILE) as file:
             return file.read(columns, use_threads=False)
 
-    def _held_chips(self) -> dict[str, npt.NDArray[np.void]]:
+    def _held_chips(self, dtype: np.dtype[np.void]) -> dict[str, NDArray[np.void]]:
         """Return the chips that the arrays hold, by the name of their CRS."""
         columns = ['crs', 'start', 'end', 'minx', 'maxy', *_SIZES]
         table = self._held(columns)
         if table is None:
             return {}
-        chips = np.zeros(table.num_rows, CHIP)
+        chips = np.zeros(table.num_rows, dtype)
         chips['x'], chips['y'] = table['minx'].to_numpy(), table['maxy'].to_numpy()
         for name in _SIZES:
             chips[name] = table[name].to_numpy()
         for name in ('start', 'end'):
-            times = table[name].cast(pa.timestamp('ns', tz='UTC')).cast(pa.int64())
-            chips[name] = pc.fill_null(times, OPEN).to_numpy()
+            chips[name] = _nanoseconds(table[name].to_pandas())
         names = table['crs'].to_pandas()
         return {
             str(crs): chips[rows] for crs, rows in names.groupby(names).indices.items()
@@ -244,61 +275,63 @@ class ZarrMosaic:
     def _group(self, crs: str) -> Group | None:
         return Group.open(f'{self._folder.url}/{group_name(crs)}')
 
-    def _mosaic(self, work: Work, predictions: Predictions) -> _Mosaic:
+    def _mosaic(self, work: Work, predictions: Sequence[Predictions]) -> Mosaic:
         """Return what a block is written into; begin it if nobody has."""
-        source = int(work.chips.table['source'][predictions.chip[0]])
+        source = int(work.chips.table['source'][predictions[0].chip[0]])
         crs = crs_name(work.chips.source_crs[source])
-        dimensions, height, width = predictions.embedding.shape[1:]
-        maps = dimensions, height, width
-        key = work.run.word, crs
-        if key not in self._mosaics:
-            self._mosaics[key] = self._begin(work, crs, maps)
-        self._mosaics[key].group.layout.check_same(crs, maps, self._dtype)
+        key = work.word, crs
+        for some in predictions:
+            dimensions, height, width = some.embedding.shape[1:]
+            maps = dimensions, height, width
+            if key not in self._mosaics:
+                self._mosaics[key] = self._begin(work, crs, maps)
+            self._mosaics[key].group.layout.check_same(crs, maps, self._dtype)
         return self._mosaics[key]
 
-    def _begin(self, work: Work, crs: str, maps: tuple[int, int, int]) -> _Mosaic:
+    def _begin(self, work: Work, crs: str, maps: tuple[int, int, int]) -> Mosaic:
         rows = _by_crs(work.chips)[crs]
         table = open_times(work.chips.table[rows])
         group = self._group(crs)
         if group is None:
             strides = work.chips.strides
             gridded = all(strides[i] is not None for i in np.unique(table['source']))
-            square = work.plan.square if gridded else None
+            square = work.square if gridded else None
             grid = ChipGrid.of(crs, table)
             layout = Layout.plan(grid, table, maps, self._dtype, square)
             url = f'{self._folder.url}/{group_name(crs)}'
-            attributes = _attributes(self._provenance(work.run, maps[0]))
+            attributes = _attributes(self._provenance(work.provenance, maps[0]))
             group = Group.begin(url, layout, crs, attributes)
         group.layout.check_chips(crs, table)
-        held = self._held_chips().get(crs, table[:0])
+        held = self._held_chips(table.dtype).get(crs, table[:0])
         none = np.full(len(held), -1)
-        block = work.plan.block_of(len(work.chips.table))[rows]
+        block = work.block_of[rows]
         sites = Sites.of(
             group.layout,
             group.layout.place(np.concatenate([table, held])),
             np.concatenate([rows, none]),
             np.concatenate([block, none]),
         )
-        return _Mosaic(group, group_name(crs), sites, self._dtype)
+        return Mosaic(group, group_name(crs), sites, self._dtype)
 
-    def _join_seams(self, store: Store, run: Description) -> None:
+    def _join_seams(self, blocks: Blocks) -> None:
         """Write the shards of which several blocks have kept cells."""
-        parts: dict[tuple[str, Shard], list[str]] = {}
+        store = blocks.store
+        seams: dict[tuple[str, Shard], list[str]] = {}
         for name in sorted(store.names()):
-            if name.startswith(f'seam-{run.word}-'):
-                for place in _places(store, name):
-                    parts.setdefault(place, []).append(name)
-        for group, shards in itertools.groupby(sorted(parts), lambda place: place[0]):
-            url = f'{self._folder.url}/{group}'
-            opened_group = Group.open(url)
-            if opened_group is None:
+            if name.startswith(f'seam-{blocks.word}-'):
+                for place in seam_places(store, name):
+                    seams.setdefault(place, []).append(name)
+        for name, places in itertools.groupby(sorted(seams), lambda place: place[0]):
+            url = f'{self._folder.url}/{name}'
+            group = Group.open(url)
+            if group is None:
                 raise OutputError(
                     f"'{url}' is gone, which this run has begun: begin anew "
                     '(overwrite=True)'
                 )
-            for place in shards:
-                kept = (_read_seam(store, name, place) for name in parts[place])
-                _put_cells(opened_group, place[1], kept)
+            for place in places:
+                kept = (read_seam(store, seam, place) for seam in seams[place])
+                put_cells(group, place[1], kept)
 
     def _write_chips(
         self, store: Store, table: pa.Table, provenance: Mapping[str, Any]
@@ -311,107 +344,6 @@ class ZarrMosaic:
         ):
             for first in range(0, table.num_rows, _ROW_GROUP):
                 writer.write(table.slice(first, _ROW_GROUP).combine_chunks())
-
-
-@dataclass(frozen=True, eq=False)
-class _Mosaic:
-    """The array of one CRS, and all chips that have cells in it."""
-
-    group: Group
-    name: str
-    sites: Sites
-    dtype: str
-
-    def cells(
-        self, number: int, predictions: Predictions
-    ) -> Iterator[tuple[Shard, bool, Iterator[Cells]]]:
-        """Yield shards, whether their cells are this block's alone, and its cells."""
-        sites = self.sites
-        given = {row: i for i, row in enumerate(predictions.chip.tolist())}
-        mine = sites.block == number
-        for shard in self.group.layout.shards_of(sites.places[mine]):
-            owners = sites.owners(shard)
-            present = np.unique(owners[owners >= 0])
-            alone = bool((mine[present] | (sites.block[present] < 0)).all())
-            # Of those that have failed nothing is given.
-            own = {
-                site: predictions.embedding[given[int(sites.chip[site])]]
-                for site in present[mine[present]].tolist()
-                if int(sites.chip[site]) in given
-            }
-            if own:
-                yield shard, alone, self._cells(shard, owners, own)
-
-    def _cells(
-        self, shard: Shard, owners: Ints, maps: Mapping[int, npt.NDArray[np.float32]]
-    ) -> Iterator[Cells]:
-        """Yield what chips own of a shard, chip by chip."""
-        layout = self.group.layout
-        window = layout.window(shard)
-        position = np.arange(owners.size).reshape(owners.shape)
-        for site, features in maps.items():
-            corner = self.sites.places[site, 1:]
-            here, inside = overlap(corner, layout.map_size, window)
-            own = owners[here] == site
-            yield position[here][own], _cast(features[:, *inside][:, own], self.dtype)
-
-
-def _put_cells(group: Group, shard: Shard, cells: Iterable[Cells]) -> None:
-    """Put cells into a shard, all others of which stay as they are."""
-    block = group.read(shard)
-    flat = block.reshape(len(block), -1)
-    for places, values in cells:
-        flat[:, places] = values
-    group.put(shard, block)
-
-
-def _write_seam(
-    archive: zipfile.ZipFile, place: tuple[str, Shard], cells: Iterable[Cells]
-) -> None:
-    places, values = zip(*cells, strict=True)
-    arrays = np.concatenate(places), np.concatenate(values, axis=1)
-    for what, array in zip(_PARTS, arrays, strict=True):
-        with archive.open(_entry(place, what), 'w', force_zip64=True) as file:
-            np.lib.format.write_array(file, array)
-
-
-def _read_seam(store: Store, name: str, place: tuple[str, Shard]) -> Cells:
-    with _archive(store, name) as archive:
-        parts = []
-        for what in _PARTS:
-            with archive.open(_entry(place, what)) as file:
-                parts.append(np.lib.format.read_array(file))
-    return parts[0], parts[1]
-
-
-def _places(store: Store, name: str) -> Iterator[tuple[str, Shard]]:
-    """Return group and shard of all cells in a file of a block."""
-    with _archive(store, name) as archive:
-        names = archive.namelist()
-    for entry in names:
-        group, shard, what = entry.split('/')
-        time, down, across = map(int, shard.split('.'))
-        if what == _PARTS[0]:
-            yield group, (time, down, across)
-
-
-def _entry(place: tuple[str, Shard], what: str) -> str:
-    return f'{place[0]}/{".".join(map(str, place[1]))}/{what}'
-
-
-@contextmanager
-def _archive(store: Store, name: str) -> Iterator[zipfile.ZipFile]:
-    with store.open(name) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                yield archive
-        except (zipfile.BadZipFile, ValueError) as error:
-            block = name.replace('seam-', 'block-', 1).replace('.zip', SUFFIX)
-            raise OutputError(
-                f"'{store.url}/{name}' cannot be read ({error}): it was damaged after "
-                f"it was written; remove it and '{block}', and their chips are "
-                'computed again'
-            ) from error
 
 
 def _attributes(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -439,24 +371,37 @@ def _joined(held: pa.Table | None, done: pa.Table) -> pa.Table:
         tables.append(held.filter(pc.invert(again)))
     if done.num_rows:
         tables.append(done)
-    rows = pa.concat_tables([_fit(table, schema) for table in tables])
+    rows = pa.concat_tables([fit(table, schema) for table in tables])
     if rows['point_id'].null_count == len(rows):
         rows = rows.drop_columns('point_id')
     return rows
 
 
-def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    if 'point_id' not in table.column_names:
-        table = table.append_column('point_id', pa.nulls(len(table), pa.string()))
-    return table.select(schema.names).cast(schema)
+def _chips_at(path: Place) -> Place:
+    return path / CHIPS_FILE
 
 
-def _cast(features: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    with np.errstate(over='ignore'):
-        cast = features.astype(dtype)
-    if dtype == 'float16' and (np.isinf(cast) & np.isfinite(features)).any():
-        raise OutputError(
-            f"dtype='float16' cannot hold features of {np.nanmax(np.abs(features)):g}: "
-            "use dtype='float32'"
+def _group_at(path: Place, crs: str) -> Group:
+    """Open the array of a CRS to read it.
+
+    Raises:
+        SourceError: If it is not there, or damaged.
+    """
+    url = f'{str(path).rstrip("/")}/{group_name(crs)}'
+    try:
+        group = Group.open(url)
+    except OutputError as error:
+        raise SourceError(str(error)) from error
+    if group is None:
+        raise SourceError(
+            f"{path}: there is no group '{group_name(crs)}', in which the chips in "
+            f'{crs} should be: make the output anew'
         )
-    return cast
+    return group
+
+
+def _nanoseconds(times: pd.Series) -> Ints:
+    """Return times as nanoseconds since 1970, :data:`OPEN` for those that miss."""
+    utc = pd.to_datetime(times, utc=True).dt.tz_localize(None)
+    # NumPy and pandas keep NaT as the least number, which is OPEN.
+    return utc.to_numpy('datetime64[ns]').astype(np.int64)

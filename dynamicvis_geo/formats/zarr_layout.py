@@ -1,11 +1,10 @@
-"""Where the feature maps of a grid of chips lie in one array, and who writes them."""
+"""Place, axes and shards of the array in which feature maps of one CRS lie."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -397,78 +396,6 @@ class Layout:
             nearest[here][closer] = distance[inside][closer]
             owner[here][closer] = i
         return owner
-
-
-@dataclass(frozen=True, eq=False)
-class Sites:
-    """The places that chips have in an array, each once, and whose work they are.
-
-    Attributes:
-        layout: The array.
-        places: Time, row and column of the first cell, ``[n, 3]``.
-        chip: Row of the chip table, -1 for chips that the array holds already.
-        block: Block of the plan, -1 for chips of none.
-        keys: Number of the shard in which each begins, ascending.
-    """
-
-    layout: Layout
-    places: Ints
-    chip: Ints
-    block: Ints
-    keys: Ints
-
-    @classmethod
-    def of(cls, layout: Layout, places: Ints, chip: Ints, block: Ints) -> Sites:
-        """Sort places; of several chips in the same, one with work to do is kept."""
-        keys = _key(layout, places[:, 0], *(places[:, 1:] // layout.shard).T)
-        order = np.lexsort((chip, block < 0, places[:, 2], places[:, 1], keys))
-        again = np.zeros(len(order), dtype=bool)
-        again[1:] = (np.diff(places[order], axis=0) == 0).all(axis=1)
-        order = order[~again]
-        return cls(layout, places[order], chip[order], block[order], keys[order])
-
-    def owners(self, shard: Shard) -> Ints:
-        """Say which chip each cell of a shard takes its values from.
-
-        Returns:
-            Rows of `places`, ``[rows, columns]``; -1 where there is no chip.
-        """
-        near = self._near(shard)
-        owners = self.layout.owners(self.places[near], self.layout.window(shard))
-        return np.append(near, -1)[owners]
-
-    def _near(self, shard: Shard) -> Ints:
-        """Return the chips that reach into a shard, as rows of `places`."""
-        time, down, across = shard
-        reach = (np.array(self.layout.map_size) - 2) // self.layout.shard + 1
-        west = max(0, across - int(reach[1]))
-        found = []
-        for row in range(max(0, down - int(reach[0])), down + 1):
-            ends = (
-                _key(self.layout, time, row, west),
-                _key(self.layout, time, row, across),
-            )
-            low = np.searchsorted(self.keys, ends[0], 'left')
-            high = np.searchsorted(self.keys, ends[1], 'right')
-            found.append(np.arange(low, high))
-        rows = np.concatenate(found)
-        window = self.layout.window(shard)
-        first = self.places[rows, 1:]
-        there = (first < np.add(window[:2], window[2:])) & (
-            first + self.layout.map_size > window[:2]
-        )
-        return rows[there.all(axis=1)]
-
-
-def _key(layout: Layout, time: Any, down: Any, across: Any) -> Any:
-    """Number shards through."""
-    rows, columns = (
-        -(-length // side)
-        for length, side in zip(
-            (layout.rows, layout.columns), layout.shard, strict=True
-        )
-    )
-    return (time * rows + down) * columns + across
 
 
 def overlap(

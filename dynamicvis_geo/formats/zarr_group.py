@@ -16,12 +16,12 @@ from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from pyproj import CRS
 
-from dynamicvis_geo.callbacks.mosaic import Layout, Shard
-from dynamicvis_geo.callbacks.store import Store
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.errors import OutputError, SourceError, one_line
+from dynamicvis_geo.formats.zarr_layout import Layout, Shard, overlap
+from dynamicvis_geo.store import Store
 
 #: Name of the array. Not ``embedding``, which is one of its dimensions: xarray would
 #: take it for the coordinate of that dimension.
@@ -170,18 +170,53 @@ class Group:
             )
         return group
 
-    def read(self, shard: Shard) -> npt.NDArray[Any]:
-        """Return the values of a shard, ``[D, rows, columns]``; NaN if it has none."""
+    def read(
+        self, shard: Shard, part: tuple[slice, slice] | None = None
+    ) -> NDArray[Any]:
+        """Return values of a shard, ``[D, rows, columns]``; NaN if it has none.
+
+        Args:
+            shard: Its number along time, y and x.
+            part: Rows and columns of it; all by default.
+        """
         folder, name = self._file(shard)
         content = folder.read(name)
+        index = self._index(shard, part)
         if content is None:
-            shape = (self.layout.dimensions, *self.layout.window(shard)[2:])
-            return np.full(shape, np.nan, self.layout.dtype)
+            shape = [one.stop - one.start for one in index[2:]]
+            return np.full((self.layout.dimensions, *shape), np.nan, self.layout.dtype)
         memory = _Memory({METADATA: self.metadata, _chunk_name(shard): content})
-        values: npt.NDArray[Any] = self._array(memory)[self._index(shard)]
+        values: NDArray[Any] = self._array(memory)[index]
         return values
 
-    def put(self, shard: Shard, values: npt.NDArray[Any]) -> None:
+    def read_map(self, chip: NDArray[np.void]) -> NDArray[np.float32]:
+        """Return the cells where a chip lies, float32 ``[D, h, w]``.
+
+        Args:
+            chip: One row with ``x``, ``y``, ``start`` and ``end``.
+
+        Raises:
+            SourceError: If the array has not the chip's time, or cannot be read.
+        """
+        layout = self.layout
+        place = layout.place(chip)
+        time, *corner = place[0].tolist()
+        height, width = layout.map_size
+        if time < 0:
+            raise SourceError(f'{self.url}: it has no chip of this time: make it anew')
+        features = np.full((layout.dimensions, height, width), np.nan, np.float32)
+        for shard in layout.shards_of(place):
+            box = np.array(corner)
+            here, inside = overlap(box, (height, width), layout.window(shard))
+            try:
+                features[:, *inside] = self.read(shard, here)
+            except (OSError, ValueError, OutputError) as error:
+                raise SourceError(
+                    f'{self.url}: it cannot be read ({one_line(error)}): make it anew'
+                ) from error
+        return features
+
+    def put(self, shard: Shard, values: NDArray[Any]) -> None:
         """Write a shard, which is on disk when this returns.
 
         Args:
@@ -200,13 +235,16 @@ class Group:
     def _array(self, memory: _Memory) -> Any:
         return require_zarr().open_array(memory.store, mode='r+')
 
-    def _index(self, shard: Shard) -> tuple[int | slice, ...]:
+    def _index(
+        self, shard: Shard, part: tuple[slice, slice] | None = None
+    ) -> tuple[int, slice, slice, slice]:
         top, left, rows, columns = self.layout.window(shard)
+        down, across = part or (slice(0, rows), slice(0, columns))
         return (
             shard[0],
             slice(None),
-            slice(top, top + rows),
-            slice(left, left + columns),
+            slice(top + down.start, top + down.stop),
+            slice(left + across.start, left + across.stop),
         )
 
     def _file(self, shard: Shard) -> tuple[Store, str]:
@@ -282,7 +320,7 @@ def _new_files(
 def _coordinate(
     group: Any,
     name: str,
-    values: npt.NDArray[Any],
+    values: NDArray[Any],
     dimensions: tuple[str, ...],
     attributes: Mapping[str, Any],
 ) -> None:

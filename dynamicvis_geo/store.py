@@ -230,13 +230,18 @@ class Target:
     @property
     def failures(self) -> str:
         """Name of the list of chips that have failed."""
-        stem = self.name.removesuffix('.parquet').removesuffix('.zarr')
-        return f'{stem}.failures.parquet'
+        return failures_name(self.name)
 
     @property
     def blocks(self) -> Store:
         """Folder of what is done of an output that is on its way."""
         return Store(f'{self.parent.url}/{self.name}.partial')
+
+
+def failures_name(name: str) -> str:
+    """Return the name of the list of failures beside an output of a name."""
+    stem = name.removesuffix('.parquet').removesuffix('.zarr')
+    return f'{stem}.failures.parquet'
 
 
 @contextmanager

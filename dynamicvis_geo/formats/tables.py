@@ -1,33 +1,8 @@
-"""Pooled embeddings as GeoParquet.
-
-Columns, in the names that TorchGeo's embedding datasets, Clay and Major TOM use:
-
-=================== ================================================================
-``id``              identifier of the chip
-``embedding``       float32 ``[D]``; or float16; or int8, to be multiplied by ``scale``
-``scale``           float32, with int8 only: the largest magnitude of the row over 127
-``datetime``,       start of the chip's time window, UTC; twice, because readers differ
-``timestamp``       in the name. Chips without a window have the earliest time that
-                    pandas can hold (1677-09-21), where TorchGeo lets undated images
-                    begin: its embedding datasets cannot read a missing time
-``start``, ``end``  the time window, UTC; null for chips without one
-``centre_lon``,     centre of the chip, degrees
-``centre_lat``
-``crs``             CRS of the chip, e.g. 'EPSG:32618'
-``minx`` ... ``maxy`` bounds of the chip in that CRS
-``width``, ``height`` size of the chip, pixels
-``valid_fraction``  share of the pixels that were not masked, 0..1; null if not known
-``point_id``        identifier of the point that the chip surrounds, if there is one
-``geometry``        footprint, WKB, EPSG:4326; in two parts across the antimeridian
-``bbox``            bounds of the footprint, to filter by without reading geometries
-=================== ================================================================
-
-The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the provenance.
-"""
+"""Chips and their embeddings as Arrow tables, and as GeoParquet files of these."""
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -43,6 +18,7 @@ import shapely
 
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
+from dynamicvis_geo.store import Store
 
 #: Types in which embeddings can be stored.
 DTYPES = ('float32', 'float16', 'int8')
@@ -234,6 +210,39 @@ def _utc(times: pd.Series) -> pd.Series:
     return times.dt.tz_convert('UTC')
 
 
+def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Return the schema with the most columns: not all chips have points.
+
+    Raises:
+        OutputError: If they have embeddings of different lengths.
+    """
+    kinds = {schema.field('embedding').type for schema in schemas}
+    fixed = [kind for kind in kinds if pa.types.is_fixed_size_list(kind)]
+    if len(fixed) > 1:
+        sizes = ' and '.join(sorted(str(kind.list_size) for kind in fixed))
+        raise OutputError(
+            f'embeddings of {sizes} numbers do not fit into one output: choose another'
+        )
+    widest = max(schemas, key=len)
+    if not fixed:
+        return widest
+    index = widest.get_field_index('embedding')
+    return widest.set(index, widest.field(index).with_type(fixed[0]))
+
+
+def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns of a schema, null where it lacks one."""
+    if table.schema.equals(schema):
+        return table
+    columns = [
+        table[field.name]
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, names=schema.names).cast(schema)
+
+
 class Extent:
     """What the metadata of a file say of all its geometries.
 
@@ -366,3 +375,66 @@ def _geo_metadata(extent: Extent) -> str:
             'columns': {'geometry': column},
         }
     )
+
+
+@contextmanager
+def opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file to read parts of it.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    with store.open(name) as file, unharmed(store, name), pq.ParquetFile(file) as it:
+        yield it
+
+
+@contextmanager
+def unharmed(store: Store, name: str) -> Iterator[None]:
+    """Name a file whose content is found to be damaged.
+
+    Raises:
+        OutputError: If it is.
+    """
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise OutputError(
+            f"'{store.url}/{name}' cannot be read ({error}): it was damaged after "
+            'it was written; remove it, and its chips are computed again'
+        ) from error
+
+
+def chip_keys(
+    ids: Sequence[str] | pa.StringArray, points: Sequence[str | None] | pa.Array | None
+) -> pa.StringArray:
+    """Keys of chips, by which finished ones are told from those that are missing.
+
+    Args:
+        ids: Ids of chips.
+        points: Ids of the points that they surround, null for none; None if no chip has
+            a point. Two points may lie in the middle of the same chip.
+
+    Returns:
+        The id of the chip, and behind an ``@`` that of its point where it has one.
+    """
+    ids = pa.array(ids, pa.string())
+    if points is None:
+        return ids
+    points = pa.array(points, pa.string())
+    joined = pc.binary_join_element_wise(ids, points, '@')
+    return pc.coalesce(joined, ids)
+
+
+def join_keys(arrays: Sequence[pa.StringArray]) -> pa.StringArray:
+    """All keys, each once."""
+    return pa.chunked_array(arrays, pa.string()).unique()
+
+
+def row_keys(table: pa.Table) -> pa.StringArray:
+    """Return the key of each row of a table with ``id`` and perhaps ``point_id``."""
+    if not table.num_columns:
+        return pa.array([], pa.string())
+    points = None
+    if 'point_id' in table.column_names:
+        points = table['point_id'].combine_chunks()
+    return chip_keys(table['id'].combine_chunks(), points)

@@ -5,11 +5,11 @@ feature maps those of the chips alone. Chips that have failed have ``reason``,
 ``message`` and ``failed`` (when that was) in place of an embedding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -19,23 +19,25 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
-from dynamicvis_geo.callbacks.blocks import Description, Ints, block_name, finished
-from dynamicvis_geo.callbacks.geoparquet import (
+from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.formats.base import ChipTable, Predictions
+from dynamicvis_geo.formats.tables import (
     Extent,
     GeoParquetWriter,
     chip_rows,
     embedding_table,
+    join_keys,
+    opened,
+    row_keys,
+    unharmed,
 )
-from dynamicvis_geo.callbacks.predictions import ChipTable, Predictions
-from dynamicvis_geo.callbacks.store import Store, Target
-from dynamicvis_geo.datasets.chip_ids import chip_keys, join_keys
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.store import Store, Target
 
 SUFFIX = '.parquet'
 #: Footers of blocks that are read at a time.
 READERS = 16
 #: Key of the metadata of a block of feature maps: their D, h and w.
-MAPS_KEY = b'maps'
+_MAP_SHAPE = b'maps'
 
 FAILURE = pa.schema(
     [
@@ -48,24 +50,9 @@ FAILURE = pa.schema(
 _LISTED = ['id', 'point_id', 'reason', 'message', 'failed', 'start', 'end', 'crs']
 
 
-@dataclass(frozen=True)
-class Merged:
-    """What blocks have been joined into.
-
-    Attributes:
-        rows: Chips of these blocks in the output.
-        failed: Chips in the list of failures.
-        missing: Blocks that are not done, if that was asked for.
-    """
-
-    rows: int
-    failed: int
-    missing: int
-
-
 def encode_block(
     chips: ChipTable,
-    block: Ints,
+    block: NDArray[np.int64],
     predictions: Sequence[Predictions],
     now: datetime,
     dtype: str | None = 'float32',
@@ -110,12 +97,12 @@ def encode_block(
     told = [
         (*failures[row], now) if row in failures else None for row in block.tolist()
     ]
-    for i, field in enumerate(FAILURE):
-        column = [None if one is None else one[i] for one in told]
-        table = table.append_column(field, pa.array(column, field.type))
+    for i, column in enumerate(FAILURE):
+        values = [None if one is None else one[i] for one in told]
+        table = table.append_column(column, pa.array(values, column.type))
     metadata: dict[str | bytes, str] = {}
     if dtype is None and given:
-        metadata[MAPS_KEY] = ','.join(map(str, given[0].embedding.shape[1:]))
+        metadata[_MAP_SHAPE] = ','.join(map(str, given[0].embedding.shape[1:]))
     sink = pa.BufferOutputStream()
     # Of what the output will hold.
     extent = Extent.of(table.filter(pa.array(~failed)))
@@ -125,11 +112,11 @@ def encode_block(
     return sink.getvalue()
 
 
-def _places(block: Ints, rows: Ints) -> Ints:
+def _places(block: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where in a block some rows are."""
     order = np.argsort(block)
     found = np.searchsorted(block, rows, sorter=order)
-    places: Ints = order[np.minimum(found, len(block) - 1)]
+    places: NDArray[np.int64] = order[np.minimum(found, len(block) - 1)]
     if (block[places] != rows).any():
         raise ValueError(f'chip {rows[block[places] != rows][0]} is of another block')
     return places
@@ -154,132 +141,64 @@ def _without(table: pa.Table, failed: NDArray[np.bool_]) -> pa.Table:
     return table
 
 
-def block_files(store: Store, run: Description, partial: bool) -> list[str]:
-    """Return the names of the files of all blocks, in the order of the plan.
-
-    Args:
-        store: Where the blocks are.
-        run: The description of the run.
-        partial: Whether blocks may be missing.
-
-    Raises:
-        OutputError: If blocks are missing that may not.
-    """
-    done = finished(store, run, SUFFIX)
-    missing = int((~done).sum())
-    if missing and not partial:
-        raise OutputError(
-            f"'{store.url}' lacks {missing} of {run.blocks} blocks: go on with the run "
-            'to have all of them, or join what there is with partial=True'
-        )
-    return [block_name(run, number, SUFFIX) for number in np.flatnonzero(done).tolist()]
-
-
-@contextmanager
-def opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file to read parts of it.
-
-    Raises:
-        OutputError: If it cannot be read.
-    """
-    with store.open(name) as file, _unharmed(store, name), pq.ParquetFile(file) as it:
-        yield it
-
-
-@contextmanager
-def _unharmed(store: Store, name: str) -> Iterator[None]:
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise OutputError(
-            f"'{store.url}/{name}' cannot be read ({error}): it was damaged after "
-            'it was written; remove it, and its chips are computed again'
-        ) from error
-
-
 def read_block(store: Store, name: str) -> pa.Table:
     """Read the file of a block.
 
     Raises:
         OutputError: If it cannot be read.
     """
-    with store.open(name) as file, _unharmed(store, name):
+    with store.open(name) as file, unharmed(store, name):
         # Whole: many small reads through Python take longer than the reading.
         content = pa.py_buffer(file.read())
         return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
-def failed_blocks(store: Store, run: Description, numbers: Ints) -> Ints:
-    """Return those of some blocks in which chips have failed.
+def has_failures(store: Store, name: str) -> bool:
+    """Say whether chips of a block have failed.
 
-    Args:
-        store: Where the blocks are.
-        run: The description of the run.
-        numbers: Of blocks that are done.
+    Raises:
+        OutputError: If the file of the block cannot be read.
     """
-
-    def failed(number: int) -> bool:
-        with opened(store, block_name(run, number, SUFFIX)) as block:
-            reasons = block.read(['reason'], use_threads=False)['reason']
-        return int(reasons.null_count) < len(reasons)
-
-    return np.array([n for n in numbers.tolist() if failed(n)], np.int64)
+    with opened(store, name) as block:
+        reasons = block.read(['reason'], use_threads=False)['reason']
+    return int(reasons.null_count) < len(reasons)
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """What the blocks of feature maps tell.
+@dataclass(eq=False)
+class Blocks:
+    """The blocks of a run that are done, to be joined into an output.
 
     Attributes:
-        done: The chips that are done, in the order of the plan; a table of no columns
-            if there are none.
-        failed: Those that have failed.
-        schema: Of a block with rows that are done, metadata included; None if there is
-            none.
-        missing: Number of blocks that are not done.
-    """
-
-    done: pa.Table
-    failed: pa.Table
-    schema: pa.Schema | None
-    missing: int
-
-
-class Gathering:
-    """Goes through the blocks of a run once, in the order of the plan.
-
-    Attributes:
-        missing: Number of blocks that are not done.
+        store: Folder of the blocks, and of what a format keeps beside them.
+        files: Names of the blocks' files, in the order of the plan.
+        word: Stands in the names of all files of the run there.
+        chip_set: Equal for runs of the same chips, whatever the size of their blocks.
+        chips: Number of chips of the whole run.
+        provenance: What goes into the output.
         count: Number of rows that were read and are done.
         schema: Of a block with such rows, metadata included; None if there was none.
     """
 
-    def __init__(self, store: Store, run: Description, partial: bool) -> None:
-        """List the blocks.
-
-        Args:
-            store: Where they are.
-            run: The description of the run.
-            partial: Whether blocks may be missing.
-
-        Raises:
-            OutputError: If blocks are missing that may not.
-        """
-        self._store = store
-        self._files = block_files(store, run, partial)
-        self._failed: list[pa.Table] = []
-        self.missing = run.blocks - len(self._files)
-        self.count = 0
-        self.schema: pa.Schema | None = None
+    store: Store
+    files: Sequence[str]
+    word: str
+    chip_set: str
+    chips: int
+    provenance: Mapping[str, Any]
+    count: int = field(default=0, init=False)
+    schema: pa.Schema | None = field(default=None, init=False)
+    _failed: list[pa.Table] = field(default_factory=list, init=False)
 
     def rows(self) -> Iterator[pa.Table]:
-        """Yield the rows that are done, all columns of them, block by block.
+        """Yield the rows that are done, block by block, in the order of the plan.
+
+        To be gone through once.
 
         Raises:
             OutputError: If a block cannot be read.
         """
-        for file in self._files:
-            table = read_block(self._store, file)
+        for file in self.files:
+            table = read_block(self.store, file)
             if table['reason'].null_count < table.num_rows:
                 good = pc.is_null(table['reason'])
                 bad = table.filter(pc.invert(good)).replace_schema_metadata()
@@ -296,6 +215,18 @@ class Gathering:
         """Return the rows that were read and have failed; no columns without any."""
         return pa.concat_tables(self._failed) if self._failed else pa.table({})
 
+    def map_shape(self) -> tuple[int, int, int] | None:
+        """Return D, h and w of the feature maps; None if no row that was read is done.
+
+        Raises:
+            KeyError: If the blocks are of pooled embeddings.
+        """
+        if self.schema is None:
+            return None
+        told = self.schema.metadata[_MAP_SHAPE].decode()
+        dimensions, height, width = map(int, told.split(','))
+        return dimensions, height, width
+
     def extent(self) -> Extent:
         """Return the extent of the chips that are done, without going through them.
 
@@ -305,12 +236,12 @@ class Gathering:
         extent = Extent()
         # Stores answer slowly, and many at a time.
         with ThreadPoolExecutor(READERS) as pool:
-            for one in pool.map(self._extent_of, self._files):
+            for one in pool.map(self._extent_of, self.files):
                 extent.add(one)
         return extent
 
     def _extent_of(self, file: str) -> Extent:
-        with opened(self._store, file) as block:
+        with opened(self.store, file) as block:
             return Extent.read(block.metadata.metadata)
 
     def keys(self) -> pa.StringArray:
@@ -319,78 +250,28 @@ class Gathering:
         Raises:
             OutputError: If a block cannot be read.
         """
-        return join_keys([self._keys_of(file) for file in self._files])
+        return join_keys([self._keys_of(file) for file in self.files])
 
     def _keys_of(self, file: str) -> pa.StringArray:
-        with opened(self._store, file) as block:
+        with opened(self.store, file) as block:
             names = [n for n in ('id', 'point_id') if n in block.schema_arrow.names]
             table = block.read([*names, 'reason'], use_threads=False)
         return row_keys(table.filter(pc.is_null(table['reason'])))
 
 
-def gather(
-    store: Store, run: Description, partial: bool, columns: Sequence[str] | None = None
-) -> Gathered:
-    """Read the rows of all blocks of feature maps.
-
-    Args:
-        store: Where the blocks are.
-        run: The description of the run.
-        partial: Whether blocks may be missing.
-        columns: Columns of the chips that are done; all by default.
-
-    Raises:
-        OutputError: If blocks are missing that may not, or cannot be read.
-    """
-    gathering = Gathering(store, run, partial)
-    done = [
-        rows.select([n for n in columns or rows.column_names if n in rows.column_names])
-        for rows in gathering.rows()
-    ]
-    return Gathered(
-        pa.concat_tables(done) if done else pa.table({}),
-        gathering.failed(),
-        gathering.schema,
-        gathering.missing,
-    )
-
-
-def map_shape(gathered: Gathered) -> tuple[int, int, int]:
-    """Return D, h and w of the feature maps of blocks of which some chips are done."""
-    metadata = {} if gathered.schema is None else gathered.schema.metadata
-    dimensions, height, width = map(int, metadata[MAPS_KEY].decode().split(','))
-    return dimensions, height, width
-
-
-def row_keys(table: pa.Table) -> pa.StringArray:
-    """Return the key of each row of a table with ``id`` and perhaps ``point_id``."""
-    if not table.num_columns:
-        return pa.array([], pa.string())
-    points = None
-    if 'point_id' in table.column_names:
-        points = table['point_id'].combine_chunks()
-    return chip_keys(table['id'].combine_chunks(), points)
-
-
-def list_failures(
-    target: Target,
-    scratch: Store,
-    failed: pa.Table,
-    done: Callable[[], pa.StringArray],
-) -> int:
+def list_failures(target: Target, blocks: Blocks) -> int:
     """Bring the list of failures up to date.
 
     What was listed before stays, but for the chips of these blocks.
 
     Args:
         target: The output.
-        scratch: Where the list is until it is whole.
-        failed: The chips of these blocks that have failed.
-        done: Gives the keys of the others, if they are needed.
+        blocks: The blocks, all rows of which have been gone through.
 
     Returns:
         Number of chips that are listed; without any there is no file.
     """
+    failed = blocks.failed()
     tables = [failed] if failed.num_rows else []
     parent, name = target.parent, target.failures
     content = parent.read(name)
@@ -400,7 +281,7 @@ def list_failures(
             ['failed' if n == 'datetime' else n for n in old.column_names]
         ).drop_columns([n for n in ('bbox',) if n in old.column_names])
         keys = row_keys(old)
-        told = (done(), row_keys(failed))
+        told = (blocks.keys(), row_keys(failed))
         again = [pc.is_in(keys, value_set=one) for one in told]
         kept = old.filter(pc.invert(pc.or_(*again))).replace_schema_metadata()
         if kept.num_rows:
@@ -413,7 +294,7 @@ def list_failures(
     frame = frame.sort_values('id', ignore_index=True, kind='stable')
     outlines = shapely.from_wkb(frame.pop('geometry').to_numpy())
     frame = gpd.GeoDataFrame(frame, geometry=outlines, crs='EPSG:4326')
-    with parent.whole(name, scratch) as temporary:
+    with parent.whole(name, blocks.store) as temporary:
         frame.to_parquet(temporary, index=False, write_covering_bbox=True)
     return len(frame)
 

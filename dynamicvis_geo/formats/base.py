@@ -1,0 +1,263 @@
+"""The interface of a format of output, and the plain data that it is given.
+
+A format stores the features of blocks, joins blocks into an output, and reads its
+outputs again. It knows nothing of Trainers, models or processes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from dynamicvis_geo.paths import Place
+from dynamicvis_geo.provenance import find_provenance
+from dynamicvis_geo.store import Store, Target
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.formats.block_files import Blocks
+
+#: Row of the chip table, reason and message of a chip without an image.
+Failure = tuple[int, str, str]
+
+
+@runtime_checkable
+class ChipTable(Protocol):
+    """The part of :class:`~dynamicvis_geo.datasets.ChipDataset` that outputs need."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Description of what the chips were cut from; JSON can hold it."""
+
+    @property
+    def table(self) -> NDArray[np.void]:
+        """All chips as plain numbers, type :data:`~.chip_table.CHIP`."""
+
+    @property
+    def source_crs(self) -> list[CRS]:
+        """CRS of each source."""
+
+    @property
+    def strides(self) -> Sequence[tuple[int, int] | None]:
+        """Pixels from chip to chip of each source; None without a grid."""
+
+    @property
+    def point_ids(self) -> pa.StringArray | None:
+        """Point of each chip; None if no chip has one."""
+
+    def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> gpd.GeoDataFrame:
+        """Rows of the chip table, EPSG:4326, in the order of `indices`."""
+
+    def among(self, keys: pa.StringArray) -> NDArray[np.bool_]:
+        """Say which chips have one of some keys."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Features of some chips, on the CPU.
+
+    Attributes:
+        chip: int64 ``[B]``, row numbers in the chip table.
+        embedding: float32 ``[B, D]`` or ``[B, D, h, w]``.
+        valid_fraction: float32 ``[B]``, share of the pixels not masked, if known.
+        failures: Row number, reason and message of chips whose image could not be had.
+    """
+
+    chip: NDArray[np.int64]
+    embedding: NDArray[np.float32]
+    valid_fraction: NDArray[np.float32] | None
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Row numbers of all chips, those that have failed last."""
+        failed = np.array([one[0] for one in self.failures], np.int64)
+        return np.concatenate([self.chip, failed])
+
+    def part(
+        self, chips: NDArray[np.bool_], failures: Sequence[Failure]
+    ) -> 'Predictions':
+        """Return some of the chips, with some failures."""
+        valid = self.valid_fraction
+        return Predictions(
+            self.chip[chips],
+            self.embedding[chips],
+            None if valid is None else valid[chips],
+            tuple(failures),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A run whose blocks are written.
+
+    Attributes:
+        store: Folder of the blocks, and of what a format keeps beside them.
+        word: Stands in the names of the run's files there.
+        provenance: What goes into the output.
+        chips: Where and when the chips are.
+        block_of: int64, the block of each row of the chip table, -1 for those of none.
+        square: Chips a side of the squares into which a grid of chips is cut.
+    """
+
+    store: Store
+    word: str
+    provenance: Mapping[str, Any]
+    chips: ChipTable
+    block_of: NDArray[np.int64]
+    square: int
+
+
+class Format(ABC):
+    """One format of output.
+
+    A block is finished when its file is there (:mod:`.block_files`); what else a format
+    stores of it is on disk before. All that writes may be called again, by any process,
+    on an output that others have left at any point.
+
+    Attributes:
+        output: What it takes of the task: 'pooled' or 'grid'.
+        dtypes: Types in which it can store embeddings.
+        suffixes: Ends of names, in lower case, that are of this format.
+        members: Patterns of the names of all that it puts into a folder: what else a
+            folder holds is not part of the output.
+    """
+
+    output: ClassVar[Literal['pooled', 'grid']]
+    dtypes: ClassVar[tuple[str, ...]]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    members: ClassVar[tuple[str, ...]]
+
+    def __init__(self, url: str, dtype: str) -> None:
+        """Say where an output is to be, and the type of its numbers.
+
+        Args:
+            url: File or folder; nothing is read.
+            dtype: One of :attr:`dtypes`.
+        """
+        self._target = Target.of(url)
+        self._folder = Store(url)
+        self._dtype = dtype
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the output is a folder."""
+        return True
+
+    @abstractmethod
+    def held(self) -> pa.StringArray:
+        """Keys of the chips that the finished output holds; empty without one."""
+
+    def check(self, chips: ChipTable) -> None:  # noqa: B027
+        """Refuse chips that it cannot hold, before their images are fetched.
+
+        Raises:
+            OutputError: If there are such chips.
+        """
+
+    def origins(self, chips: ChipTable) -> Sequence[tuple[float, float] | None]:
+        """Say from where the tiles of the plan hang, for each source of the chips.
+
+        Returns:
+            A point in the CRS of the source, or None for the origin of that CRS.
+        """
+        return [None] * len(chips.source_crs)
+
+    def write_maps(
+        self, work: Work, number: int, predictions: Sequence[Predictions]
+    ) -> None:
+        """Store the feature maps of a block; they are on disk when this returns.
+
+        Called for formats of feature maps only, if a chip of the block has one.
+
+        Args:
+            work: The run.
+            number: Number of the block.
+            predictions: Its chips that have not failed, at least one, in any order.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def merge(self, blocks: 'Blocks') -> None:
+        """Make the output of the blocks, from what is on disk alone.
+
+        It goes through all rows of the blocks.
+
+        Raises:
+            OutputError: If something cannot be read or written.
+        """
+
+    @classmethod
+    @abstractmethod
+    def is_at(cls, path: Place, is_folder: bool) -> bool:
+        """Say whether an output of this format may lie at a path."""
+
+    @classmethod
+    @abstractmethod
+    def read_chips(cls, path: Place, most: int) -> tuple[pd.DataFrame, int, int]:
+        """Read the rows of an output.
+
+        Args:
+            path: File or folder.
+            most: Rows to read, where each takes a file; they lie at even distances.
+
+        Returns:
+            A row each chip: ``id``, and what else is known of ``crs``, ``minx`` to
+            ``maxy``, ``width``, ``height``, ``start``, ``end`` and ``valid_fraction``;
+            a GeoDataFrame, EPSG:4326, if that has a geometry. The number of chips of
+            the output, and the length of an embedding.
+
+        Raises:
+            SourceError: If it cannot be read.
+        """
+
+    @classmethod
+    def read_provenance(cls, path: Place) -> dict[str, Any]:
+        """Return what made an output; empty if it does not say.
+
+        Raises:
+            OutputError: If it cannot be read.
+        """
+        return find_provenance(path) or {}
+
+    @classmethod
+    def read_vectors(cls, path: Place) -> Iterator[NDArray[np.float32]]:
+        """Yield the embeddings of a pooled output, in the order of its rows.
+
+        Yields:
+            float32 ``[n, D]``, some rows each time; NaN where there is none.
+
+        Raises:
+            SourceError: If they cannot be read.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def read_maps(
+        cls, path: Place, chips: pd.DataFrame
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the feature maps of chips.
+
+        Args:
+            path: File or folder.
+            chips: Rows of :meth:`read_chips`.
+
+        Yields:
+            float32 ``[D, h, w]``, the first row northernmost; NaN where it has none.
+
+        Raises:
+            SourceError: If one cannot be read.
+        """
+        raise NotImplementedError
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most *most* of the rows 0 to *count* - 1, at even distances."""
+    rows = np.linspace(0, count - 1, min(count, most)).round()
+    return np.unique(rows).astype(np.int64)
