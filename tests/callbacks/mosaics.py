@@ -174,25 +174,37 @@ def expected(
     dtype: str = 'float32',
     fails: Collection[int] = (),
 ) -> np.ndarray:
-    """What each cell must hold: cell by cell, from the bounds of the chips."""
+    """What each cell must hold: chip by chip, from the bounds of the chips."""
     array = np.full(tuple(ds.sizes[n] for n in ('time', 'embedding', 'y', 'x')), np.nan)
-    maps = [feature_map(name, cells).astype(dtype) for name in rows['chip_id']]
     starts = [None if pd.isna(t) else pd.Timestamp(t) for t in ds['time'].values]
-    for t, row, col in np.ndindex(*(ds.sizes[n] for n in ('time', 'y', 'x'))):
-        x, y = float(ds['x'][col]), float(ds['y'][row])
-        found = []
+    x, y = np.meshgrid(ds['x'].values, ds['y'].values)
+    for t, start in enumerate(starts):
+        owner = np.full(x.shape, -1)
+        # Of the owner: distance of the centre, place from the north and from the west.
+        best = np.full((3, *x.shape), np.inf)
         for n, chip in enumerate(rows.itertuples()):
-            start = None if pd.isna(chip.start) else chip.start
-            west, east, south, north = chip.minx, chip.maxx, chip.miny, chip.maxy
-            if start == starts[t] and west < x < east and south < y < north:
-                away = (x - (west + east) / 2) ** 2 + (y - (south + north) / 2) ** 2
-                i = int((north - y) / (north - south) * cells)
-                j = int((x - west) / (east - west) * cells)
-                found.append((round(away, 3), -north, west, n, i, j))
-        if found:
-            *_, n, i, j = min(found)
-            if n not in fails:
-                array[t, :, row, col] = maps[n][:, i, j]
+            if start != (None if pd.isna(chip.start) else chip.start):
+                continue
+            inside = (chip.minx < x) & (x < chip.maxx)
+            inside &= (chip.miny < y) & (y < chip.maxy)
+            centre = (chip.minx + chip.maxx) / 2, (chip.miny + chip.maxy) / 2
+            away = np.round((x - centre[0]) ** 2 + (y - centre[1]) ** 2, 3)
+            closer = away < best[0]
+            for key, value in ((1, -chip.maxy), (2, chip.minx)):
+                equal = (away == best[0]) & (best[1:key] == -chip.maxy).all(axis=0)
+                closer |= equal & (value < best[key])
+            closer &= inside
+            owner[closer] = n
+            best[0][closer] = away[closer]
+            best[1][closer], best[2][closer] = -chip.maxy, chip.minx
+        for n, chip in enumerate(rows.itertuples()):
+            mine = owner == n
+            if n in fails or not mine.any():
+                continue
+            features = feature_map(chip.chip_id, cells).astype(dtype)
+            down = (chip.maxy - y[mine]) / (chip.maxy - chip.miny) * cells
+            across = (x[mine] - chip.minx) / (chip.maxx - chip.minx) * cells
+            array[t][:, mine] = features[:, down.astype(int), across.astype(int)]
     return array
 
 

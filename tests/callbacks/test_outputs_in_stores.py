@@ -58,13 +58,13 @@ def test_killed_and_sharded_runs_give_the_files_of_a_local_one(
     chips = make_chips()
 
     def shard(target: str, index: int, count: int) -> EmbeddingWriter:
-        return EmbeddingWriter(target, format_, block_chips=1, shard=(index, count))
+        return EmbeddingWriter(target, format_, block_chips=2, shard=(index, count))
 
     local = tmp_path / 'out' / name
     predict(shard(str(local), 1, 1), chips, Task(output))
     url = f'{bucket}/place/{name}'
-    fail(shard(url, 2, 2), chips, Task(output, fail_at=1))
-    for index in (1, 2):
+    fail(shard(url, 1, 2), chips, Task(output, fail_at=1))
+    for index in (2, 1):
         predict(shard(url, index, 2), chips, Task(output))
     assert contents(f'{bucket}/place') == contents(str(local.parent))
     assert read_provenance(url)['emb:dimensions'] == 5

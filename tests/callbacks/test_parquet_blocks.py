@@ -1,5 +1,4 @@
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -27,12 +26,12 @@ from dynamicvis_geo.callbacks.output import Merged, join_blocks
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.formats import tables
 from dynamicvis_geo.formats.base import Failure, Predictions
-from dynamicvis_geo.formats.block_files import SUFFIX, encode_block
+from dynamicvis_geo.formats.block_files import SUFFIX, Blocks, encode_block
 from dynamicvis_geo.formats.geoparquet import GeoParquet
 from dynamicvis_geo.provenance import read_provenance
 from dynamicvis_geo.store import Store, Target
+from tests.callbacks.dies import die_in_merge
 
 from .test_blocks import begin, grid, plan_of, points
 
@@ -87,6 +86,13 @@ class Run:
             )
             name = block_name(self.description, number, SUFFIX)
             self.store.put(name, memoryview(content))
+
+    def blocks(self) -> Blocks:
+        told = self.description
+        names = sorted(name for name in self.store.names() if name != DESCRIPTION_FILE)
+        return Blocks(
+            self.store, names, told.word, told.chip_set, told.chips, told.provenance
+        )
 
     def merge(self, partial: bool = False) -> Merged:
         path = f'{self.target.url}/out.parquet'
@@ -164,16 +170,6 @@ def test_sharded_killed_and_undisturbed_runs_give_the_same_file(
         assert read(run.target, 'out.parquet') == expected
 
 
-def die_in_merge(description: Description, path: str) -> None:
-    """Be killed when the first row group should be written."""
-
-    def die(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    tables.GeoParquetWriter.write = die  # type: ignore[assignment,method-assign]
-    join_blocks(GeoParquet(path, 'float32'), Target.of(path), description)
-
-
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='processes are not killed')
 def test_a_merge_that_is_killed_leaves_nothing_beside_the_output(
     tmp_path: Path,
@@ -182,7 +178,7 @@ def test_a_merge_that_is_killed_leaves_nothing_beside_the_output(
     run.do()
     path = str(tmp_path / 'out.parquet')
     process = multiprocessing.get_context('spawn').Process(
-        target=die_in_merge, args=(run.description, path)
+        target=die_in_merge, args=(run.blocks(), path)
     )
     process.start()
     process.join()

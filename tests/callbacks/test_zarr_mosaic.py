@@ -1,12 +1,13 @@
 """Feature maps mosaicked into Zarr, against an oracle made from the bounds of chips."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -176,7 +177,7 @@ def test_failed_chips_leave_their_cells_empty_until_they_are_done(
     assert len(gpd.read_parquet(target / 'chips.parquet')) == len(chips)
 
 
-@pytest.mark.parametrize('shards', [2, 3, 50])
+@pytest.mark.parametrize('shards', [2, 50])
 @pytest.mark.parametrize('stride', [16, 24, 32])
 def test_shards_make_no_difference(
     tmp_path: Path, grid: Callable[..., ChipDataset], shards: int, stride: int
@@ -210,7 +211,7 @@ BLOCK = 16
 SHARDS_OF_FOUR = 4 * 4 * 4 * D * 4
 
 
-@pytest.mark.parametrize('stride', [8, 4, 6, 2, (4, 8), 16])
+@pytest.mark.parametrize('stride', [8, 6, 2, (4, 8), 16])
 def test_blocks_of_a_grid_write_whole_shards(
     tmp_path: Path,
     large: Callable[..., ChipDataset],
@@ -481,27 +482,23 @@ def killed_everywhere(
         assert_same(target, whole)
 
 
-@pytest.mark.parametrize('squares', [True, False])
 def test_killed_at_any_moment(
     tmp_path: Path,
     grid: Callable[..., ChipDataset],
     kill: Callable[[int], list[str]],
-    squares: bool,
 ) -> None:
-    chips = grid(24, squares=squares)
+    chips = grid(24)
     killed_everywhere(
         tmp_path, kill, lambda target: None, lambda target: drive(target, chips)
     )
 
 
-@pytest.mark.parametrize('squares', [True, False])
 def test_killed_while_adding(
     tmp_path: Path,
     grid: Callable[..., ChipDataset],
     kill: Callable[[int], list[str]],
-    squares: bool,
 ) -> None:
-    chips = grid(24, squares=squares)
+    chips = grid(24, squares=False)
     killed_everywhere(
         tmp_path,
         kill,
@@ -701,9 +698,9 @@ def test_without_zarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Zarr(str(tmp_path / 'out.zarr'), 'float32')
 
 
-def all_of_it(target: Path, chips: ChipDataset, reverse: bool, barrier: Any) -> None:
-    for name, value in SMALL.items():
-        setattr(zarr_layout, name, value)
+def all_of_it(
+    target: Path, chips: ChipDataset, reverse: bool, barrier: threading.Barrier
+) -> None:
     barrier.wait(HANG)
     run = Run(target, chips)
     barrier.wait(HANG)
@@ -712,40 +709,17 @@ def all_of_it(target: Path, chips: ChipDataset, reverse: bool, barrier: Any) -> 
     run.merge()
 
 
-def test_two_processes_do_all_of_it_at_once(
+# What is ignored in one thread is not in another.
+@pytest.mark.filterwarnings('ignore:Consolidated metadata')
+def test_two_do_all_of_it_at_once(
     tmp_path: Path, grid: Callable[..., ChipDataset]
 ) -> None:
-    chips = grid(16)
-    context = multiprocessing.get_context('spawn')
-    barrier = context.Barrier(2)
-    target = tmp_path / 'out.zarr'
-    other = context.Process(
-        target=all_of_it, args=(target, chips, True, barrier), daemon=True
-    )
-    other.start()
-    all_of_it(target, chips, False, barrier)
-    other.join(HANG)
-    assert other.exitcode == 0
+    chips, target, barrier = grid(16), tmp_path / 'out.zarr', threading.Barrier(2)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(all_of_it, target, chips, True, barrier)
+        all_of_it(target, chips, False, barrier)
+        other.result(HANG)
     assert_same(target, drive(tmp_path / 'other.zarr', chips))
-
-
-def test_a_store_in_a_bucket(
-    grid: Callable[..., ChipDataset], tmp_path: Path, bucket: str
-) -> None:
-    chips = grid(24, squares=False)
-    url = f'{bucket}/some/out.zarr'
-    for index in (1, 0):
-        run = Run(url, chips, fails=[3])
-        run.do(Shard(index, 2))
-    run.end()
-    run = Run(url, chips)
-    run.do()
-    run.end()
-    ds = xr.open_zarr(url, group='EPSG_32618', chunks=None)
-    np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips))
-    fsspec.filesystem('s3').get(url, str(tmp_path / 'copied.zarr'), recursive=True)
-    other = drive(tmp_path / 'other.zarr', chips, fails=[3])
-    assert_same(tmp_path / 'copied.zarr', drive(other, chips))
 
 
 def test_a_store_behind_a_url(grid: Callable[..., ChipDataset], tmp_path: Path) -> None:
@@ -784,7 +758,7 @@ def test_an_output_is_opened_again(
     tmp_path: Path, grid: Callable[..., ChipDataset]
 ) -> None:
     names = ('S2_20240601.tif', 'S2_20240701.tif')
-    chips = grid(16, names=names)
+    chips = grid(names=names)
     target = drive(tmp_path / 'out.zarr', chips, fails=[3])
     opened = same_maps(target)
     assert (opened.kind, opened.total, opened.dimensions) == ('grid', len(chips) - 1, D)
