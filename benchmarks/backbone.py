@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynamicvis_geo.models import DynamicVis, scan
-from dynamicvis_geo.models.scan_forms import resolve_scan
+from dynamicvis_geo.models.scan import resolve_scan
 
 FORMS = ('sequential', 'torch', 'auto', 'bf16')
 MATRIX_OPS = {'aten::linear', 'aten::mm', 'aten::addmm', 'aten::conv2d'}

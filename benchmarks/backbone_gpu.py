@@ -30,13 +30,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynamicvis_geo.models import DynamicVis, scan
-from dynamicvis_geo.models.scan_forms import scan_forms
 
 PRECISIONS = {'float32': torch.float32, 'bf16': torch.bfloat16}
 FORMS = ('graph', 'fused', 'mamba_ssm', 'torch')
@@ -120,17 +120,15 @@ def shapes() -> list[tuple[int, int, int]]:
 
 
 def scan_errors() -> Iterator[tuple[str, torch.dtype, float]]:
-    from dynamicvis_geo.models import scan_triton
-
     for batch, length, channels in shapes():
         for dtype in BOUNDS:
             inputs = scan_inputs(batch, length, channels, dtype)
-            y = scan_triton.selective_scan(*inputs)
+            y = scan.run_scan('triton', *inputs)
             expected = scan.selective_scan(*(t.double() for t in inputs))
             yield 'scan', dtype, relative_error(y, expected)
     inputs = scan_inputs(1, 64, 192, torch.float32)
     inputs[1][0, 0, 40, 5] = torch.nan
-    y = scan_triton.selective_scan(*inputs)[0, 0]
+    y = scan.run_scan('triton', *inputs)[0, 0]
     right = y[40:, 5].isnan().all() and y.isnan().sum() == 24
     yield 'NaN in the scan', torch.float32, 0.0 if right else torch.inf
 
@@ -156,15 +154,13 @@ def scan_inputs(
 
 
 def convolution_errors() -> Iterator[tuple[str, torch.dtype, float]]:
-    from dynamicvis_geo.models import scan_triton
-
     for batch, length, channels in shapes():
         for dtype in BOUNDS:
             x = torch.randn(batch, length, 2 * channels, device='cuda', dtype=dtype)
             x = x[..., :channels]
             weight = torch.randn(channels, 1, 4, device='cuda')
             bias = torch.randn(channels, device='cuda')
-            y = scan_triton.causal_conv(x, weight, bias, 2)
+            y = scan.run_conv('triton', x, weight, bias, 2)
             exact = (t.double() for t in (x, weight, bias))
             yield 'convolution', dtype, relative_error(y, scan.causal_conv(*exact, 2))
 
@@ -222,7 +218,7 @@ def print_rows(
     floor = floor_seconds(model, PRECISIONS[precision], *rates)
     results: dict[str, tuple[float, float]] = {}
     for form in args.forms:
-        if form == 'mamba_ssm' and scan_forms()['mamba_ssm']:
+        if form == 'mamba_ssm' and find_spec('mamba_ssm') is None:
             continue
         if form == 'torch' and batch_size > 32:
             continue
@@ -254,15 +250,48 @@ def print_rows(
 @contextmanager
 def as_form(model: DynamicVis, form: str) -> Iterator[None]:
     """Let a model run the general form around another scan."""
-    name = 'auto' if form in ('graph', 'fused') else form
+    name = 'auto' if form in ('graph', 'fused') else 'torch'
     holders = [model, *(m for m in model.modules() if hasattr(m, 'split_sizes'))]
+    general = scan.selective_scan
+    if form == 'mamba_ssm':
+        setattr(scan, 'selective_scan', mamba_ssm_scan)  # noqa: B010
     for holder in holders:
         holder.scan = name
     try:
         yield
     finally:
+        setattr(scan, 'selective_scan', general)  # noqa: B010
         for holder in holders:
             holder.scan = 'auto'
+
+
+def mamba_ssm_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    gate: Tensor,
+) -> Tensor:
+    """Scan by the kernel of mamba-ssm, which knows one direction and channels first."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    def turn(x: Tensor) -> Tensor:
+        return x if len(x) == 1 else torch.stack([x[0], x[1].flip(1)])
+
+    def sequences(x: Tensor) -> Tensor:
+        return turn(x.to(u.dtype)).flatten(0, 1).mT.contiguous()
+
+    y = selective_scan_fn(
+        *(sequences(u), sequences(dt), A.float(), sequences(B), sequences(C)),
+        D.float(),
+        z=sequences(gate.expand_as(u)),
+        delta_bias=dt_bias.float(),
+        delta_softplus=True,
+    )
+    return turn(y.to(u.dtype).mT.unflatten(0, u.shape[:2]))
 
 
 def prepare(model: DynamicVis, batch_size: int, precision: str, form: str) -> Call:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dynamicvis_geo.commands.demo import synthetic_scene
 from dynamicvis_geo.models import DynamicVis
-from dynamicvis_geo.models.dynamicvis import Gate
+from dynamicvis_geo.models.layers import Gate
 from dynamicvis_geo.transforms import Preprocess
 
 Result = tuple[Tensor, list[Tensor]]

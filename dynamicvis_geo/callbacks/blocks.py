@@ -24,7 +24,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from dynamicvis_geo.callbacks.settings import differences, table
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datasets.chip_order import (
     Origins,
@@ -36,6 +35,7 @@ from dynamicvis_geo.datasets.chip_order import (
 from dynamicvis_geo.errors import OutputError, RunEndedError, SpecError
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.provenance import jsonable, to_json
+from dynamicvis_geo.settings import differences, table
 from dynamicvis_geo.store import Store
 from dynamicvis_geo.time_window import last_of
 

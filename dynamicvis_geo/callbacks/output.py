@@ -24,7 +24,6 @@ from dynamicvis_geo.callbacks.blocks import (
     sweep,
 )
 from dynamicvis_geo.callbacks.place import check_place, check_settings, made_by
-from dynamicvis_geo.callbacks.settings import settings_of
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.formats import FORMATS, resolve_format
 from dynamicvis_geo.formats.base import ChipTable, Format
@@ -37,6 +36,7 @@ from dynamicvis_geo.formats.block_files import (
 )
 from dynamicvis_geo.paths import AnyPath, Place, output_path
 from dynamicvis_geo.provenance import run_history
+from dynamicvis_geo.settings import settings_of
 from dynamicvis_geo.store import Store, Target
 
 _logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamicvis_geo.callbacks.blocks import DESCRIPTION_FILE
-from dynamicvis_geo.callbacks.settings import differences, settings_of, table
 from dynamicvis_geo.errors import DynamicVisGeoError, OutputError
 from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import (
@@ -20,6 +19,7 @@ from dynamicvis_geo.provenance import (
     carries_provenance,
     read_provenance,
 )
+from dynamicvis_geo.settings import differences, settings_of, table
 from dynamicvis_geo.store import Target
 
 #: Names of files on their way.

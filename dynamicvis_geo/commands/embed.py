@@ -176,7 +176,7 @@ def run(arguments: Namespace) -> int:
         require_launcher,
     )
     from dynamicvis_geo.datamodules import ScenesDataModule
-    from dynamicvis_geo.models.checkpoint import read_head
+    from dynamicvis_geo.models.safe_load import read_head
     from dynamicvis_geo.tasks import FeatureExtraction
 
     output: Output = arguments.output

@@ -79,7 +79,7 @@ def _on_the_hub(address: str) -> str:
 def _environment_rows(device: torch.device, scan: str) -> Iterable[tuple[str, ...]]:
     import torch
 
-    from dynamicvis_geo.models.scan_forms import resolve_scan, scan_forms
+    from dynamicvis_geo.models.scan import resolve_scan, unavailable_kernels
     from dynamicvis_geo.provenance import software_versions
 
     yield from software_versions().items()
@@ -90,8 +90,8 @@ def _environment_rows(device: torch.device, scan: str) -> Iterable[tuple[str, ..
         detail = f' ({torch.cuda.get_device_name(device)})'
     yield 'device', f'{device}{detail}'
     yield 'selective scan', f'{resolve_scan(scan, device.type)} (asked for: {scan})'
-    for form, reason in scan_forms().items():
-        yield f'  {form}', reason or 'available'
+    for kernel, reason in unavailable_kernels().items():
+        yield f'  {kernel}', reason or 'available'
 
 
 def _setting_rows(

@@ -23,7 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvis_geo.errors import CheckpointError, OutputError, SpecError
-from dynamicvis_geo.models.safe_load import load_weights_only
+from dynamicvis_geo.models.config import TRAINED_ARGUMENTS
+from dynamicvis_geo.models.safe_load import (
+    is_safetensors,
+    load_weights_only,
+    read_head,
+)
 from dynamicvis_geo.paths import local_output
 
 #: How the official "without token selection" models differ from the others. Their
@@ -34,22 +39,6 @@ WITHOUT_TOKEN_SELECTION: dict[str, Any] = {
     'global_token_cfg': {'pos': 'none', 'num': -1},
 }
 
-# Arguments of the official backbone that are taken from the training configuration,
-# which MMEngine stores as text.
-_SETTINGS = frozenset(
-    {
-        'arch',
-        'global_token_cfg',
-        'img_size',
-        'is_softmax_on_x',
-        'layer_cfgs',
-        'mamba2',
-        'norm_topk_prob',
-        'path_type',
-        'sampling_scale',
-        'spatial_token_keep_ratios',
-    }
-)
 # What reading a configuration raises that is none, or is written in another way.
 _NO_CONFIGURATION = (
     AttributeError,
@@ -126,7 +115,7 @@ def read_checkpoint(path: str | Path, sha256: str | None = None) -> Checkpoint:
             f'{path} has SHA-256 {digest}, but sha256={sha256!r} is asked for: fetch '
             'the file anew, or correct sha256'
         )
-    content = _read_safetensors(path) if _is_safetensors(head) else _read_torch(path)
+    content = _read_safetensors(path) if is_safetensors(head) else _read_torch(path)
     stored, ignored = _split_prefixes(path, content.tensors)
     arch = _arch_of(path, stored)
     odd = [name for name, tensor in stored.items() if not _is_dense_float(tensor)]
@@ -280,42 +269,6 @@ class _Content:
     meta: dict[str, Any]
 
 
-def read_head(path: Path) -> bytes:
-    """Return the first bytes of a file, refusing what cannot be a checkpoint."""
-    if not path.is_file():
-        what = 'is not a file' if path.exists() else 'does not exist'
-        raise CheckpointError(f'{path} {what}: give the path of a checkpoint file')
-    try:
-        with path.open('rb') as file:
-            head = file.read(512)
-    except OSError as error:
-        raise CheckpointError(
-            f'{path} cannot be read ({error.strerror}): check its permissions'
-        ) from error
-    if not head:
-        raise CheckpointError(f'{path} is empty: delete it and download it again')
-    if head.startswith(b'version https://git-lfs'):
-        raise CheckpointError(
-            f'{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in '
-            'its repository, or download the file'
-        )
-    if re.match(rb'\s*<(!doctype|html|\?xml|head)', head, re.IGNORECASE):
-        raise CheckpointError(
-            f'{path} is a web page, not a checkpoint: download the file itself (on '
-            'Hugging Face from the address with /resolve/, not /blob/)'
-        )
-    if not _is_safetensors(head) and not head.startswith((b'PK\x03\x04', b'\x80')):
-        raise CheckpointError(
-            f'{path} is neither a PyTorch nor a safetensors file: give a checkpoint'
-        )
-    return head
-
-
-def _is_safetensors(head: bytes) -> bool:
-    # Eight bytes of the JSON header's length, little-endian, then the header.
-    return head[4:9] == b'\0\0\0\0{'
-
-
 def _file_sha256(path: Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -371,7 +324,9 @@ def _settings_of(config: str) -> dict[str, Any]:
         for node in ast.walk(ast.parse(config)):
             if isinstance(node, ast.keyword) and node.arg == 'backbone':
                 arguments = _literal(node.value)
-                settings = {k: v for k, v in arguments.items() if k in _SETTINGS}
+                settings = {
+                    k: v for k, v in arguments.items() if k in TRAINED_ARGUMENTS
+                }
                 json.dumps(settings)  # raises on other values than plain ones
                 return settings
     return {}

@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,28 @@ PATH_TYPES = (
     'forward_reverse_shuffle_mean',
     'forward_reverse_shuffle_gate',
 )
+#: Kernels of the selective scan; 'auto' is the fastest for the device of the tensors.
+SCANS = ('auto', 'torch', 'c', 'triton')
 _CHOICES = {
     'weights': ('pretrained', 'random'),
     'arch': ('auto', 'b', 'base', 'l', 'large'),
     'path_type': PATH_TYPES,
     'implementation': ('native', 'upstream'),
-    'scan': ('auto', 'torch', 'c', 'triton', 'mamba_ssm'),
+    'scan': SCANS,
 }
 _ARCHS = {'base': 'b', 'large': 'l'}
+#: Fields that are arguments of the backbone.
+_ARGUMENTS = ('arch', 'img_size', 'path_type', 'sampling_scale', 'mamba2')
+#: Arguments of the backbone that are no fields: they follow the checkpoint.
+_FOLLOWING = (
+    'global_token_cfg',
+    'is_softmax_on_x',
+    'layer_cfgs',
+    'norm_topk_prob',
+    'spatial_token_keep_ratios',
+)
+#: Arguments with which a checkpoint may have been trained.
+TRAINED_ARGUMENTS = frozenset({*_ARGUMENTS, *_FOLLOWING})
 #: The smallest image at which the official model is known to run.
 MIN_IMG_SIZE = 16
 #: A mistake, rather than an image, is larger.
@@ -59,9 +73,9 @@ class BackboneConfig:
         repo_commit: The commit of it that is used.
         repo_cache: Folder for clones.
         auto_download_repo: Whether the official code may be cloned if it is not found.
-        fetch_workers: Number of images fetched at once.
+        fetch_workers: Number of images fetched at once; no matter of the backbone.
         sha256: SHA-256 that the checkpoint file must have; None accepts any.
-        scan: Form of the selective scan; ``'auto'`` takes the fastest that runs.
+        scan: Kernel of the selective scan; ``'auto'`` takes the fastest that runs.
 
     Raises:
         SpecError: If a value cannot be used; it names the field, the value and the
@@ -86,7 +100,8 @@ class BackboneConfig:
     repo_commit: str = '0bfe96f471af4ddf1c41ae596c468ce40502b67a'
     repo_cache: Path = Path('~/.cache/rs_embed/dynamicvis')
     auto_download_repo: bool = True
-    fetch_workers: int = 8
+    # A matter of Earth Engine: no two backbones differ by it.
+    fetch_workers: int = field(default=8, compare=False)
     sha256: str | None = None
     scan: str = 'auto'
 
@@ -127,6 +142,16 @@ class BackboneConfig:
             self.ckpt_file if self.checkpoint is None else self.checkpoint
         )
 
+    def model_arguments(self, arch: str, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the arguments of the backbone that decide its features.
+
+        Args:
+            arch: 'b' or 'l'.
+            trained: Arguments with which the checkpoint was trained.
+        """
+        values = {name: getattr(self, name) for name in _ARGUMENTS}
+        return {**values, 'arch': arch, **following(trained)}
+
     @classmethod
     def from_env(
         cls, environ: Mapping[str, str] | None = None, **arguments: Any
@@ -157,6 +182,11 @@ class BackboneConfig:
         return cls(**values, **arguments)
 
 
+def following(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Give those arguments of the backbone that always follow the checkpoint."""
+    return {name: trained[name] for name in _FOLLOWING if name in trained}
+
+
 def sources(
     arguments: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
@@ -173,13 +203,13 @@ def sources(
     environ = os.environ if environ is None else environ
     given = set(arguments)
     origin = {}
-    for field in fields(BackboneConfig):
-        variable = _VARIABLES[field.name][0] if field.name in _VARIABLES else ''
-        if field.name in given:
-            origin[field.name] = 'argument'
+    for name in (each.name for each in fields(BackboneConfig)):
+        variable = _VARIABLES[name][0] if name in _VARIABLES else ''
+        if name in given:
+            origin[name] = 'argument'
         else:
             is_set = bool(environ.get(variable, '').strip())
-            origin[field.name] = variable if is_set else 'default'
+            origin[name] = variable if is_set else 'default'
     return origin
 
 

@@ -8,7 +8,7 @@ without renaming other than their ``backbone.`` prefix.
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -16,19 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models.layers import (
+    GLOBAL_TOKEN_POSITIONS,
+    PatchEmbed,
+    SparseMixer,
+    conv_size,
+)
 from dynamicvis_geo.models.mamba import MambaBlock
 from dynamicvis_geo.models.mamba2 import HeadGroups, Mamba2Mixer
 from dynamicvis_geo.models.precision import float32_products
-from dynamicvis_geo.models.scan import needs_gradients
-from dynamicvis_geo.models.scan_forms import (
+from dynamicvis_geo.models.scan import (
     check_scan,
+    needs_gradients,
     resolve_scan,
     tell_cost_of_gradients,
 )
 
 OutType = Literal['featmap', 'avg_featmap']
-#: Where the global tokens stand in the sequence that Mamba sees.
-GLOBAL_TOKEN_POSITIONS = ('head', 'none', 'headtail', 'mid')
 _WIDTHS = {'b': (96, 192, 384, 768), 'l': (128, 256, 512, 1024)}
 _DEPTHS = {'b': (2, 4, 16, 4), 'l': (2, 4, 32, 4)}
 _ARCHS = {'b': 'b', 'base': 'b', 'l': 'l', 'large': 'l'}
@@ -36,133 +40,6 @@ _INTERPOLATE_MODES = ('bicubic', 'bilinear', 'nearest')
 # The scan of the first stage, of fewest channels, is cut into 24 pieces an image (arch
 # b): three for each thread, so that few threads wait long for the last ones.
 _THREADS_AN_IMAGE = 8
-
-
-class PatchEmbed(nn.Module):
-    """Overlapping patches as tokens: a convolution, row-major flattening, LayerNorm."""
-
-    def __init__(
-        self, in_channels: int, width: int, patch_size: int, stride: int, eps: float
-    ) -> None:
-        super().__init__()
-        self.projection = nn.Conv2d(
-            in_channels, width, patch_size, stride, padding=patch_size // 2
-        )
-        nn.init.kaiming_normal_(self.projection.weight, mode='fan_out')
-        nn.init.zeros_(cast(Tensor, self.projection.bias))
-        self.norm = nn.LayerNorm(width, eps=eps)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed ``[B, C, H, W]`` into ``[B, h * w, width]`` and ``(h, w)``.
-
-        In the dtype of the weights also under autocast: nearly all that bfloat16 would
-        cost features, it would cost here. From a contiguous tensor, since convolutions
-        of channels-last ones round about twice as much.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            x = self.projection(x.to(self.projection.weight.dtype).contiguous())
-            height, width = x.shape[-2:]
-            return self.norm(x.flatten(2).transpose(1, 2)), (height, width)
-
-
-class Gate(nn.Linear):
-    """One routing logit a token, never in reduced precision: order decides features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Score ``[B, N, width]`` as ``[B, N, 1]``, float32 also under autocast."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(dtype), self.weight.to(dtype))
-
-
-class SparseMixer(nn.Module):
-    """Choose the tokens of the highest weight and let Mamba mix those.
-
-    Args:
-        width: channels of the tokens.
-        reduction: one token in *reduction* is chosen. At 0 or less there is no gate and
-            Mamba sees all tokens in raster order.
-        global_tokens: number of averages of the sequence that are shown to Mamba beside
-            the chosen tokens.
-        global_token_position: where these stand, one of
-            :data:`GLOBAL_TOKEN_POSITIONS`.
-        is_softmax_on_x: whether tokens that were not chosen are scaled by
-            ``1 + weight``.
-        norm_topk_prob: whether the weights of the chosen tokens are made to sum to 1.
-        block: the Mamba block.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        reduction: int,
-        global_tokens: int,
-        global_token_position: str,
-        is_softmax_on_x: bool,
-        norm_topk_prob: bool,
-        block: MambaBlock,
-    ) -> None:
-        super().__init__()
-        self.reduction = reduction
-        self.global_tokens = 0 if global_token_position == 'none' else global_tokens
-        self.global_token_position = global_token_position
-        self.is_softmax_on_x = is_softmax_on_x
-        self.norm_topk_prob = norm_topk_prob
-        if reduction > 0:
-            self.spatial_gate = Gate(width)
-        self.spatial_mamba_mixer: Callable[..., Tensor] = block
-
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Mix ``[B, N, width]``."""
-        if self.reduction <= 0:
-            return self._mix(x, x, generator)
-        weights = F.softmax(self.spatial_gate(x)[..., 0], dim=-1)
-        keep = x.shape[1] // self.reduction
-        # A stable sort breaks exact ties by position on every machine; topk does not.
-        ids = weights.sort(dim=-1, descending=True, stable=True).indices[:, :keep]
-        chosen_weights = weights.gather(1, ids)[..., None].to(x.dtype)
-        if self.norm_topk_prob:
-            chosen_weights = chosen_weights / chosen_weights.sum(1, keepdim=True)
-        # Rows of all samples in one table: whole tokens are copied, not single numbers.
-        starts = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
-        rows = (ids + starts[:, None]).flatten()
-        chosen = x.flatten(0, 1).index_select(0, rows).unflatten(0, ids.shape)
-        mixed = self._mix(x, chosen, generator) if keep else chosen
-        updated = torch.addcmul(chosen, chosen_weights, mixed).flatten(0, 1)
-        if self.is_softmax_on_x:
-            output = x * (1 + weights[..., None].to(x.dtype))
-        else:
-            output = x.clone()
-        output = output.contiguous()
-        output.flatten(0, 1).index_copy_(0, rows, updated)
-        return output
-
-    def _mix(
-        self, x: Tensor, chosen: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """Show Mamba the chosen tokens among the global ones, and take those back."""
-        count = self.global_tokens
-        if not count:
-            return self.spatial_mamba_mixer(chosen, generator)
-        pooled = _average_runs(x, count)
-        kept = chosen.shape[1]
-        if self.global_token_position == 'mid':
-            before, after = chosen.split([kept // 2, kept - kept // 2], dim=1)
-            sequence = self.spatial_mamba_mixer(
-                torch.cat([before, pooled, after], dim=1), generator
-            )
-            # The official code cuts here, which is not where it inserted: half of the
-            # global tokens stay in place of chosen ones.
-            cut = (kept + count) // 2
-            return torch.cat([sequence[:, :cut], sequence[:, cut + count :]], dim=1)
-        ends = [pooled] if self.global_token_position == 'headtail' else []
-        sequence = self.spatial_mamba_mixer(
-            torch.cat([pooled, chosen, *ends], dim=1), generator
-        )
-        return sequence[:, count : count + kept]
 
 
 class DynamicVis(nn.Module):
@@ -210,8 +87,8 @@ class DynamicVis(nn.Module):
             it.
         init_cfg: accepted as in the official class; load weights with
             :meth:`load_state_dict`.
-        scan: the form of the selective scan, one of
-            :data:`~dynamicvis_geo.models.scan_forms.SCANS`. All give the same features
+        scan: the kernel of the selective scan, one of
+            :data:`~dynamicvis_geo.models.config.SCANS`. All give the same features
             but for rounding.
 
     Raises:
@@ -362,7 +239,7 @@ class DynamicVis(nn.Module):
         """Say how features are computed on a device, ready for JSON.
 
         Returns:
-            ``kernel``, the form of the scan that runs there, and ``tf32``, whether
+            ``kernel``, that of the scan which runs there, and ``tf32``, whether
             products or convolutions are rounded to TF32: never, see
             :func:`~dynamicvis_geo.models.precision.float32_products`.
         """
@@ -503,13 +380,6 @@ def _mixer_settings(
     }
 
 
-def _average_runs(x: Tensor, count: int) -> Tensor:
-    """Average ``[B, N, C]`` over *count* runs of tokens, as adaptive pooling does."""
-    if x.shape[1] % count == 0:
-        return x.reshape(x.shape[0], count, x.shape[1] // count, x.shape[2]).mean(2)
-    return F.adaptive_avg_pool1d(x.transpose(1, 2), count).transpose(1, 2)
-
-
 def _note_grid(
     model: nn.Module, state_dict: Any, prefix: str, local_metadata: dict[str, Any]
 ) -> None:
@@ -557,11 +427,6 @@ def _fit_pos_embed(
             image, model.grid, mode=model.interpolate_mode, **smooth
         )
         state_dict[key] = resized.flatten(2).transpose(1, 2).to(old.dtype)
-
-
-def conv_size(pixels: int, kernel: int, stride: int) -> int:
-    """Count the outputs of a convolution that is padded by half its kernel."""
-    return (pixels + 2 * (kernel // 2) - kernel) // stride + 1
 
 
 def _choice(name: str, value: str, choices: Mapping[str, str]) -> str:

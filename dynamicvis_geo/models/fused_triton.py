@@ -27,7 +27,6 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor, nn
 
-from dynamicvis_geo.models.dynamicvis import conv_size
 from dynamicvis_geo.models.fused_kernels import (
     gather_kernel,
     join_kernel,
@@ -35,6 +34,7 @@ from dynamicvis_geo.models.fused_kernels import (
     tokens_kernel,
 )
 from dynamicvis_geo.models.graphs import state_of
+from dynamicvis_geo.models.layers import conv_size
 from dynamicvis_geo.models.mamba import MambaBlock, MambaMixer, RMSNorm
 from dynamicvis_geo.models.patches_triton import convolve_tokens, split_filters
 from dynamicvis_geo.models.scan_triton import launch_conv, launch_scan

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import PATH_TYPES
 from dynamicvis_geo.models.mamba2 import HeadGroups, Mamba2Mixer
-from dynamicvis_geo.models.scan_forms import scan_form
+from dynamicvis_geo.models.scan import run_conv, run_scan
 
 
 class RMSNorm(nn.Module):
@@ -47,7 +47,7 @@ class MambaMixer(nn.Module):
             'auto'.
         use_bias: whether `in_proj` and `out_proj` have a bias.
         use_conv_bias: whether the convolution has a bias.
-        scan: one of :data:`~dynamicvis_geo.models.scan_forms.SCANS`.
+        scan: one of :data:`~dynamicvis_geo.models.config.SCANS`.
     """
 
     def __init__(
@@ -92,12 +92,14 @@ class MambaMixer(nn.Module):
         Returns:
             ``[directions, B, L, inner]``, tokens in their own order.
         """
-        form = scan_form(self.scan, x.device.type)
         tokens, gate = self.in_proj(x).chunk(2, dim=-1)
-        h = form.causal_conv(tokens, self.conv1d.weight, self.conv1d.bias, directions)
+        h = run_conv(
+            self.scan, tokens, self.conv1d.weight, self.conv1d.bias, directions
+        )
         dt, B, C = self.x_proj(h).split(self.split_sizes, dim=-1)
         double = self.A_log.dtype == torch.float64
-        return form.selective_scan(
+        return run_scan(
+            self.scan,
             h,
             F.linear(dt, self.dt_proj.weight),
             -torch.exp(self.A_log if double else self.A_log.float()),
@@ -124,7 +126,7 @@ class MambaBlock(nn.Module):
         mamba2: whether the mixer is Mamba-2.
         mamba2_head_groups: see :class:`~dynamicvis_geo.models.mamba2.Mamba2Mixer`.
         layer_cfgs: arguments of the mixer that replace its defaults.
-        scan: one of :data:`~dynamicvis_geo.models.scan_forms.SCANS`.
+        scan: one of :data:`~dynamicvis_geo.models.config.SCANS`.
 
     Raises:
         SpecError: if *path_type* or *layer_cfgs* is wrong.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.models.scan_forms import scan_form
+from dynamicvis_geo.models.scan import run_conv
 
 HeadGroups = Literal['contiguous', 'tiled']
 
@@ -30,8 +30,8 @@ class Mamba2Mixer(nn.Module):
         chunk_size: tokens that are multiplied as one matrix; affects speed only.
         use_bias: whether `in_proj` and `out_proj` have a bias.
         use_conv_bias: whether the convolution has a bias.
-        scan: one of :data:`~dynamicvis_geo.models.scan_forms.SCANS`. It chooses the
-            form of the convolution; the scan itself is matrix products.
+        scan: one of :data:`~dynamicvis_geo.models.config.SCANS`. It chooses the
+            kernel of the convolution; the scan itself is matrix products.
 
     Raises:
         SpecError: if the sizes do not divide, or *head_groups* is unknown.
@@ -93,9 +93,8 @@ class Mamba2Mixer(nn.Module):
             ``[directions, B, L, inner]``, tokens in their own order.
         """
         gate, mixed, dt = self.in_proj(x).split(self.split_sizes, dim=-1)
-        form = scan_form(self.scan, x.device.type)
-        mixed = form.causal_conv(
-            mixed, self.conv1d.weight, self.conv1d.bias, directions
+        mixed = run_conv(
+            self.scan, mixed, self.conv1d.weight, self.conv1d.bias, directions
         )
         outputs = [self._scan(mixed[0], dt)]
         if directions == 2:

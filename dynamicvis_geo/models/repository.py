@@ -13,21 +13,7 @@ from dynamicvis_geo.errors import UpstreamError
 #: Within a git hook these would point git at another repository.
 _HOOK_VARIABLES = ('GIT_DIR', 'GIT_INDEX_FILE', 'GIT_WORK_TREE')
 #: A server that stalls for a minute is given up; a shared clone may be another user's.
-_SETTINGS = ('http.lowSpeedLimit=1000', 'http.lowSpeedTime=60', 'safe.directory=*')
-
-
-def clone_folder(cache: Path, commit: str) -> Path:
-    """Say where in *cache* the clone at *commit* is or will be.
-
-    Raises:
-        UpstreamError: if *commit* is not a full hash.
-    """
-    if not _is_hash(commit):
-        raise UpstreamError(
-            f'repo_commit={commit!r} must be the 40 hexadecimal digits of a commit: a '
-            'branch or a tag may move'
-        )
-    return cache.expanduser() / f'DynamicVis-{commit[:12]}'
+_GIT_OPTIONS = ('http.lowSpeedLimit=1000', 'http.lowSpeedTime=60', 'safe.directory=*')
 
 
 def clone_repository(url: str, commit: str, cache: Path) -> Path:
@@ -66,6 +52,44 @@ def clone_repository(url: str, commit: str, cache: Path) -> Path:
     return checked_clone(root, commit)
 
 
+def repository_commit(root: Path) -> str | None:
+    """Read the commit that is checked out at *root*; None if that is no repository."""
+    head = root / '.git' / 'HEAD'
+    text = head.read_text().strip() if head.is_file() else ''
+    if _is_hash(text):
+        # As in our own clones, also on machines that have no git.
+        return text
+    return _ask_git(root, 'rev-parse', 'HEAD')
+
+
+def is_edited(root: Path) -> bool | None:
+    """Tell whether files of the commit at *root* were changed; None if nobody can."""
+    changed = _ask_git(root, 'status', '--porcelain', '--untracked-files=no')
+    return None if changed is None else bool(changed)
+
+
+def _ask_git(root: Path, *question: str) -> str | None:
+    """Ask git about a repository that may be somebody else's; None without answer."""
+    if not (root / '.git').exists() or shutil.which('git') is None:
+        return None
+    result = _git('--no-optional-locks', '-C', str(root), *question)
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def clone_folder(cache: Path, commit: str) -> Path:
+    """Give the place of the clone at *commit* in *cache*.
+
+    Raises:
+        UpstreamError: if *commit* is not a full hash.
+    """
+    if not _is_hash(commit):
+        raise UpstreamError(
+            f'repo_commit={commit!r} must be the 40 hexadecimal digits of a commit: a '
+            'branch or a tag may move'
+        )
+    return cache.expanduser() / f'DynamicVis-{commit[:12]}'
+
+
 def checked_clone(root: Path, commit: str) -> Path:
     """Return *root* if *commit* is checked out there.
 
@@ -79,31 +103,6 @@ def checked_clone(root: Path, commit: str) -> Path:
             f'{found or "no git repository"}: delete the folder, and it is cloned again'
         )
     return root
-
-
-def repository_commit(root: Path) -> str | None:
-    """Read the commit that is checked out at *root*; None if that is no repository."""
-    head = root / '.git' / 'HEAD'
-    text = head.read_text().strip() if head.is_file() else ''
-    if _is_hash(text):
-        # As in our own clones, also on machines that have no git.
-        return text
-    if not (root / '.git').exists() or shutil.which('git') is None:
-        return None
-    result = _git('-C', str(root), 'rev-parse', 'HEAD')
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
-def is_edited(root: Path) -> bool | None:
-    """Say whether files of the commit at *root* were changed; None if nobody can."""
-    if not (root / '.git').exists() or shutil.which('git') is None:
-        return None
-    # Without optional locks, as the repository may be somebody else's.
-    result = _git(
-        *('--no-optional-locks', '-C', str(root)),
-        *('status', '--porcelain', '--untracked-files=no'),
-    )
-    return bool(result.stdout.strip()) if result.returncode == 0 else None
 
 
 def _is_hash(text: str) -> bool:
@@ -130,7 +129,7 @@ def _clone(url: str, commit: str, target: Path) -> None:
 def _git(*arguments: str) -> 'subprocess.CompletedProcess[str]':
     environment = {k: v for k, v in os.environ.items() if k not in _HOOK_VARIABLES}
     environment |= {'GIT_TERMINAL_PROMPT': '0', 'LC_ALL': 'C'}
-    options = [part for setting in _SETTINGS for part in ('-c', setting)]
+    options = [part for option in _GIT_OPTIONS for part in ('-c', option)]
     try:
         return subprocess.run(
             ['git', *options, *arguments],

@@ -1,4 +1,4 @@
-"""Loading a ``torch.save`` file without running code from it.
+"""Checkpoint files: refused if they are something else, loaded without running code.
 
 ``torch.load(weights_only=True)`` admits tensors and plain containers alone. Checkpoints
 of MMEngine hold its log buffers beside the weights, whose class is not installed here.
@@ -23,7 +23,7 @@ from dynamicvis_geo.errors import CheckpointError
 
 # MMEngine's HistoryBuffer holds numpy arrays, and its own methods, which are pickled as
 # calls of `getattr`; the stand-in for that looks nothing up.
-_HARMLESS = frozenset(
+_STOOD_IN_FOR = frozenset(
     {
         'builtins.getattr',
         'numpy.dtype',
@@ -58,13 +58,54 @@ _DAMAGED = (
 )
 
 
+def read_head(path: Path) -> bytes:
+    """Read the first bytes of a file.
+
+    Raises:
+        CheckpointError: If it cannot be a checkpoint; it says what it is instead.
+    """
+    if not path.is_file():
+        what = 'is not a file' if path.exists() else 'does not exist'
+        raise CheckpointError(f'{path} {what}: give the path of a checkpoint file')
+    try:
+        with path.open('rb') as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(
+            f'{path} cannot be read ({error.strerror}): check its permissions'
+        ) from error
+    if not head:
+        raise CheckpointError(f'{path} is empty: delete it and download it again')
+    if head.startswith(b'version https://git-lfs'):
+        raise CheckpointError(
+            f'{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in '
+            'its repository, or download the file'
+        )
+    if re.match(rb'\s*<(!doctype|html|\?xml|head)', head, re.IGNORECASE):
+        raise CheckpointError(
+            f'{path} is a web page, not a checkpoint: download the file itself (on '
+            'Hugging Face from the address with /resolve/, not /blob/)'
+        )
+    if not is_safetensors(head) and not head.startswith((b'PK\x03\x04', b'\x80')):
+        raise CheckpointError(
+            f'{path} is neither a PyTorch nor a safetensors file: give a checkpoint'
+        )
+    return head
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Tell a safetensors file by its first bytes."""
+    # Eight bytes of the JSON header's length, little-endian, then the header.
+    return head[4:9] == b'\0\0\0\0{'
+
+
 def load_weights_only(path: Path) -> object:
     """Load what ``torch.save`` wrote; foreign harmless objects become inert ones.
 
     Args:
-        path: The file. The tensors of an archive are mapped from it, not read: copy
-            those that are wanted. What is never touched (an optimizer's state, twice
-            the size of the weights) is never read.
+        path: The file. The tensors of an archive are mapped from it: copy those that
+            are wanted; the others (an optimizer's state, twice the size of the weights)
+            take no memory.
 
     Returns:
         The object in the file, as a rule a dict.
@@ -81,8 +122,8 @@ def load_weights_only(path: Path) -> object:
             'download it again'
         )
     try:
-        stand_ins = _stand_ins(path, _names_in(path)) if is_archive else []
-        with _only_allowed(stand_ins):
+        inert = _inert_classes(path, _names_in(path)) if is_archive else []
+        with _only_allowed(inert):
             return torch.load(
                 path, map_location='cpu', weights_only=True, mmap=is_archive
             )
@@ -105,10 +146,10 @@ def _reason(error: Exception) -> str:
     return sentence.rstrip('.') or type(error).__name__
 
 
-class _StandIn:
+class _Inert:
     """An inert object in place of a foreign one: accepts anything, keeps nothing."""
 
-    def __new__(cls, *args: object) -> '_StandIn':
+    def __new__(cls, *args: object) -> '_Inert':
         return super().__new__(cls)
 
     def __init__(self, *args: object) -> None: ...
@@ -132,9 +173,9 @@ def _names_in(path: Path) -> set[str]:
     }
 
 
-def _stand_ins(path: Path, names: set[str]) -> list[type[_StandIn]]:
+def _inert_classes(path: Path, names: set[str]) -> list[type[_Inert]]:
     """Return inert classes for the harmless foreign names; refuse any other name."""
-    stand_ins = []
+    classes = []
     for name in sorted(names):
         module, _, attribute = name.rpartition('.')
         package = module.partition('.')[0]
@@ -142,21 +183,21 @@ def _stand_ins(path: Path, names: set[str]) -> list[type[_StandIn]]:
             continue
         # Classes only, by their capital: no checkpoint needs to call a function.
         is_class = package in _OPENMMLAB and attribute[:1].isupper()
-        if name not in _HARMLESS and not is_class:
+        if name not in _STOOD_IN_FOR and not is_class:
             raise CheckpointError(
                 f'{path} is refused, because it asks for {name} on loading, which '
                 'could run code: use a file from a source that you trust'
             )
         # These two attributes are all that PyTorch before 2.7 finds an entry by.
-        stand_ins.append(type(attribute, (_StandIn,), {'__module__': module}))
-    return stand_ins
+        classes.append(type(attribute, (_Inert,), {'__module__': module}))
+    return classes
 
 
 _registry = threading.Lock()
 
 
 @contextlib.contextmanager
-def _only_allowed(classes: list[type[_StandIn]]) -> Iterator[None]:
+def _only_allowed(classes: list[type[_Inert]]) -> Iterator[None]:
     """Allow these classes on loading, and none that other packages have registered.
 
     Others register numpy's real functions, which fail on arguments that are stand-ins.

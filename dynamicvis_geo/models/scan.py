@@ -1,18 +1,40 @@
-"""The selective scan of Mamba (arXiv 2312.00752, section 3), in plain PyTorch.
+"""The selective scan of Mamba (arXiv 2312.00752, section 3) and its convolution.
 
-The faster forms, one module each, compute the same and are chosen in ``scan_forms.py``.
+Both are written here in plain PyTorch, which runs anywhere, in float64, and with
+gradients. Both are operators of PyTorch as well, ``dynamicvis_geo::...``, to which
+``scan_c.py`` adds a kernel for CPUs and ``scan_triton.py`` one for CUDA; PyTorch's
+dispatcher chooses by the device of the tensors. A program that ``torch.export`` saved
+needs the module of its device imported where it runs.
 
 Every tensor is channel-last, ``[directions, B, L, channels]``: direction 0 walks the
 sequence from its first token to its last, direction 1 from its last to its first. Both
 take and give the tokens in their own order, so no flipped copy ever leaves this module.
 """
 
+import functools
+import importlib
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models.config import SCANS
+
+_MODULES = {
+    'c': 'dynamicvis_geo.models.scan_c',
+    'triton': 'dynamicvis_geo.models.scan_triton',
+}
+_FASTEST = {'cpu': 'c', 'cuda': 'triton'}
+_REMEDIES = {
+    'c': 'install a C compiler (gcc, clang, or the Visual C++ build tools) and then '
+    'dynamicvis-geo again, with pip install --force-reinstall --no-deps',
+    'triton': 'install triton (pip install triton), which needs a CUDA GPU and comes '
+    'with PyTorch on Linux',
+}
 # The states of all chunks are updated together, so they should stay in the cache of a
 # core while being large enough to hide the cost of launching an operation.
 _STATE_ELEMENTS = 1 << 17
@@ -90,6 +112,146 @@ def causal_conv(
     return F.silu(torch.stack(outputs))
 
 
+scan_operator = torch.library.custom_op(
+    'dynamicvis_geo::selective_scan', selective_scan, mutates_args=()
+)
+conv_operator = torch.library.custom_op(
+    'dynamicvis_geo::causal_conv', causal_conv, mutates_args=()
+)
+
+
+@scan_operator.register_fake
+def _(u: Tensor, *_: Tensor) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+@conv_operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, directions: int) -> Tensor:
+    return x.new_empty((directions, *x.shape))
+
+
+def run_scan(scan: str, *tensors: Tensor) -> Tensor:
+    """Run :func:`selective_scan` by a kernel.
+
+    float64 tensors, and tensors that need gradients, take PyTorch's.
+
+    Args:
+        scan: one of :data:`~dynamicvis_geo.models.config.SCANS`.
+        *tensors: the arguments of :func:`selective_scan`.
+    """
+    if _runs_in_pytorch(scan, *tensors):
+        return selective_scan(*tensors)
+    y: Tensor = scan_operator(*tensors)
+    return y
+
+
+def run_conv(
+    scan: str, x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
+) -> Tensor:
+    """Run :func:`causal_conv` by a kernel, as :func:`run_scan` does the scan."""
+    if _runs_in_pytorch(scan, x, weight, bias):
+        return causal_conv(x, weight, bias, directions)
+    y: Tensor = conv_operator(x, weight, bias, directions)
+    return y
+
+
+def _runs_in_pytorch(scan: str, x: Tensor, *others: Tensor | None) -> bool:
+    return (
+        _kernel(scan, x.device.type) == 'torch'
+        or x.dtype == torch.float64
+        or needs_gradients((x, *others))
+    )
+
+
+def unavailable_kernels() -> dict[str, str | None]:
+    """Give each kernel, and why it cannot run on this machine (None if it can)."""
+    return {'torch': None} | {name: _unavailable(name) for name in _MODULES}
+
+
+def check_scan(scan: str) -> None:
+    """Raise SpecError unless *scan* is 'auto' or names a kernel that can run here."""
+    if scan not in SCANS:
+        raise SpecError(f'scan={scan!r} is unknown: choose one of {", ".join(SCANS)}')
+    reason = _unavailable(scan) if scan in _MODULES else None
+    if reason is not None:
+        raise SpecError(
+            f"scan={scan!r} is not available: {reason}. Set scan='auto', or "
+            f'{_REMEDIES[scan]}'
+        )
+
+
+@functools.cache
+def resolve_scan(scan: str, device_type: str) -> str:
+    """Name the kernel that runs on a device.
+
+    Warns, once in a process, if 'auto' has to take PyTorch's on a CPU or CUDA GPU.
+
+    Args:
+        scan: one of :data:`~dynamicvis_geo.models.config.SCANS`.
+        device_type: type of a torch device, such as 'cpu' or 'cuda'.
+
+    Returns:
+        'torch', 'c' or 'triton'.
+
+    Raises:
+        SpecError: if *scan* is unknown, or names a kernel that cannot run there.
+    """
+    check_scan(scan)
+    if scan == 'auto':
+        fastest = _FASTEST.get(device_type, 'torch')
+        reason = None if fastest == 'torch' else _unavailable(fastest)
+        if reason is None:
+            return fastest
+        warnings.warn(
+            f'the selective scan runs in plain PyTorch on {device_type}, several times '
+            f'slower than the kernel {fastest!r}, which is not available: {reason}. '
+            f'To get it, {_REMEDIES[fastest]}',
+            stacklevel=2,
+        )
+        return 'torch'
+    device = device_type if scan == 'torch' else _module(scan).DEVICE
+    if device != device_type:
+        raise SpecError(
+            f'scan={scan!r} runs on {device}, but the tensors are on '
+            f"{device_type}: set scan='auto' or move the model"
+        )
+    return scan
+
+
+@functools.cache
+def tell_cost_of_gradients(scan: str, device_type: str) -> None:
+    """Warn, once in a process, if gradients take another kernel than features do."""
+    fastest = resolve_scan(scan, device_type)
+    if fastest != 'torch':
+        warnings.warn(
+            'a forward pass that needs gradients runs the selective scan in plain '
+            f'PyTorch, as the kernel {fastest!r} has none: on the CPU about 4 times '
+            'the time of inference, 10 times with the backward pass, and more memory. '
+            'If features alone are wanted, call it under torch.no_grad() or freeze the '
+            'model with requires_grad_(False)',
+            stacklevel=5,
+        )
+
+
+# torch.compile takes the name as a constant, and does not trace how it was found.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _kernel(scan: str, device_type: str) -> str:
+    return resolve_scan(scan, device_type)
+
+
+def _unavailable(kernel: str) -> str | None:
+    try:
+        reason: str | None = _module(kernel).unavailable()
+    except ImportError as error:
+        return str(error)
+    return reason
+
+
+def _module(kernel: str) -> Any:
+    """Import the module of a kernel, which registers it with the operators."""
+    return importlib.import_module(_MODULES[kernel])
+
+
 def needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
     """Say whether a result of these tensors has to be differentiable."""
     return torch.is_grad_enabled() and any(
@@ -97,31 +259,20 @@ def needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
     )
 
 
-def check_scan_shapes(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    gate: Tensor,
-) -> None:
+def check_scan_shapes(*tensors: Tensor) -> None:
     """Raise ValueError unless a kernel can run on the arguments of a scan."""
-    directions, batch, length, channels = u.shape
-    states = A.shape[1]
+    (directions, batch, length, channels), states = (
+        tensors[0].shape,
+        tensors[2].shape[1],
+    )
+    large = directions, batch, length, channels
     small = directions, batch, length, states
-    shapes = [tuple(t.shape) for t in (dt, A, B, C, D, dt_bias, gate)]
+    shapes = [tuple(tensor.shape) for tensor in tensors]
     if directions > 2 or shapes != [
-        tuple(u.shape),
-        (channels, states),
-        small,
-        small,
-        (channels,),
-        (channels,),
-        (batch, length, channels),
+        *(large, large, (channels, states), small, small),
+        *((channels,), (channels,), (batch, length, channels)),
     ]:
-        raise ValueError(f'shapes {tuple(u.shape)}, {shapes} do not fit each other')
+        raise ValueError(f'shapes {shapes} do not fit each other')
 
 
 def check_conv_shapes(

@@ -15,17 +15,14 @@ from ctypes import c_int64, c_uint, c_void_p
 import torch
 from torch import Tensor
 
-from dynamicvis_geo.models import scan
-from dynamicvis_geo.models.scan_operator import (
-    causal_conv,
+from dynamicvis_geo.models.scan import (
+    check_conv_shapes,
+    check_scan_shapes,
     conv_operator,
     scan_operator,
-    selective_scan,
 )
 
-__all__ = ['DEVICE', 'causal_conv', 'instruction_set', 'selective_scan', 'unavailable']
-
-#: The type of device that this form runs on.
+#: The type of device that these kernels run on.
 DEVICE = 'cpu'
 INSTRUCTION_SETS = ('baseline', 'avx2', 'avx512')
 # As in _scan.c: a library that was built from another version of it is not called.
@@ -63,7 +60,7 @@ class _Conv(ctypes.Structure):
 
 
 def unavailable() -> str | None:
-    """Say why this form cannot run here, or None if it can."""
+    """Say why these kernels cannot run here, or None if they can."""
     try:
         _library()
     except OSError as error:
@@ -78,19 +75,11 @@ def instruction_set() -> str:
 
 
 @scan_operator.register_kernel('cpu')
-def _selective_scan(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    gate: Tensor,
-) -> Tensor:
+def _selective_scan(*tensors: Tensor) -> Tensor:
+    check_scan_shapes(*tensors)
+    u, dt, A, B, C, D, dt_bias, gate = tensors
     directions, batch, length, channels = u.shape
     states = A.shape[1]
-    scan.check_scan_shapes(u, dt, A, B, C, D, dt_bias, gate)
     dtype = _storage(u)
     u_, dt_, B_, C_, gate_ = (_rows(t, dtype) for t in (u, dt, B, C, gate))
     A_, D_, dt_bias_ = (t.to(torch.float32).contiguous() for t in (A, D, dt_bias))
@@ -112,7 +101,7 @@ def _causal_conv(
 ) -> Tensor:
     batch, length, channels = x.shape
     taps = weight.shape[-1]
-    scan.check_conv_shapes(x, weight, bias, directions)
+    check_conv_shapes(x, weight, bias, directions)
     dtype = _storage(x)
     x_ = _rows(x, dtype)
     weight_ = weight[:, 0].T.to(torch.float32).contiguous()

@@ -28,12 +28,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dynamicvis_geo.models import scan
-from dynamicvis_geo.models import scan_operator as operators
-from dynamicvis_geo.models.scan_operator import conv_operator, scan_operator
+from dynamicvis_geo.models.scan import (
+    check_conv_shapes,
+    check_scan_shapes,
+    conv_operator,
+    scan_operator,
+)
 
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-#: The type of device that this form runs on; the CPU under TRITON_INTERPRET=1.
+#: The type of device that these kernels run on; the CPU under TRITON_INTERPRET=1, where
+#: they take the place of those in C.
 DEVICE = 'cpu' if _INTERPRETED else 'cuda'
 _CHANNELS = 32
 # States times tokens that a lane works on at once: enough to overlap their latencies,
@@ -51,7 +55,7 @@ _BUSY, _FULL = 4, 8
 
 
 def unavailable() -> str | None:
-    """Say why this form cannot run here, or None if it can."""
+    """Say why these kernels cannot run here, or None if they can."""
     if _INTERPRETED:
         return None
     if not torch.cuda.is_available():
@@ -65,21 +69,6 @@ def unavailable() -> str | None:
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         return f'Triton does not start ({error})'
     return None
-
-
-def selective_scan(*tensors: Tensor) -> Tensor:
-    """Run the recurrence of :func:`dynamicvis_geo.models.scan.selective_scan`."""
-    # On a CPU the operator has the kernel in C; the interpreter is called past it.
-    kernel = _selective_scan if _INTERPRETED else scan_operator
-    return operators.selective_scan(*tensors, kernel=kernel)
-
-
-def causal_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
-) -> Tensor:
-    """Run the convolution of :func:`dynamicvis_geo.models.scan.causal_conv`."""
-    kernel = _causal_conv if _INTERPRETED else conv_operator
-    return operators.causal_conv(x, weight, bias, directions, kernel=kernel)
 
 
 def count_chunks(programs: int, length: int, processors: int) -> int:
@@ -153,9 +142,9 @@ def launch_scan(
     return out
 
 
-@scan_operator.register_kernel('cuda')
+@scan_operator.register_kernel(DEVICE)
 def _selective_scan(*tensors: Tensor) -> Tensor:
-    scan.check_scan_shapes(*tensors)
+    check_scan_shapes(*tensors)
     return launch_scan(*tensors)
 
 
@@ -183,11 +172,11 @@ def launch_conv(
     return out
 
 
-@conv_operator.register_kernel('cuda')
+@conv_operator.register_kernel(DEVICE)
 def _causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> Tensor:
-    scan.check_conv_shapes(x, weight, bias, directions)
+    check_conv_shapes(x, weight, bias, directions)
     return launch_conv(x, weight, bias, directions)
 
 

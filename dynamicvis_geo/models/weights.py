@@ -1,6 +1,7 @@
 """Fetching the official weights, and building the backbone that they are for."""
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,9 +24,8 @@ from torchvision.models import Weights, WeightsEnum
 
 from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.models.checkpoint import Checkpoint, load_into, read_checkpoint
-from dynamicvis_geo.models.config import BackboneConfig
+from dynamicvis_geo.models.config import BackboneConfig, following
 from dynamicvis_geo.models.dynamicvis import DynamicVis
-from dynamicvis_geo.models.identity import TAKEN_OVER
 from dynamicvis_geo.models.upstream import build_upstream, upstream_source
 from dynamicvis_geo.transforms import Preprocess
 
@@ -35,8 +35,9 @@ _SUFFIXES = ('.bin', '.ckpt', '.pt', '.pth', '.safetensors')
 RANDOM_SEED = 0
 
 # The errors of whichever HTTP library this version of huggingface_hub has, and OSError.
-_TRANSPORT_ERRORS = cast(
-    tuple[type[Exception], ...], (OSError, *HfHubHTTPError.__bases__)
+_HUB_ERRORS = cast(
+    tuple[type[Exception], ...],
+    (HFValidationError, OSError, *HfHubHTTPError.__bases__),
 )
 
 
@@ -67,7 +68,7 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
     provenance |= {
         'arch': model.arch,
         'path_type': model.path_type,
-        'sampling_scale': _plain(model.sampling_scale),
+        'sampling_scale': _as_json(model.sampling_scale),
         'mamba2': model.mamba2,
         'img_size': list(model.img_size),
         'implementation': config.implementation,
@@ -77,7 +78,9 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
         'parameters': _statistics(model),
     }
     if config.implementation == 'upstream':
-        official = _official_backbone(config, model, provenance)
+        trained = provenance.get('trained_settings', {})
+        official = build_upstream(config, model.arch, trained)
+        official.load_state_dict(model.state_dict())
         source = upstream_source(type(official))
         provenance['upstream_commit'] = source.commit
         provenance['upstream_edited'] = source.edited
@@ -155,42 +158,34 @@ def _from_the_hub(what: str, hf_repo: str, revision: str) -> str:
 
 @contextlib.contextmanager
 def _hub_errors(what: str, hf_repo: str, revision: str) -> Iterator[None]:
-    """Say of every error of the hub what was wanted, and what to do."""
-    endpoint = _endpoint()
-    what = _from_the_hub(what, hf_repo, revision)
+    """Say of every error of the Hub what was wanted, and what to do."""
     try:
         yield
-    except GatedRepoError as error:
-        reason = 'access has to be granted'
-        remedy = f'ask for it at {endpoint}/{hf_repo}, then run `hf auth login`'
+    except _HUB_ERRORS as error:
+        reason = str(error)
+        if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
+            reason += f' {error.__cause__}'
+        remedy = _remedy(error, f'{_endpoint()}/{hf_repo}')
+        what = _from_the_hub(what, hf_repo, revision)
         raise _not_to_be_had(what, reason, remedy) from error
-    except RepositoryNotFoundError as error:
-        reason = 'there is no such repository, or it is private'
-        remedy = 'correct hf_repo, or run `hf auth login`'
-        raise _not_to_be_had(what, reason, remedy) from error
-    except RevisionNotFoundError as error:
-        reason = 'there is no such revision'
-        remedy = f'take one of {endpoint}/{hf_repo}/commits'
-        raise _not_to_be_had(what, reason, remedy) from error
-    except LocalEntryNotFoundError as error:
-        cause = error.__cause__ or error
-        reason = f'it is not in the cache, and could not be asked for: {cause}'
-        if constants.HF_HUB_OFFLINE:
-            reason = 'it is not in the cache, and HF_HUB_OFFLINE forbids downloading'
-        remedy = 'go online once, or name a local file by checkpoint'
-        raise _not_to_be_had(what, reason, _login_or(remedy, cause)) from error
-    except HFValidationError as error:
-        reason, remedy = str(error), "give hf_repo as 'owner/name'"
-        raise _not_to_be_had(what, reason, remedy) from error
-    except _TRANSPORT_ERRORS as error:
-        remedy = _login_or('run it again', error)
-        raise _not_to_be_had(what, str(error), remedy) from error
 
 
-def _login_or(remedy: str, error: BaseException) -> str:
-    status = getattr(getattr(error, 'response', None), 'status_code', None)
-    denied = status in (401, 403)
-    return 'run `hf auth login`, or correct HF_TOKEN' if denied else remedy
+def _remedy(error: Exception, page: str) -> str:
+    for kind, remedy in (
+        (GatedRepoError, f'ask for access at {page}, then run `hf auth login`'),
+        (RepositoryNotFoundError, 'correct hf_repo, or run `hf auth login`'),
+        (RevisionNotFoundError, f'take one of {page}/commits'),
+        (HFValidationError, "give hf_repo as 'owner/name'"),
+    ):
+        if isinstance(error, kind):
+            return remedy
+    response = getattr(error.__cause__ or error, 'response', None)
+    if getattr(response, 'status_code', None) in (401, 403):
+        return 'run `hf auth login`, or correct HF_TOKEN'
+    if isinstance(error, LocalEntryNotFoundError):
+        unless = ', without HF_HUB_OFFLINE,' if constants.HF_HUB_OFFLINE else ''
+        return f'go online once{unless} or name a local file by checkpoint'
+    return 'run it again'
 
 
 def _not_to_be_had(what: str, reason: str, remedy: str) -> CheckpointError:
@@ -225,15 +220,14 @@ def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, 
         source['revision'], source['file'] = _place_in_cache(path)
     checkpoint = read_checkpoint(path, config.sha256)
     _check(config, checkpoint)
-    taken_over = {k: v for k, v in checkpoint.settings.items() if k in TAKEN_OVER}
     try:
-        model = _build(config, checkpoint.arch, taken_over)
+        model = _build(config, checkpoint.arch, checkpoint.settings)
     except (AttributeError, TypeError, ValueError) as error:
         # If it is not the file, this raises what is wrong with the configuration.
         _build(config, checkpoint.arch, {})
         raise CheckpointError(
             f'{path} was trained with settings of which no backbone can be built '
-            f'({taken_over}: {error}): give another file'
+            f'({following(checkpoint.settings)}: {error}): give another file'
         ) from error
     keys = load_into(model, checkpoint)
     trained = checkpoint.img_size
@@ -246,20 +240,9 @@ def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, 
         'missing_keys': keys['missing'],
         'stored_dtypes': checkpoint.dtypes,
         'trained_img_size': None if trained is None else list(trained),
-        'trained_settings': _plain(checkpoint.settings),
+        'trained_settings': _as_json(checkpoint.settings),
         'training': checkpoint.meta,
     }
-
-
-def _official_backbone(
-    config: BackboneConfig, model: DynamicVis, provenance: Mapping[str, Any]
-) -> nn.Module:
-    """Build the official class with the weights and the settings of the native one."""
-    trained = provenance.get('trained_settings', {})
-    settings = {name: trained[name] for name in TAKEN_OVER if name in trained}
-    official = build_upstream(config, model.arch, settings)
-    official.load_state_dict(model.state_dict())
-    return official
 
 
 def _check(config: BackboneConfig, checkpoint: Checkpoint) -> None:
@@ -293,22 +276,12 @@ def _check(config: BackboneConfig, checkpoint: Checkpoint) -> None:
 
 
 def _build(
-    config: BackboneConfig, arch: str, taken_over: Mapping[str, Any], seed: int = 0
+    config: BackboneConfig, arch: str, trained: Mapping[str, Any], seed: int = 0
 ) -> DynamicVis:
     """Build the backbone on the CPU; the state of global random generators is kept."""
     with torch.device('cpu'), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return DynamicVis(
-            arch=arch,
-            img_size=config.img_size,
-            path_type=config.path_type,
-            sampling_scale=config.sampling_scale,
-            mamba2=config.mamba2,
-            out_indices=(3,),
-            out_type='featmap',
-            scan=config.scan,
-            **taken_over,
-        )
+        return DynamicVis(scan=config.scan, **config.model_arguments(arch, trained))
 
 
 def _names_of(config: BackboneConfig) -> tuple[str, ...]:
@@ -345,13 +318,9 @@ def _statistics(model: nn.Module) -> dict[str, float]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """Return mappings and tuples as what JSON gives back for them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
+def _as_json(value: Any) -> Any:
+    """Give what JSON gives back for mappings and tuples."""
+    return json.loads(json.dumps(value, default=dict))
 
 
 class _HubWeights(WeightsEnum):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from dynamicvis_geo.errors import CheckpointError, SpecError
-from dynamicvis_geo.tasks.comparable import check_comparable
+from dynamicvis_geo.settings import check_comparable
 from dynamicvis_geo.tasks.moments import Moments
 from dynamicvis_geo.tasks.probe_inputs import (
     Optimizer,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvis_geo.models import fused_triton, patches_triton, scan_triton
-from dynamicvis_geo.models.dynamicvis import PatchEmbed, SparseMixer
+from dynamicvis_geo.models.layers import PatchEmbed, SparseMixer
 from dynamicvis_geo.models.mamba import MambaBlock
 
 from .test_scan import relative_error

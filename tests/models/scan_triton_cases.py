@@ -1,4 +1,4 @@
-"""What the Triton form must do; ``test_scan_triton.py`` runs this file.
+"""What the Triton kernels must do; ``test_scan_triton.py`` runs this file.
 
 On a GPU if there is one, else in Triton's interpreter, whose time grows with each
 number that it touches: sizes are small, and so are the blocks.
@@ -7,8 +7,8 @@ number that it touches: sizes are small, and so are the blocks.
 import pytest
 import torch
 
-from dynamicvis_geo.models import scan, scan_operator, scan_triton
-from dynamicvis_geo.models.dynamicvis import SparseMixer
+from dynamicvis_geo.models import scan, scan_triton
+from dynamicvis_geo.models.layers import SparseMixer
 from dynamicvis_geo.models.mamba import MambaBlock, MambaMixer
 
 from . import parity
@@ -36,7 +36,7 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def run_scan(inputs: Inputs) -> torch.Tensor:
-    return scan_triton.selective_scan(*(t.to(DEVICE) for t in inputs)).cpu()
+    return scan.run_scan('triton', *(t.to(DEVICE) for t in inputs)).cpu()
 
 
 # (directions, batch, length, channels, states)
@@ -128,15 +128,15 @@ def test_convolution_equals_reference(
     weight = torch.randn(x.shape[2], 1, taps)
     bias = torch.randn(x.shape[2]) if has_bias else None
     arguments = (None if t is None else t.to(DEVICE) for t in (x, weight, bias))
-    y = scan_triton.causal_conv(*arguments, 2)
+    y = scan.run_conv('triton', *arguments, 2)
     assert y.dtype == dtype
     error = relative_error(y.cpu(), reference_conv(x, weight, bias, 2))
     assert error < (1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps)
 
 
-def test_gradients_take_the_torch_form() -> None:
+def test_gradients_are_of_pytorch() -> None:
     inputs = [t.to(DEVICE).requires_grad_() for t in make_inputs(2, 1, 6, 3, 2)]
-    y = scan_triton.selective_scan(*inputs)
+    y = scan.run_scan('triton', *inputs)
     assert torch.equal(y, scan.selective_scan(*inputs))
     y.sum().backward()
     assert all(t.grad is not None for t in inputs)
@@ -147,7 +147,7 @@ def test_empty_tensors() -> None:
         assert run_scan(make_inputs(*size)).shape == size[:4]
     empty = torch.empty(0, 5, 4, device=DEVICE)
     weight = torch.ones(4, 1, 4, device=DEVICE)
-    assert scan_triton.causal_conv(empty, weight, None, 2).shape == (2, 0, 5, 4)
+    assert scan.run_conv('triton', empty, weight, None, 2).shape == (2, 0, 5, 4)
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -156,24 +156,24 @@ def test_wrong_shapes_are_refused() -> None:
         run_scan(inputs._replace(B=inputs.B[..., :8]))
     weight = torch.ones(15, 1, 4, device=DEVICE)
     with pytest.raises(ValueError, match='do not fit'):
-        scan_triton.causal_conv(inputs.gate.to(DEVICE), weight, None, 2)
+        scan.run_conv('triton', inputs.gate.to(DEVICE), weight, None, 2)
 
 
 @pytest.mark.skipif(DEVICE == 'cpu', reason='the operators of the CPU are in C')
 def test_operators_are_well_formed() -> None:
     inputs = tuple(t.to(DEVICE) for t in make_inputs(2, 1, 4, 3, 2))
-    torch.library.opcheck(scan_operator.scan_operator, inputs)
+    torch.library.opcheck(scan.scan_operator, inputs)
     weight = torch.ones(3, 1, 4, device=DEVICE)
-    torch.library.opcheck(scan_operator.conv_operator, (inputs[7], weight, None, 2))
+    torch.library.opcheck(scan.conv_operator, (inputs[7], weight, None, 2))
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize('autocast', [False, True])
-def test_mixer_equals_that_of_the_torch_form(autocast: bool) -> None:
+def test_mixer_equals_that_in_pytorch(autocast: bool) -> None:
     mixers = []
-    for form in ('triton', 'torch'):
+    for kernel in ('triton', 'torch'):
         torch.manual_seed(0)
-        block = MambaBlock(4, layer_cfgs={'state_size': 4}, scan=form)
+        block = MambaBlock(4, layer_cfgs={'state_size': 4}, scan=kernel)
         mixers.append(SparseMixer(4, 2, 3, 'head', True, False, block).to(DEVICE))
     x = torch.randn(2, 18, 4, device=DEVICE)
     with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynamicvis_geo.models import DynamicVis, dynamicvis
-from dynamicvis_geo.models.dynamicvis import SparseMixer
+from dynamicvis_geo.models.layers import SparseMixer
 from dynamicvis_geo.models.mamba import MambaBlock
 
 

@@ -59,7 +59,7 @@ def test_values_are_brought_into_one_form() -> None:
         ('weights', 'none', 'pretrained, random'),
         ('path_type', 'backward', 'forward, forward_reverse_mean'),
         ('implementation', 'official', 'native, upstream'),
-        ('scan', 'cuda', 'auto, torch, c, triton, mamba_ssm'),
+        ('scan', 'cuda', 'auto, torch, c, triton'),
         ('img_size', 0, 'number of pixels, 16 to 16384'),
         ('img_size', '512', 'number of pixels'),
         ('img_size', (64, 64, 64), r'\(height, width\)'),

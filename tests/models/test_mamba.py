@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynamicvis_geo.models.dynamicvis import PatchEmbed, SparseMixer
+from dynamicvis_geo.models.layers import PatchEmbed, SparseMixer
 from dynamicvis_geo.models.mamba import MambaBlock, MambaMixer, RMSNorm
 from dynamicvis_geo.models.mamba2 import Mamba2Mixer
 

@@ -1,10 +1,11 @@
-"""Every form of the selective scan against a sequential float64 reference."""
+"""Every kernel of the selective scan against a sequential float64 reference."""
 
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -13,16 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.models import DynamicVis, scan, scan_c, scan_forms, scan_operator
+from dynamicvis_geo.models import DynamicVis, scan, scan_c
+from dynamicvis_geo.models.config import SCANS
 from dynamicvis_geo.models.mamba import MambaMixer
-from dynamicvis_geo.models.scan_forms import ScanForm, resolve_scan, scan_form
+from dynamicvis_geo.models.scan import resolve_scan, run_conv, run_scan
 from tests.processes import HANG
 
 C_REASON = scan_c.unavailable()
 needs_c = pytest.mark.skipif(
-    C_REASON is not None, reason=f'the C form cannot run: {C_REASON}'
+    C_REASON is not None, reason=f'the C kernels cannot run: {C_REASON}'
 )
-FORMS = ['torch', pytest.param('c', marks=needs_c)]
+KERNELS = ['torch', pytest.param('c', marks=needs_c)]
 # (directions, batch, length, channels, states)
 SIZES = [
     (2, 2, 40, 192, 16),
@@ -77,8 +79,8 @@ def make_inputs(
 
 
 @needs_c
-def test_gradients_in_another_form_are_told_once() -> None:
-    scan_forms.tell_cost_of_gradients.cache_clear()
+def test_gradients_by_another_kernel_are_told_once() -> None:
+    scan.tell_cost_of_gradients.cache_clear()
     model, x = DynamicVis(img_size=16), torch.zeros(1, 3, 16, 16)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -89,7 +91,7 @@ def test_gradients_in_another_form_are_told_once() -> None:
         [model(x) for _ in range(2)]
     assert [warning.filename for warning in told] == [__file__]
     model.requires_grad_(False)
-    scan_forms.tell_cost_of_gradients.cache_clear()
+    scan.tell_cost_of_gradients.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         model(x)
@@ -131,39 +133,34 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     return float((value.double() - reference).norm() / reference.norm())
 
 
-@pytest.fixture
-def form(request: pytest.FixtureRequest) -> ScanForm:
-    return scan_form(request.param, 'cpu')
-
-
-@pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('size', SIZES)
-def test_scan_equals_reference(form: ScanForm, size: tuple[int, ...]) -> None:
+def test_scan_equals_reference(kernel: str, size: tuple[int, ...]) -> None:
     inputs = make_inputs(*size)
-    y = form.selective_scan(*inputs)
+    y = run_scan(kernel, *inputs)
     assert y.dtype == torch.float32
     assert relative_error(y, reference_scan(inputs)) < 1e-6
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
-def test_scan_with_extreme_steps(form: ScanForm) -> None:
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_scan_with_extreme_steps(kernel: str) -> None:
     inputs = make_inputs(2, 1, 300, 32, 16)
     dt = inputs.dt.clone()
     dt[:, :, ::3] = -1e4  # the state stays as it is
     dt[:, :, 1::7] = 1e4  # the state is forgotten
     inputs = inputs._replace(dt=dt)
-    assert relative_error(form.selective_scan(*inputs), reference_scan(inputs)) < 1e-6
+    assert relative_error(run_scan(kernel, *inputs), reference_scan(inputs)) < 1e-6
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
-def test_scan_remembers_over_a_long_sequence(form: ScanForm) -> None:
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_scan_remembers_over_a_long_sequence(kernel: str) -> None:
     inputs = make_inputs(2, 1, 2176, 16, 16)
     inputs = inputs._replace(dt=inputs.dt * 0.1 - 10, B=inputs.B + 100)
-    assert relative_error(form.selective_scan(*inputs), reference_scan(inputs)) < 2e-6
+    assert relative_error(run_scan(kernel, *inputs), reference_scan(inputs)) < 2e-6
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
-def test_small_steps_are_exact(form: ScanForm) -> None:
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_small_steps_are_exact(kernel: str) -> None:
     """Softplus keeps its relative precision where it is 1e-6 and below."""
     inputs = make_inputs(1, 1, 1, 64, 16)
     inputs = inputs._replace(
@@ -173,55 +170,55 @@ def test_small_steps_are_exact(form: ScanForm) -> None:
         C=torch.ones(1, 1, 1, 16),
     )
     expected = reference_scan(inputs)
-    error = (form.selective_scan(*inputs) - expected).abs() / expected.abs()
+    error = (run_scan(kernel, *inputs) - expected).abs() / expected.abs()
     assert error.max() < 3e-6
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
-def test_not_a_number_is_not_hidden(form: ScanForm) -> None:
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_not_a_number_is_not_hidden(kernel: str) -> None:
     inputs = make_inputs(1, 1, 8, 16, 16)
     inputs.dt[0, 0, 3, 2] = torch.nan
-    y = form.selective_scan(*inputs)[0, 0]
+    y = run_scan(kernel, *inputs)[0, 0]
     assert y[3:, 2].isnan().all()
     assert not y[:3].isnan().any()
     assert not y[:, 3:].isnan().any()
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('bits', [0x7FC00000, 0x7FC00001, 0x7FFFFFFF, -1, 0x7F800001])
 @pytest.mark.parametrize('name', Inputs._fields)
 def test_no_kind_of_not_a_number_becomes_a_number(
-    form: ScanForm, bits: int, name: str
+    kernel: str, bits: int, name: str
 ) -> None:
     inputs = make_inputs(2, 1, 5, 17, 3)
     getattr(inputs, name).view(torch.int32).fill_(bits)
-    assert form.selective_scan(*inputs).isnan().all()
+    assert run_scan(kernel, *inputs).isnan().all()
     x = inputs.gate
     x.view(torch.int32).fill_(bits)
-    assert form.causal_conv(x, torch.ones(17, 1, 4), None, 2).isnan().all()
+    assert run_conv(kernel, x, torch.ones(17, 1, 4), None, 2).isnan().all()
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('taps', [1, 4, 7])
 @pytest.mark.parametrize('size', [(2, 40, 192), (1, 1, 5), (3, 3, 16), (2, 70, 33)])
 @pytest.mark.parametrize('has_bias', [True, False])
 @pytest.mark.parametrize('directions', [1, 2])
 def test_convolution_equals_reference(
-    form: ScanForm, taps: int, size: tuple[int, ...], has_bias: bool, directions: int
+    kernel: str, taps: int, size: tuple[int, ...], has_bias: bool, directions: int
 ) -> None:
     generator = torch.Generator().manual_seed(taps)
     x = torch.randn(size, generator=generator) * 4
     x[0, 0, :2] = torch.tensor([-200.0, 200.0])
     weight = torch.randn(size[2], 1, taps, generator=generator)
     bias = torch.randn(size[2], generator=generator) if has_bias else None
-    y = form.causal_conv(x, weight, bias, directions)
+    y = run_conv(kernel, x, weight, bias, directions)
     assert relative_error(y, reference_conv(x, weight, bias, directions)) < 1e-6
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
-def test_strided_inputs_give_the_same(form: ScanForm) -> None:
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_strided_inputs_give_the_same(kernel: str) -> None:
     inputs = make_inputs(2, 2, 40, 50, 16)
-    expected = form.selective_scan(*inputs)
+    expected = run_scan(kernel, *inputs)
     joined = torch.cat([inputs.dt[..., :9], inputs.B, inputs.C], dim=-1)
     strided = inputs._replace(
         u=inputs.u.mT.contiguous().mT,
@@ -232,47 +229,47 @@ def test_strided_inputs_give_the_same(form: ScanForm) -> None:
         A=inputs.A.mT.contiguous().mT,
     )
     torch.testing.assert_close(
-        form.selective_scan(*strided), expected, rtol=1e-5, atol=1e-5
+        run_scan(kernel, *strided), expected, rtol=1e-5, atol=1e-5
     )
     weight, bias = torch.randn(50, 1, 4), torch.randn(50)
     torch.testing.assert_close(
-        form.causal_conv(strided.gate, weight, bias, 2),
-        form.causal_conv(inputs.gate, weight, bias, 2),
+        run_conv(kernel, strided.gate, weight, bias, 2),
+        run_conv(kernel, inputs.gate, weight, bias, 2),
     )
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
-def test_other_precisions(form: ScanForm, dtype: torch.dtype) -> None:
+def test_other_precisions(kernel: str, dtype: torch.dtype) -> None:
     inputs = make_inputs(2, 2, 45, 50, 16)
     big = {name: getattr(inputs, name).to(dtype) for name in ('u', 'dt', 'B', 'C')}
     inputs = inputs._replace(**big, gate=inputs.gate.to(dtype))
-    y = form.selective_scan(*inputs)
+    y = run_scan(kernel, *inputs)
     assert y.dtype == dtype
     # States are float32 in all of them: only the output is rounded.
     assert relative_error(y, reference_scan(inputs)) < 2 * torch.finfo(dtype).eps
     x, weight = inputs.gate, torch.randn(50, 1, 4, dtype=torch.float64)
-    y = form.causal_conv(x, weight.to(dtype), None, 2)
+    y = run_conv(kernel, x, weight.to(dtype), None, 2)
     assert y.dtype == dtype
     expected = reference_conv(x, weight.to(dtype), None, 2)
     assert relative_error(y, expected) < 8 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
-def test_autocast_does_not_reach_the_states(form: ScanForm) -> None:
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_autocast_does_not_reach_the_states(kernel: str) -> None:
     inputs = make_inputs(2, 1, 45, 50, 16)
     with torch.autocast('cpu', torch.bfloat16):
-        y = form.selective_scan(*inputs)
-    assert torch.equal(y, form.selective_scan(*inputs))
+        y = run_scan(kernel, *inputs)
+    assert torch.equal(y, run_scan(kernel, *inputs))
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
-def test_gradients(form: ScanForm) -> None:
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_gradients(kernel: str) -> None:
     inputs = make_inputs(2, 1, 6, 3, 2)
     leaves = tuple(t.double().requires_grad_() for t in inputs)
-    assert torch.autograd.gradcheck(form.selective_scan, leaves)
+    assert torch.autograd.gradcheck(partial(run_scan, kernel), leaves)
     parameters = [t.clone().requires_grad_() for t in inputs]
-    form.selective_scan(*parameters).sum().backward()
+    run_scan(kernel, *parameters).sum().backward()
     assert all(t.grad is not None and t.grad.isfinite().all() for t in parameters)
 
 
@@ -283,8 +280,8 @@ def test_thread_count_does_not_change_a_bit() -> None:
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        y = scan_c.selective_scan(*inputs)
-        results.append((y, scan_c.causal_conv(inputs.gate, weight, bias, 2)))
+        y = run_scan('c', *inputs)
+        results.append((y, run_conv('c', inputs.gate, weight, bias, 2)))
     for y, h in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(h, results[0][1])
@@ -293,23 +290,23 @@ def test_thread_count_does_not_change_a_bit() -> None:
 @needs_c
 def test_threads_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(2, 3, 77, 200, 16)
-    expected = scan_c.selective_scan(*inputs)
+    expected = run_scan('c', *inputs)
     monkeypatch.setattr(scan_c, '_openmp', lambda: None)
     torch.set_num_threads(3)
-    assert torch.equal(scan_c.selective_scan(*inputs), expected)
+    assert torch.equal(run_scan('c', *inputs), expected)
 
 
 @needs_c
 def test_batch_does_not_change_a_bit() -> None:
     inputs = make_inputs(2, 3, 77, 40, 16)
-    together = scan_c.selective_scan(*inputs)
+    together = run_scan('c', *inputs)
     for sample in range(3):
         own = slice(sample, sample + 1)
         one = inputs._replace(
             **{n: getattr(inputs, n)[:, own] for n in ('u', 'dt', 'B', 'C')},
             gate=inputs.gate[own],
         )
-        assert torch.equal(scan_c.selective_scan(*one), together[:, own])
+        assert torch.equal(run_scan('c', *one), together[:, own])
 
 
 @needs_c
@@ -320,18 +317,18 @@ def test_every_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         pytest.skip(f'this processor has no {name}')
     monkeypatch.setattr(scan_c, 'instruction_set', lambda: name)
     inputs = make_inputs(2, 1, 130, 50, 16)
-    assert relative_error(scan_c.selective_scan(*inputs), reference_scan(inputs)) < 1e-6
+    assert relative_error(run_scan('c', *inputs), reference_scan(inputs)) < 1e-6
     weight = torch.randn(50, 1, 4)
-    y = scan_c.causal_conv(inputs.gate, weight, None, 2)
+    y = run_conv('c', inputs.gate, weight, None, 2)
     assert relative_error(y, reference_conv(inputs.gate, weight, None, 2)) < 1e-6
 
 
-@pytest.mark.parametrize('form', FORMS, indirect=True)
+@pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('size', [(2, 0, 5, 4, 16), (1, 2, 0, 4, 16), (2, 1, 0, 4, 1)])
-def test_empty_tensors(form: ScanForm, size: tuple[int, ...]) -> None:
+def test_empty_tensors(kernel: str, size: tuple[int, ...]) -> None:
     inputs = make_inputs(*size)
-    assert form.selective_scan(*inputs).shape == size[:4]
-    h = form.causal_conv(inputs.gate, torch.ones(4, 1, 4), None, size[0])
+    assert run_scan(kernel, *inputs).shape == size[:4]
+    h = run_conv(kernel, inputs.gate, torch.ones(4, 1, 4), None, size[0])
     assert h.shape == size[:4]
 
 
@@ -339,17 +336,17 @@ def test_empty_tensors(form: ScanForm, size: tuple[int, ...]) -> None:
 def test_wrong_shapes_are_refused() -> None:
     inputs = make_inputs(2, 1, 8, 16, 16)
     with pytest.raises(ValueError, match='do not fit'):
-        scan_c.selective_scan(*inputs._replace(B=inputs.B[..., :8]))
+        run_scan('c', *inputs._replace(B=inputs.B[..., :8]))
     with pytest.raises(ValueError, match='do not fit'):
-        scan_c.causal_conv(inputs.gate, torch.ones(15, 1, 4), None, 2)
+        run_conv('c', inputs.gate, torch.ones(15, 1, 4), None, 2)
 
 
 @needs_c
 def test_operators_are_well_formed() -> None:
     inputs = make_inputs(2, 1, 8, 16, 16)
-    torch.library.opcheck(scan_operator.scan_operator, tuple(inputs))
+    torch.library.opcheck(scan.scan_operator, tuple(inputs))
     weight = torch.ones(16, 1, 4)
-    torch.library.opcheck(scan_operator.conv_operator, (inputs.gate, weight, None, 2))
+    torch.library.opcheck(scan.conv_operator, (inputs.gate, weight, None, 2))
 
 
 def run_python(code: str) -> str:
@@ -370,15 +367,15 @@ def test_runs_in_a_forked_process() -> None:
     """A DataLoader worker is one: OpenMP's threads are not there any more."""
     output = run_python("""
 import os, torch
-from dynamicvis_geo.models import scan_c
+from dynamicvis_geo.models.scan import run_scan
 torch.set_num_threads(2)
 inputs = [torch.rand(2, 2, 64, 64), torch.rand(2, 2, 64, 64), -torch.rand(64, 16)]
 inputs += [torch.rand(2, 2, 64, 16), torch.rand(2, 2, 64, 16)]
 inputs += [torch.rand(64), torch.rand(64), torch.rand(2, 64, 64)]
-expected = scan_c.selective_scan(*inputs)
+expected = run_scan('c', *inputs)
 child = os.fork()
 if child == 0:
-    same = torch.equal(scan_c.selective_scan(*inputs), expected)
+    same = torch.equal(run_scan('c', *inputs), expected)
     os._exit(0 if same else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """)
@@ -386,28 +383,28 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @needs_c
-def test_auto_takes_the_c_form_on_the_cpu() -> None:
+def test_auto_takes_the_c_kernel_on_the_cpu() -> None:
     assert resolve_scan('auto', 'cpu') == 'c'
 
 
-def test_auto_takes_the_torch_form_on_other_devices() -> None:
+def test_auto_takes_pytorch_on_other_devices() -> None:
     assert resolve_scan('auto', 'mps') == 'torch'
 
 
-def test_forms_are_listed_with_what_they_lack() -> None:
-    forms = scan_forms.scan_forms()
-    assert list(forms) == list(scan_forms.SCANS[1:])
-    assert forms['torch'] is None
-    assert forms['c'] == C_REASON
+def test_kernels_are_listed_with_what_they_lack() -> None:
+    kernels = scan.unavailable_kernels()
+    assert list(kernels) == list(SCANS[1:])
+    assert kernels['torch'] is None
+    assert kernels['c'] == C_REASON
 
 
-def test_unknown_form_names_the_choices() -> None:
+def test_unknown_kernel_names_the_choices() -> None:
     with pytest.raises(SpecError, match=r"scan='cuda' is unknown.*auto, torch, c"):
         DynamicVis(img_size=64, scan='cuda')
 
 
 @needs_c
-def test_form_of_another_device_is_refused() -> None:
+def test_kernel_of_another_device_is_refused() -> None:
     with pytest.raises(SpecError, match="scan='c' runs on cpu"):
         resolve_scan('c', 'cuda')
 
@@ -433,13 +430,13 @@ def test_fallback_warns_once_with_the_remedy() -> None:
 
 
 @pytest.mark.usefixtures('not_built')
-def test_asking_for_a_form_that_is_not_built() -> None:
+def test_asking_for_a_kernel_that_is_not_built() -> None:
     with pytest.raises(SpecError, match=r"scan='c' is not available.*C compiler"):
         DynamicVis(img_size=64, scan='c')
 
 
 @needs_c
-def test_model_gives_the_same_in_every_form() -> None:
+def test_model_gives_the_same_by_every_kernel() -> None:
     torch.manual_seed(0)
     model = DynamicVis(img_size=64, scan='torch').eval()
     image = torch.rand(2, 3, 64, 64)
@@ -451,8 +448,8 @@ def test_model_gives_the_same_in_every_form() -> None:
         torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_torch_form_is_the_default_for_gradients() -> None:
+def test_pytorch_serves_gradients() -> None:
     inputs = make_inputs(1, 1, 4, 3, 2)
     inputs.u.requires_grad_()
     assert scan.selective_scan(*inputs).requires_grad
-    assert scan_c.selective_scan(*inputs).requires_grad
+    assert run_scan('c', *inputs).requires_grad

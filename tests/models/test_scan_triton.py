@@ -1,4 +1,4 @@
-"""The Triton form: its behaviour, and that its kernels compile for GPUs."""
+"""The Triton kernels: their behaviour, and that they compile for GPUs."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models import DynamicVis
-from dynamicvis_geo.models.scan_forms import resolve_scan, scan_forms
+from dynamicvis_geo.models.scan import resolve_scan, unavailable_kernels
 
 from .triton_tools import compile_kernel, run_cases
 
@@ -65,7 +65,7 @@ def test_small_grids_are_cut_into_chunks(
 
 @without_gpu
 def test_without_a_gpu_it_says_so() -> None:
-    assert scan_forms()['triton'] == 'PyTorch finds no CUDA GPU'
+    assert unavailable_kernels()['triton'] == 'PyTorch finds no CUDA GPU'
     with pytest.raises(SpecError, match=r"scan='triton' is not available.*no CUDA GPU"):
         DynamicVis(img_size=64, scan='triton')
 

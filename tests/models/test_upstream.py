@@ -163,50 +163,24 @@ def test_modules_loaded_before_are_put_back(
     assert 'dynamicvis.models' not in sys.modules
 
 
-def test_installed_packages_are_used_and_stay(
-    packages: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (packages / 'mmseg').mkdir()
-    (packages / 'mmseg' / '__init__.py').write_text('')
-    (packages / 'mmseg' / 'models').mkdir()
-    for name in ('__init__', 'backbones/__init__', 'backbones/unet', 'utils'):
-        file = packages / 'mmseg' / 'models' / f'{name}.py'
-        file.parent.mkdir(exist_ok=True)
-        file.write_text('class BasicConvBlock: pass\nclass UpConvBlock: pass')
-    (packages / 'mmseg' / 'registry.py').write_text(
-        'seen = []\nclass MODELS:\n'
-        '    register_module = staticmethod(lambda module: seen.append(module))'
-    )
-    load_upstream_class(folder)
-    assert [cls.__name__ for cls in sys.modules['mmseg.registry'].seen] == [
-        'DualInputsFPN'
-    ]
-    assert modules_of('mmdet', 'mmpretrain', 'opencd') == {}
-
-
-def test_installed_package_that_fails_is_stood_in_for(
+def test_installed_packages_are_stood_in_for_and_stay(
     packages: Path, folder: Path
 ) -> None:
     (packages / 'mmdet').mkdir()
-    (packages / 'mmdet' / '__init__.py').write_text(
-        "raise AssertionError('MMCV==2.2.0 is used but incompatible')"
-    )
-    (packages / 'mmdet_data').mkdir()
+    (packages / 'mmdet' / '__init__.py').write_text('VERSION = 3')
+    import mmdet  # type: ignore[import-not-found]
+
     assert load_upstream_class(folder)(img_size=16, layer_cfgs={'use_mambapy': False})
-    assert modules_of(*STAND_INS) == {}
-
-
-def test_folder_that_bears_the_name_of_a_package_is_none(
-    packages: Path, folder: Path
-) -> None:
-    (packages / 'mmseg' / 'images').mkdir(parents=True)
-    assert load_upstream_class(folder).__name__ == 'DynamicVisBackbone'
+    assert sys.modules['mmdet'] is mmdet
+    assert list(modules_of(*STAND_INS)) == ['mmdet']
 
 
 def test_stand_in_parts_refuse_to_be_used(packages: Path, folder: Path) -> None:
     cls: Any = load_upstream_class(folder)
     head = cls.forward.__globals__['DynamicVisClsHead']
-    with pytest.raises(UpstreamError, match=r'mmpretrain\.models\.ClsHead .* install'):
+    with pytest.raises(
+        UpstreamError, match=r'mmpretrain\.models\.ClsHead .*only the backbone'
+    ):
         head(num_classes=3)
 
 

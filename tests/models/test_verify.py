@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
-from dynamicvis_geo.models.dynamicvis import DynamicVis, SparseMixer
+from dynamicvis_geo.models.dynamicvis import DynamicVis
+from dynamicvis_geo.models.layers import SparseMixer
 from dynamicvis_geo.models.verify import (
     CEILING,
     FLOOR,

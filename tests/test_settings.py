@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dynamicvis_geo.models import BackboneConfig, DynamicVis, load_backbone
-from dynamicvis_geo.models.identity import differing, identity
+from dynamicvis_geo.settings import differing, feature_settings
 from dynamicvis_geo.tasks import FeatureExtraction
 from tests.models.checkpoints import (
     mmengine_content,
@@ -37,7 +37,7 @@ def as_first_version(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    return differing(identity(one), identity(other))
+    return differing(feature_settings(one), feature_settings(other))
 
 
 def without_settings(folder: Path, name: str) -> Path:
@@ -81,7 +81,7 @@ def test_outputs_of_the_first_version_are_like_those_of_this_one(
     path = without_settings(tmp_path, 'dynamicvis_b_wo-token.pth')
     new = made(replace(SMALL, checkpoint=path))
     assert difference(as_first_version(new), new) == []
-    assert 'model.backbone.settings.arch' in identity(as_first_version(new))
+    assert 'model.backbone.settings.arch' in feature_settings(as_first_version(new))
 
 
 @pytest.mark.filterwarnings('ignore:weights=.random')
@@ -164,6 +164,8 @@ def test_official_code_at_another_commit_or_edited_counts() -> None:
 
 
 def test_nothing_is_told_of_the_model() -> None:
-    assert identity({}) == {}
-    assert identity({'run': {'precision': '32-true'}}) == {}
-    assert identity({'model': {'backbone': 'mine'}}) == {'model.backbone': 'mine'}
+    assert feature_settings({}) == {}
+    assert feature_settings({'run': {'precision': '32-true'}}) == {}
+    assert feature_settings({'model': {'backbone': 'mine'}}) == {
+        'model.backbone': 'mine'
+    }
