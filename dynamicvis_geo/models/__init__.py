@@ -1,11 +1,12 @@
 """The backbone and its weights."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dynamicvis_geo.models.config import BackboneConfig
-from dynamicvis_geo.models.dynamicvis import DynamicVis
 
 if TYPE_CHECKING:
+    from dynamicvis_geo.models.dynamicvis import DynamicVis
     from dynamicvis_geo.models.weights import (
         DynamicVis_B_Weights,
         DynamicVis_L_Weights,
@@ -26,9 +27,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what fetches weights when it is used: the model needs PyTorch alone."""
+    """Import PyTorch, and what fetches weights, when they are used."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from dynamicvis_geo.models import weights
-
-    return getattr(weights, name)
+    module = 'dynamicvis' if name == 'DynamicVis' else 'weights'
+    return getattr(import_module(f'{__name__}.{module}'), name)

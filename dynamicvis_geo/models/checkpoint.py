@@ -261,7 +261,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file holds, of either format."""
+    """The content of a file of either format."""
 
     tensors: Mapping[str, Any]
     sections: tuple[str, ...]

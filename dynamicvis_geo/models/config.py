@@ -1,4 +1,4 @@
-"""Which backbone to load: plain values, read quickly (nothing here imports PyTorch)."""
+"""The choice of a backbone: plain values, read quickly (without PyTorch)."""
 
 import math
 import os
@@ -49,7 +49,7 @@ MAX_IMG_SIZE = 16_384
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Which weights, of what architecture, run by which implementation.
+    """A choice of weights, of their architecture, and of what runs them.
 
     Attributes:
         hf_repo: Hugging Face repository of the checkpoint.
@@ -190,7 +190,7 @@ def following(trained: Mapping[str, Any]) -> dict[str, Any]:
 def sources(
     arguments: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Tell where each field of :meth:`BackboneConfig.from_env` takes its value from.
+    """Tell the origin of each value of :meth:`BackboneConfig.from_env`.
 
     Args:
         arguments: Names of the fields that are given as arguments.

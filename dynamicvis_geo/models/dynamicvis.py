@@ -5,24 +5,23 @@ that Mamba sees. Names of parameters are those of the official checkpoints, whic
 without renaming other than their ``backbone.`` prefix.
 """
 
-import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.layers import (
-    GLOBAL_TOKEN_POSITIONS,
     PatchEmbed,
     SparseMixer,
     conv_size,
+    read_global_tokens,
+    resize_tokens,
 )
-from dynamicvis_geo.models.mamba import MambaBlock
+from dynamicvis_geo.models.mamba import MambaBlock, mixer_settings
 from dynamicvis_geo.models.mamba2 import HeadGroups, Mamba2Mixer
 from dynamicvis_geo.models.precision import float32_products
 from dynamicvis_geo.models.scan import (
@@ -62,8 +61,9 @@ class DynamicVis(nn.Module):
             ``shuffle`` types draw permutations: from *shuffle_seed*, anew at each
             call, so that a call can be repeated (the official code draws from PyTorch's
             global generator).
-        global_token_cfg: ``{'pos': one of GLOBAL_TOKEN_POSITIONS, 'num': count}``; a
-            count of -1 means the rows of the stage's grid.
+        global_token_cfg: ``{'pos': position, 'num': count}``, of
+            :data:`~dynamicvis_geo.models.layers.GLOBAL_TOKEN_POSITIONS`; a count of -1
+            means the rows of the stage's grid.
         is_softmax_on_x: whether tokens that were not chosen are scaled by
             ``1 + weight``.
         norm_topk_prob: whether the weights of the chosen tokens are made to sum to 1.
@@ -147,7 +147,7 @@ class DynamicVis(nn.Module):
         ):
             if len(value) != 4:
                 raise SpecError(f'{name}={value!r} must have 4 values, one a stage')
-        position, count = _global_tokens(global_token_cfg)
+        position, count = read_global_tokens(global_token_cfg)
         eps = _layer_norm_eps(norm_cfg)
 
         def mixer(stage: int, rows: int) -> SparseMixer:
@@ -222,7 +222,7 @@ class DynamicVis(nn.Module):
             'is_softmax_on_x': mixers[0].is_softmax_on_x,
             'norm_topk_prob': mixers[0].norm_topk_prob,
             'mamba2': self.mamba2,
-            'layer_cfgs': _mixer_settings(type(block.mamba_layer), self.layer_cfgs),
+            'layer_cfgs': mixer_settings(type(block.mamba_layer), self.layer_cfgs),
             'out_indices': list(self.out_indices),
             'out_type': self.out_type,
             'with_pe': self.pos_embed is not None,
@@ -236,7 +236,7 @@ class DynamicVis(nn.Module):
         return settings
 
     def numerics(self, device: torch.device) -> dict[str, Any]:
-        """Say how features are computed on a device, ready for JSON.
+        """Describe the computation of features on a device, ready for JSON.
 
         Returns:
             ``kernel``, that of the scan which runs there, and ``tf32``, whether
@@ -251,7 +251,7 @@ class DynamicVis(nn.Module):
         return tuple(self.widths[stage] for stage in self.out_indices)
 
     def can_fuse(self, x: Tensor) -> bool:
-        """Say whether the forward of *x* takes the fused kernels for CUDA GPUs.
+        """Decide if the forward of *x* takes the fused kernels for CUDA GPUs.
 
         They serve the configurations that were released, without gradients; see
         :func:`dynamicvis_geo.models.fused_triton.can_fuse`.
@@ -369,17 +369,6 @@ class DynamicVis(nn.Module):
             self.post_meanpool_norm.requires_grad_(False)
 
 
-def _mixer_settings(
-    mixer: type[nn.Module], layer_cfgs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Give those arguments of a mixer that decide its features."""
-    return {
-        name: layer_cfgs.get(name, parameter.default)
-        for name, parameter in inspect.signature(mixer).parameters.items()
-        if name not in ('width', 'head_groups', 'chunk_size', 'scan')
-    }
-
-
 def _note_grid(
     model: nn.Module, state_dict: Any, prefix: str, local_metadata: dict[str, Any]
 ) -> None:
@@ -421,12 +410,7 @@ def _fit_pos_embed(
         )
     grid = grid or (side, side)
     if tuple(grid) != model.grid:
-        image = old.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)
-        smooth = {} if model.interpolate_mode == 'nearest' else {'align_corners': False}
-        resized = F.interpolate(
-            image, model.grid, mode=model.interpolate_mode, **smooth
-        )
-        state_dict[key] = resized.flatten(2).transpose(1, 2).to(old.dtype)
+        state_dict[key] = resize_tokens(old, grid, model.grid, model.interpolate_mode)
 
 
 def _choice(name: str, value: str, choices: Mapping[str, str]) -> str:
@@ -461,18 +445,6 @@ def _stages(out_indices: Sequence[int], out_type: str) -> tuple[int, ...]:
             f'{out_indices!r}: set out_indices=(3,)'
         )
     return stages
-
-
-def _global_tokens(config: Mapping[str, Any] | None) -> tuple[str, int]:
-    given: dict[str, Any] = {'pos': 'head', 'num': -1} | dict(config or {})
-    position, count = given.pop('pos'), given.pop('num')
-    if given or not isinstance(count, int) or count < -1:
-        raise SpecError(
-            f'global_token_cfg has num={count!r} and further keys {sorted(given)}: '
-            "give 'pos' and 'num' (-1 or more)"
-        )
-    choices = {name: name for name in GLOBAL_TOKEN_POSITIONS}
-    return _choice("global_token_cfg['pos']", position, choices), count
 
 
 def _layer_norm_eps(config: Mapping[str, Any] | None) -> float:

@@ -51,7 +51,7 @@ _T = TypeVar('_T')
 
 
 def can_fuse(stages: Iterable[nn.Module], x: Tensor) -> bool:
-    """Say whether :func:`run_stages` can do what the stages of a model do.
+    """Decide if :func:`run_stages` can do what the stages of a model do.
 
     It serves the paths that released models have: Mamba (not Mamba-2) forward or in
     both directions, averaged; global tokens at the head or nowhere, which divide the
@@ -356,6 +356,6 @@ def _gather(
 
 
 def _tile(width: int) -> int:
-    """Say how many tokens of so many channels a kernel works on at once."""
+    """Count the tokens of so many channels that a kernel works on at once."""
     tile: int = max(1, _TILE_NUMBERS // triton.next_power_of_2(width))
     return tile

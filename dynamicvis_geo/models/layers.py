@@ -3,13 +3,14 @@
 Names of parameters are those of the official checkpoints.
 """
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.mamba import MambaBlock
 
 #: Places of the global tokens in the sequence that Mamba sees.
@@ -150,6 +151,37 @@ def _average_runs(x: Tensor, count: int) -> Tensor:
     return F.adaptive_avg_pool1d(x.transpose(1, 2), count).transpose(1, 2)
 
 
+def resize_tokens(
+    tokens: Tensor, old: Sequence[int], new: Sequence[int], mode: str
+) -> Tensor:
+    """Interpolate ``[1, h * w, C]`` of one grid ``(h, w)`` on another, in float32."""
+    image = tokens.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
+    smooth = {} if mode == 'nearest' else {'align_corners': False}
+    resized = F.interpolate(image, tuple(new), mode=mode, **smooth)
+    return resized.flatten(2).transpose(1, 2).to(tokens.dtype)
+
+
 def conv_size(pixels: int, kernel: int, stride: int) -> int:
     """Count the outputs of a convolution that is padded by half its kernel."""
     return (pixels + 2 * (kernel // 2) - kernel) // stride + 1
+
+
+def read_global_tokens(config: Mapping[str, Any] | None) -> tuple[str, int]:
+    """Read position and number of the global tokens from ``global_token_cfg``.
+
+    Raises:
+        SpecError: if it holds anything else.
+    """
+    given: dict[str, Any] = {'pos': 'head', 'num': -1} | dict(config or {})
+    position, count = given.pop('pos'), given.pop('num')
+    if given or not isinstance(count, int) or count < -1:
+        raise SpecError(
+            f'global_token_cfg has num={count!r} and further keys {sorted(given)}: '
+            "give 'pos' and 'num' (-1 or more)"
+        )
+    if position not in GLOBAL_TOKEN_POSITIONS:
+        raise SpecError(
+            f"global_token_cfg['pos']={position!r} is unknown: choose one of "
+            f'{", ".join(GLOBAL_TOKEN_POSITIONS)}'
+        )
+    return position, count

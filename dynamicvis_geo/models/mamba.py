@@ -4,7 +4,9 @@ Names of parameters and submodules are those of the official checkpoints.
 """
 
 import functools
+import inspect
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -196,6 +198,17 @@ class MambaBlock(nn.Module):
             means = outputs.mean(2).transpose(0, 1).flatten(1)
             shares = self.gate_layer(means)
             return x + torch.einsum('bk,kblc->blc', shares, outputs)
+
+
+def mixer_settings(
+    mixer: type[nn.Module], layer_cfgs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Give those arguments of a mixer's class that decide its features."""
+    return {
+        name: layer_cfgs.get(name, parameter.default)
+        for name, parameter in inspect.signature(mixer).parameters.items()
+        if name not in ('width', 'head_groups', 'chunk_size', 'scan')
+    }
 
 
 def init_time_step_bias_(bias: Tensor) -> None:

@@ -63,7 +63,7 @@ def repository_commit(root: Path) -> str | None:
 
 
 def is_edited(root: Path) -> bool | None:
-    """Tell whether files of the commit at *root* were changed; None if nobody can."""
+    """Look for changed files of the commit at *root*; None if nobody can tell."""
     changed = _ask_git(root, 'status', '--porcelain', '--untracked-files=no')
     return None if changed is None else bool(changed)
 

@@ -253,7 +253,7 @@ def _module(kernel: str) -> Any:
 
 
 def needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
-    """Say whether a result of these tensors has to be differentiable."""
+    """Decide if a result of these tensors has to be differentiable."""
     return torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     )

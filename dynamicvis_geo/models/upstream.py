@@ -175,7 +175,7 @@ class UpstreamSource:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether it is the commit that this package is made for."""
+        """True if it is the commit that this package is made for."""
         return self.commit == BackboneConfig.repo_commit
 
 

@@ -50,7 +50,7 @@ PRECISIONS = ('32-true', 'bf16-mixed')
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one kind of result is from the official one.
+    """The distance of one kind of result from the official one.
 
     Attributes:
         name: of the result, such as 'stage 3'.
@@ -72,13 +72,13 @@ class Difference:
 
     @property
     def agrees(self) -> bool:
-        """Whether the error is within the tolerance; not if it is no number."""
+        """True if the error is within the tolerance; not if it is no number."""
         return self.same_routing <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a comparison found; the worst image counts.
+    """The outcome of a comparison; the worst image counts.
 
     Attributes:
         differences: of the gate logits and of each stage's map.
@@ -99,7 +99,7 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        """Whether the implementations agree in everything."""
+        """True if the implementations agree in everything."""
         return all(difference.agrees for difference in self.differences)
 
 
@@ -151,7 +151,7 @@ def verify(
 def _about(
     made: Mapping[str, Any], ours: DynamicVis, source: UpstreamSource
 ) -> dict[str, str]:
-    """Say which weights, which settings, and which official code are compared."""
+    """Name the weights, the settings and the official code that are compared."""
     settings = ours.settings
     pinned = 'the pinned one'
     if not source.is_pinned:
@@ -260,7 +260,7 @@ def example_images(count: int, img_size: int | tuple[int, int], seed: int) -> Te
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run of a backbone showed: tokens after each stage, logits of each gate."""
+    """The inside of a run: tokens after each stage, logits of each gate."""
 
     stages: list[Tensor]
     logits: dict[str, Tensor]

@@ -75,7 +75,7 @@ class FeatureExtraction(LightningModule):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the features are made of, ready for JSON.
+        """The making of the features, ready for JSON.
 
         Under a Trainer, ``numerics`` tells its precision, and what the backbone says of
         the device that it will run on.

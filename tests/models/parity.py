@@ -5,11 +5,12 @@ that gave them are made anew here, from uniform numbers whose seeds are the CRC-
 their names; checksums in the manifest say whether they came out the same.
 """
 
+import functools
 import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,34 +40,36 @@ def noise(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
     return ((2 * uniform(name, math.prod(shape)) - 1) * math.sqrt(3)).reshape(shape)
 
 
+# Of one model of arch b: most cases have the same weights.
+@functools.lru_cache(maxsize=320)
 def weight(key: str, shape: tuple[int, ...], out_gain: float = 1.0) -> Tensor:
     """The weight of a state-dict key, by the first rule that fits the key's end."""
     if key.endswith('A_log') and len(shape) == 1:
         return _tensor(np.log(1 + 15 * uniform(key, shape[0])))
     z = noise(key, shape)
-    by_fan = z / math.sqrt(math.prod(shape[1:]))
+    fan = math.sqrt(math.prod(shape[1:]))
     if key.endswith('spatial_gate.weight'):
         stage, index = int(key.split('.')[-5]), int(key.split('.')[-3])
-        return _tensor(_GATE_GAINS[stage] / (1 + 0.3 * index) * by_fan)
-    rules = {
-        'pos_embed': 0.5 * z,
-        'projection.weight': by_fan,
-        'projection.bias': 0.1 * z,
-        'gate_layer.0.weight': 4 * by_fan,
-        'in_proj.weight': by_fan,
-        'x_proj.weight': 3 * by_fan,
-        'dt_proj.weight': by_fan,
-        'dt_proj.bias': z - 3.5,
-        'dt_bias': z - 3.5,
-        'conv1d.weight': 0.5 * z,
-        'conv1d.bias': 0.1 * z,
-        'out_proj.weight': out_gain * by_fan,
-        'A_log': np.log(1 + np.arange(shape[-1])) + 0.1 * z,
-        '.D': 1 + 0.1 * z,
-        '.bias': 0.1 * z,
-        '.weight': 1 + 0.1 * z,
+        return _tensor(_GATE_GAINS[stage] / (1 + 0.3 * index) * (z / fan))
+    rules: dict[str, Callable[[], NDArray[np.float64]]] = {
+        'pos_embed': lambda: 0.5 * z,
+        'projection.weight': lambda: z / fan,
+        'projection.bias': lambda: 0.1 * z,
+        'gate_layer.0.weight': lambda: 4 * (z / fan),
+        'in_proj.weight': lambda: z / fan,
+        'x_proj.weight': lambda: 3 * (z / fan),
+        'dt_proj.weight': lambda: z / fan,
+        'dt_proj.bias': lambda: z - 3.5,
+        'dt_bias': lambda: z - 3.5,
+        'conv1d.weight': lambda: 0.5 * z,
+        'conv1d.bias': lambda: 0.1 * z,
+        'out_proj.weight': lambda: out_gain * (z / fan),
+        'A_log': lambda: np.log(1 + np.arange(shape[-1])) + 0.1 * z,
+        '.D': lambda: 1 + 0.1 * z,
+        '.bias': lambda: 0.1 * z,
+        '.weight': lambda: 1 + 0.1 * z,
     }
-    return _tensor(next(value for end, value in rules.items() if key.endswith(end)))
+    return _tensor(next(rule for end, rule in rules.items() if key.endswith(end))())
 
 
 def image(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -102,8 +105,9 @@ def build(name: str, **changes: Any) -> tuple[DynamicVis, Tensor]:
     }
     if name == 'b_mamba2':
         arguments['mamba2_head_groups'] = 'tiled'
-    model = DynamicVis(**arguments | changes)
-    fill(model, out_gain=case['out_gain'])
+    with torch.device('meta'):
+        model = DynamicVis(**arguments | changes)
+    fill(model.to_empty(device='cpu'), out_gain=case['out_gain'])
     return model, image(case['input_name'], tuple(case['input_shape']))
 
 

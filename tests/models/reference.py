@@ -29,8 +29,6 @@ MISTAKES = (
     'Mamba output zero',
 )
 
-_DEPTHS = {'b': (2, 4, 16, 4), 'l': (2, 4, 32, 4)}
-
 
 class Reference(nn.Module):
     """A twin of a model, with its weights, in float64 if asked for."""
@@ -49,7 +47,7 @@ class Reference(nn.Module):
                     nn.Sequential(
                         *(
                             _Mixer(width, stage, settings, mistake)
-                            for _ in range(_DEPTHS[model.arch][stage])
+                            for _ in model.layers[stage][1]  # type: ignore[index]
                         )
                     ),
                     nn.LayerNorm(width, eps=1e-6),

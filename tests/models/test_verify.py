@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.models import dynamicvis
 from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.models.dynamicvis import DynamicVis
 from dynamicvis_geo.models.layers import SparseMixer
@@ -31,7 +32,7 @@ from tests.models.checkpoints import (
     official_state_dict,
     save_mmengine,
 )
-from tests.models.parity import weight
+from tests.models.parity import fill
 from tests.models.reference import MISTAKES, Reference
 from tests.models.upstream_repo import NATIVE, git, write_packages, write_repository
 
@@ -45,12 +46,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def build(img_size: int = 64, **arguments: Any) -> DynamicVis:
-    model = DynamicVis(img_size=img_size, **arguments)
-    model.load_state_dict(
-        {key: weight(key, tuple(t.shape)) for key, t in model.state_dict().items()}
-    )
-    return model.requires_grad_(False).eval()
+#: Fewer mixers than the official 26: enough of each stage for every comparison.
+SHALLOW = {'b': (1, 2, 6, 1)}
+
+
+def build(
+    img_size: int = 64, cls: type[DynamicVis] = DynamicVis, **arguments: Any
+) -> DynamicVis:
+    with pytest.MonkeyPatch.context() as patch, torch.device('meta'):
+        patch.setattr(dynamicvis, '_DEPTHS', SHALLOW)
+        model = cls(img_size=img_size, **arguments)
+    fill(model.to_empty(device='cpu'))
+    return model.requires_grad_(False)
 
 
 @pytest.fixture(scope='module')
@@ -84,9 +91,9 @@ def test_a_backbone_agrees_with_itself(equal: Report) -> None:
     'key',
     [
         'layers.0.0.projection.bias',
-        'layers.1.1.2.spatial_mamba_mixer.mamba_layer.D',
-        'layers.2.1.15.spatial_mamba_mixer.mamba_layer.A_log',
-        'layers.3.1.3.spatial_mamba_mixer.pre_norm.weight',
+        'layers.1.1.1.spatial_mamba_mixer.mamba_layer.D',
+        'layers.2.1.2.spatial_mamba_mixer.mamba_layer.A_log',
+        'layers.3.1.0.spatial_mamba_mixer.pre_norm.weight',
         'layers.3.2.weight',
     ],
 )
@@ -109,7 +116,7 @@ def test_a_perturbed_gate_is_found_though_routing_is_given(
     backbone: DynamicVis, images: Tensor
 ) -> None:
     perturbed = copy.deepcopy(backbone)
-    gate = perturbed.get_parameter('layers.2.1.9.spatial_gate.weight')
+    gate = perturbed.get_parameter('layers.2.1.1.spatial_gate.weight')
     gate.add_(torch.full_like(gate, 1e-3))
     report = compare(backbone, perturbed, images[:1])
     assert [d.name for d in report.differences if not d.agrees] == ['gate logits']
@@ -135,9 +142,9 @@ def test_the_network_written_out_agrees(backbone: DynamicVis, images: Tensor) ->
 
 
 @pytest.fixture(scope='module')
-def faint(backbone: DynamicVis) -> DynamicVis:
+def faint() -> DynamicVis:
     """What Mamba adds is little, as in large images: mistakes show as little."""
-    model = copy.deepcopy(backbone)
+    model = build(img_size=32)
     for name, parameter in model.named_parameters():
         if name.endswith('out_proj.weight'):
             parameter.mul_(5e-3)
@@ -146,9 +153,10 @@ def faint(backbone: DynamicVis) -> DynamicVis:
 
 @pytest.mark.parametrize('mistake', MISTAKES)
 def test_mistakes_that_are_easily_made_are_found(
-    mistake: str, faint: DynamicVis, images: Tensor
+    mistake: str, faint: DynamicVis
 ) -> None:
-    report = compare(Reference(faint, mistake).eval(), faint, images[:1])
+    images = example_images(1, 32, seed=0)
+    report = compare(Reference(faint, mistake).eval(), faint, images)
     assert not report.agrees, format_report(report)
     last = report.differences[-1]
     assert last.same_routing > 1e-4
@@ -182,8 +190,7 @@ def test_rounding_that_swaps_tokens_is_no_disagreement() -> None:
     # Without position embedding, the tokens of a flat image are equal, and the last
     # bits decide which of them are chosen.
     backbone = build(with_pe=False)
-    other = Rounded(img_size=64, with_pe=False).requires_grad_(False).eval()
-    other.load_state_dict(backbone.state_dict())
+    other = build(cls=Rounded, with_pe=False)
     report = compare(other, backbone, torch.full((1, 3, 64, 64), 0.5))
     assert report.rerouted > 0.1
     assert report.differences[-1].own_routing > 100 * FLOOR  # type: ignore[operator]
@@ -306,8 +313,9 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(('shift', 'agrees'), [(0, True), (0.001, False)])
 @pytest.mark.filterwarnings('ignore:weights=.random')
 def test_verify_runs_both_implementations(
-    shift: float, agrees: bool, official: Path
+    shift: float, agrees: bool, official: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dynamicvis, '_DEPTHS', SHALLOW)
     commit = write_repository(official, NATIVE.replace('{shift}', str(shift)))
     git(official, 'checkout', '--quiet', commit)
     config = BackboneConfig(weights='random', img_size=64, repo_path=official)
