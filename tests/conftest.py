@@ -3,6 +3,10 @@ import gc
 import os
 from collections.abc import Iterator
 
+# Before NumPy and PyTorch are imported: threads of theirs that wait for one another by
+# spinning take most of the processor time of small products, here and in children.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import psutil
 import pytest
 

@@ -16,7 +16,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsConta
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from dynamicvis_geo.commands.options import (
     add_overwrite,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from dynamicvis_geo.datamodules import EmbeddingDataModule
     from dynamicvis_geo.evaluation import Results
     from dynamicvis_geo.tasks import LinearProbe
-    from dynamicvis_geo.tasks.probe_inputs import Task
 
 #: Epochs without a smaller loss on the validation split after which training ends.
 PATIENCE = 10
@@ -274,10 +273,7 @@ def _fit(data: EmbeddingDataModule, arguments: Namespace, folder: Path) -> Linea
     # Small sets in small batches: an epoch is at least 16 steps where it can be.
     data.batch_size = min(data.batch_size, max(16, len(data.rows('train')) // 16))
     probe = LinearProbe(
-        cast(Task, data.task),
-        data.dim,
-        data.classes,
-        standardize=arguments.standardize,
+        data.task, data.dim, data.classes, standardize=arguments.standardize
     )
     validated = len(data.rows('val')) > 0
     best = ModelCheckpoint(
@@ -305,9 +301,6 @@ def _fit(data: EmbeddingDataModule, arguments: Namespace, folder: Path) -> Linea
 def _write(
     results: Results, data: EmbeddingDataModule, arguments: Namespace, folder: Path
 ) -> None:
-    from dynamicvis_geo.evaluation.figures import plot_predicted
-    from dynamicvis_geo.plotting import plot_confusion_matrix
-
     joined = data.joined
     text = results.to_json(
         embeddings=arguments.embeddings,
@@ -324,15 +317,11 @@ def _write(
     )
     (folder / JSON).write_text(text + '\n', encoding='utf-8')
     results.table.to_csv(folder / CSV, index=False)
-    for method, values in results.predicted.items():
+    if results.task == 'multilabel':
+        return
+    picture = 'predicted' if results.task == 'regression' else 'confusion'
+    for method in results.predicted:
         kind = method.rpartition(' ')[0]
-        if kind.startswith('knn') or results.task == 'multilabel':
-            continue
-        name = kind.replace(' ', '-')
-        if results.task == 'regression':
-            figure = plot_predicted(results.truth, values, method)
-            figure.savefig(folder / f'predicted-{name}.png', dpi=120)
-        else:
-            figure = plot_confusion_matrix(results.confusion(method), results.classes)
-            figure.axes[0].set_title(method)
-            figure.savefig(folder / f'confusion-{name}.png', dpi=120)
+        if not kind.startswith('knn'):
+            name = f'{picture}-{kind.replace(" ", "-")}.png'
+            results.plot(method).savefig(folder / name, dpi=120)

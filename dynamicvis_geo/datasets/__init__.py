@@ -1,14 +1,18 @@
 """Datasets: images by place and time, and the chips cut from them."""
 
+from typing import TYPE_CHECKING, Any
+
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.datasets.collate import collate
 from dynamicvis_geo.datasets.earthengine import EarthEngineDataset, FetchReport
 from dynamicvis_geo.datasets.embeddings import PooledEmbeddings
 from dynamicvis_geo.datasets.failures import ChipFailure
 from dynamicvis_geo.datasets.feature_maps import FeatureMaps
-from dynamicvis_geo.datasets.labels import JoinedLabels, join_labels
 from dynamicvis_geo.datasets.points import assign_points, read_points
 from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.evaluation.labels import JoinedLabels, join_labels
 
 __all__ = (
     'ChipDataset',
@@ -25,3 +29,12 @@ __all__ = (
     'open_scenes',
     'read_points',
 )
+
+
+def __getattr__(name: str) -> Any:
+    # Labels are evaluation; this is where earlier versions had them.
+    if name in ('JoinedLabels', 'join_labels'):
+        from dynamicvis_geo.datasets import labels
+
+        return getattr(labels, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,4 +1,4 @@
-"""How far metrics would scatter with another test split."""
+"""Intervals of metrics: their scatter over other draws of the test split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours: what the distances between features know."""
+"""Nearest neighbours: the distances between features as a classifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.evaluation.problem import Problem
 
-#: Distances by name, and what scikit-learn calls them.
+#: Distances by name, and as scikit-learn calls them.
 DISTANCES = {'cosine': 'cosine', 'l2': 'euclidean'}
 
 
@@ -32,7 +32,7 @@ def knn(
         k: Numbers of neighbours; those above the number of training samples are left
             out.
         distances: 'cosine', 'l2', or both.
-        split: What to predict.
+        split: Name of the split to predict.
 
     Yields:
         k, the distance, and the prediction: probabilities ``[n, C]``, or values ``[n]``
@@ -41,28 +41,24 @@ def knn(
     Raises:
         SpecError: If an argument is wrong, or no k is small enough.
     """
-    unknown = [name for name in distances if name not in DISTANCES]
-    if unknown or not distances:
+    if not distances or not set(distances) <= set(DISTANCES):
         raise SpecError(f'distances={distances!r} must be some of cosine, l2')
     if not k or min(k) < 1:
         raise SpecError(f'k={k!r} must be numbers of neighbours, from 1')
-    features, _ = problem.splits['train']
+    features, targets = problem.splits['train']
     possible = [number for number in k if number <= len(features)]
     if not possible:
         raise SpecError(
             f'{len(features)} training samples are fewer than {min(k)} neighbours: '
             'choose a smaller k, or give more samples'
         )
-    targets = problem.targets('train')
+    if problem.task in ('binary', 'multiclass'):
+        targets = np.eye(len(problem.classes))[targets]
     for distance in distances:
+        # The neighbours of the largest k hold those of all.
         index = NearestNeighbors(
             n_neighbors=max(possible), metric=DISTANCES[distance], algorithm='brute'
         ).fit(features)
         near = index.kneighbors(problem.splits[split][0], return_distance=False)
         for number in possible:
-            values = targets[near[:, :number]].mean(axis=1)
-            yield (
-                number,
-                distance,
-                (values[:, 0] if problem.task == 'regression' else values),
-            )
+            yield number, distance, targets[near[:, :number]].mean(axis=1)

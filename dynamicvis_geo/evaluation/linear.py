@@ -1,4 +1,4 @@
-"""Linear models in closed form or by L-BFGS, their regularisation chosen by validation.
+"""Linear models by L-BFGS or in closed form, their regularisation chosen by validation.
 
 Each strength of the grid is fitted on the training split and scored on the validation
 split; the best (of equals the strongest) is fitted again on both together. Features are
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
 from dynamicvis_geo.errors import SpecError
@@ -30,33 +32,32 @@ ALPHA_GRID = tuple(10.0**e for e in range(6, -4, -1))
 #: Iterations of L-BFGS: while choosing, and for the final fit if it needs them.
 ITERATIONS = (1000, 10_000)
 
+_SCALERS = {
+    'none': FunctionTransformer,
+    'zscore': StandardScaler,
+    'batchnorm': StandardScaler,
+    'l2': Normalizer,
+}
+
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class LinearFit:
-    """What a linear model predicts for the test split.
+    """Predictions of a linear model for the test split.
 
     Attributes:
         name: 'logistic' or 'ridge'.
         predicted: Probabilities ``[n, C]``, or values ``[n]`` for regression.
         choice: The chosen strength, the scores of all of them on the validation split,
             and whether the final fit converged.
-        notes: What a reader of the results should know.
+        notes: Warnings for a reader of the results.
     """
 
     name: str
     predicted: Floats
     choice: dict[str, Any]
     notes: tuple[str, ...]
-
-
-class _Model(Protocol):
-    def fit(self, x: Floats, y: NDArray[Any]) -> bool:
-        """Fit, and say whether it converged."""
-
-    def predict(self, x: Floats) -> Floats:
-        """Give probabilities or values."""
 
 
 def fit_linear(problem: Problem, standardize: str = 'zscore') -> LinearFit:
@@ -75,147 +76,108 @@ def fit_linear(problem: Problem, standardize: str = 'zscore') -> LinearFit:
     Raises:
         SpecError: If *standardize* is unknown.
     """
-    scale = _scaler(standardize, problem.splits['train'][0])
-    inputs: dict[str, Floats] = {
-        # scikit-learn refuses to transform nothing.
-        name: scale.transform(x) if len(x) else x
-        for name, x in (
-            (n, x.astype(np.float64)) for n, (x, _) in problem.splits.items()
-        )
-    }
-    labels = {name: y for name, (_, y) in problem.splits.items()}
-    regression = problem.task == 'regression'
-    grid = ALPHA_GRID if regression else C_GRID
-    name, parameter = ('ridge', 'alpha') if regression else ('logistic', 'C')
-    choice: dict[str, Any] = {'standardize': standardize, parameter: 1.0}
-    notes = []
-    if len(labels['val']):
-        swept = _sweep(problem, grid, inputs, labels)
-        best = max(swept, key=lambda strength: swept[strength])
-        choice |= {
-            parameter: best,
-            'chosen_by': CHOSEN_BY[problem.task],
-            'validation': {f'{strength:g}': value for strength, value in swept.items()},
-        }
-        if best in (grid[0], grid[-1]):
-            notes.append(
-                f'{name}: the best {parameter}, {best:g}, is at the end of the grid '
-                f'{min(grid):g} to {max(grid):g}'
-            )
-    both = (
-        np.concatenate([inputs['train'], inputs['val']]),
-        np.concatenate([labels['train'], labels['val']]),
-    )
-    model = _model(problem, choice[parameter], ITERATIONS)
-    choice['converged'] = model.fit(*both)
-    if not choice['converged']:
-        notes.append(
-            f'{name}: the fit had not converged after {ITERATIONS[-1]} iterations; its '
-            'scores could be better'
-        )
-    return LinearFit(name, model.predict(inputs['test']), choice, tuple(notes))
-
-
-def _scaler(standardize: str, features: NDArray[np.float32]) -> Any:
-    scalers = {
-        'none': FunctionTransformer,
-        'zscore': StandardScaler,
-        'batchnorm': StandardScaler,
-        'l2': Normalizer,
-    }
-    if standardize not in scalers:
+    if standardize not in _SCALERS:
         raise SpecError(
             f'standardize={standardize!r} is unknown: choose one of '
-            f'{", ".join(scalers)}'
+            f'{", ".join(_SCALERS)}'
         )
-    return scalers[standardize]().fit(features.astype(np.float64))
+    train = problem.sizes['train']
+    x, y = (
+        np.concatenate([problem.splits[name][part] for name in ('train', 'val')])
+        for part in (0, 1)
+    )
+    scaler = _SCALERS[standardize]().fit(x[:train].astype(np.float64))
+    x, test = (
+        scaler.transform(features.astype(np.float64))
+        for features in (x, problem.splits['test'][0])
+    )
+    model: Any = LogisticRegression(max_iter=ITERATIONS[0])
+    name, parameter, grid = 'logistic', 'C', C_GRID
+    if problem.task == 'regression':
+        model, name, parameter, grid = Ridge(), 'ridge', 'alpha', ALPHA_GRID
+    choice: dict[str, Any] = {'standardize': standardize, parameter: 1.0}
+    notes = []
+    prefix = ''
+    if problem.task == 'multilabel':
+        model, prefix = OneVsRestClassifier(model), 'estimator__'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        # Of a class that is always or never there, and of scores that are not defined.
+        warnings.filterwarnings('ignore', 'Label .* is present in all|.*non-finite')
+        if len(x) > train:
+            found = _sweep(problem, model, prefix + parameter, grid, x, y, train)
+            # What is not defined in this split (one class, a constant target) is so for
+            # all strengths: the strongest is then taken.
+            best = max(grid, key=lambda strength: np.nan_to_num(found[strength]))
+            model.set_params(**{prefix + parameter: best})
+            choice |= {
+                parameter: best,
+                'chosen_by': CHOSEN_BY[problem.task],
+                'validation': {f'{strength:g}': found[strength] for strength in grid},
+            }
+            if best in (grid[0], grid[-1]):
+                notes.append(
+                    f'{name}: the best {parameter}, {best:g}, is at the end of the '
+                    f'grid {min(grid):g} to {max(grid):g}'
+                )
+        converged = _converged(model.fit(x, y))
+        if not converged:
+            model.set_params(**{f'{prefix}max_iter': ITERATIONS[1]})
+            converged = _converged(model.fit(x, y))
+    choice['converged'] = converged
+    if not converged:
+        notes.append(
+            f'{name}: the fit had not converged after {ITERATIONS[1]} iterations; its '
+            'scores could be better'
+        )
+    return LinearFit(name, _predict(problem, model, test), choice, tuple(notes))
 
 
 def _sweep(
     problem: Problem,
+    model: Any,
+    parameter: str,
     grid: tuple[float, ...],
-    inputs: dict[str, Floats],
-    labels: dict[str, NDArray[Any]],
+    x: Floats,
+    y: NDArray[Any],
+    train: int,
 ) -> dict[float, float]:
-    """Score each strength on the validation split; strongest first."""
+    """Fit each strength on the first rows, and score it on the rest."""
     metric = CHOSEN_BY[problem.task]
-    values = {}
-    for strength in grid:
-        model = _model(problem, strength, ITERATIONS[:1])
-        model.fit(inputs['train'], labels['train'])
-        found = scores(problem.task, labels['val'], model.predict(inputs['val']))
-        value = float(found[metric][0])
-        # Undefined on this split (one class, a constant target): nothing to choose by.
-        values[strength] = value if np.isfinite(value) else -np.inf
+
+    def score(fitted: Any, x: Floats, y: NDArray[Any]) -> float:
+        values = _predict(problem, fitted, x)
+        return float(scores(problem.task, y, values)[metric][0])
+
+    search = GridSearchCV(
+        model,
+        {parameter: grid},
+        scoring=score,
+        cv=PredefinedSplit(np.where(np.arange(len(x)) < train, -1, 0)),
+        refit=False,
+        error_score='raise',
+    ).fit(x, y)
+    found = search.cv_results_['mean_test_score'].tolist()
+    return dict(zip(grid, found, strict=True))
+
+
+def _predict(problem: Problem, model: Any, x: Floats) -> Floats:
+    """Give values; or probabilities of all classes, also of those without samples."""
+    if problem.task == 'regression':
+        return np.asarray(model.predict(x))
+    values = np.zeros((len(x), len(problem.classes)))
+    several = problem.task == 'multilabel'
+    # Of a single class, scikit-learn gives the probability of its absence as well.
+    columns = slice(None) if several else model.classes_
+    values[:, columns] = model.predict_proba(x)[:, -len(problem.classes) :]
     return values
 
 
-def _model(problem: Problem, strength: float, iterations: tuple[int, ...]) -> _Model:
-    if problem.task == 'regression':
-        return _Ridge(strength)
-    if problem.task == 'multilabel':
-        return _OneVsRest(strength, iterations)
-    return _Logistic(strength, iterations, len(problem.classes))
-
-
-class _Ridge:
-    def __init__(self, alpha: float) -> None:
-        self._model = Ridge(alpha)
-
-    def fit(self, x: Floats, y: NDArray[Any]) -> bool:
-        self._model.fit(x, y)
-        return True
-
-    def predict(self, x: Floats) -> Floats:
-        values: Floats = self._model.predict(x)
-        return values
-
-
-class _Logistic:
-    """Multinomial logistic regression; classes without samples have probability 0."""
-
-    def __init__(self, c: float, iterations: tuple[int, ...], classes: int) -> None:
-        self._c, self._iterations, self._classes = c, iterations, classes
-
-    def fit(self, x: Floats, y: NDArray[Any]) -> bool:
-        for iterations in self._iterations:
-            self._model = LogisticRegression(C=self._c, max_iter=iterations)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter('always')
-                self._model.fit(x, y)
-            failed = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
-            for warning in caught:
-                if warning not in failed:
-                    warnings.warn(warning.message, stacklevel=2)
-            if not failed:
-                return True
-        return False
-
-    def predict(self, x: Floats) -> Floats:
-        values = np.zeros((len(x), self._classes))
-        values[:, self._model.classes_] = self._model.predict_proba(x)
-        return values
-
-
-class _OneVsRest:
-    """A logistic regression a class; the share of a class that never varies."""
-
-    def __init__(self, c: float, iterations: tuple[int, ...]) -> None:
-        self._c, self._iterations = c, iterations
-
-    def fit(self, x: Floats, y: NDArray[Any]) -> bool:
-        self._models = [_Logistic(self._c, self._iterations, 2) for _ in y.T]
-        self._shares = y.mean(axis=0)
-        converged = [
-            model.fit(x, column)
-            for model, column in zip(self._models, y.T, strict=True)
-            if np.ptp(column)
-        ]
-        return all(converged)
-
-    def predict(self, x: Floats) -> Floats:
-        columns = [
-            model.predict(x)[:, 1] if 0 < share < 1 else np.full(len(x), share)
-            for model, share in zip(self._models, self._shares, strict=True)
-        ]
-        return np.stack(columns, axis=1)
+def _converged(model: Any) -> bool:
+    """Say whether L-BFGS ended before its last iteration; a ridge has a closed form."""
+    fits = getattr(model, 'estimators_', [model])
+    return all(
+        fit.n_iter_.max() < fit.max_iter
+        for fit in fits
+        if isinstance(fit, LogisticRegression)
+    )

@@ -2,8 +2,7 @@
 
 A bootstrap weighs each sample by how often it was drawn: with all weightings in one
 array, a thousand resamples cost a few matrix products, where a library that takes one
-at a time needs minutes. Values equal scikit-learn's with ``sample_weight`` (its mean
-over classes taken over those that occur), up to rounding.
+at a time needs minutes.
 
 =============================== ======================================================
 ``accuracy_micro``              share of right samples; multilabel: of right decisions
@@ -16,9 +15,12 @@ over classes taken over those that occur), up to rounding.
                                 target
 =============================== ======================================================
 
-Means over classes leave out those that no sample of the weighting has. What is not
-defined at all (R2 of a constant target, F1 where nothing is or is called positive) is
-NaN.
+Where every class has samples, values equal those of scikit-learn with
+``sample_weight`` up to rounding (calibration error: of torchmetrics). Where a class has
+none in a weighting, means over classes leave it out, also if it was predicted, for
+which scikit-learn's F1 and Jaccard index count a 0. Values that are not defined (R2 of
+a constant target, F1 where nothing is or is called positive) are NaN, where
+scikit-learn warns and gives a number.
 """
 
 from __future__ import annotations
@@ -67,15 +69,6 @@ def scores(
         if task == 'multilabel':
             return _multilabel(truth.astype(bool), values, weights)
         return _classes(task == 'binary', truth.astype(np.int64), values, weights)
-
-
-def confusion(
-    truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
-) -> NDArray[np.int64]:
-    """Count samples, ``[C, C]``: true class down, predicted class across."""
-    codes = truth * classes + predicted
-    counts = np.bincount(codes, minlength=classes**2)
-    return counts.reshape(classes, classes).astype(np.int64)
 
 
 def _classes(

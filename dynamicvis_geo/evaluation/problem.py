@@ -1,23 +1,22 @@
-"""What is evaluated: features and labels in splits, checked once."""
+"""The problem that is evaluated: features and labels in splits, checked once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamicvis_geo.datasets.targets import Task
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.evaluation.splits import SPLITS
 
 if TYPE_CHECKING:
-    from dynamicvis_geo.datamodules import EmbeddingDataModule
+    from dynamicvis_geo.evaluation.datamodule import EmbeddingDataModule
 
 Arrays = tuple[NDArray[np.float32], NDArray[Any]]
-
-_TASKS = ('binary', 'multiclass', 'multilabel', 'regression')
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,11 @@ class Problem:
     Attributes:
         task: 'binary', 'multiclass', 'multilabel' or 'regression'.
         classes: Names of the classes; none for regression.
-        splits: Features ``[n, D]`` and labels of 'train', 'val' and 'test'; 'val' may
-            have none.
-        provenance: What made the features.
-        notes: What a reader of the results should know.
+        splits: Features float32 ``[n, D]`` and labels of 'train', 'val' and 'test':
+            int64 ``[n]``, 0 and 1 ``[n, C]`` for multilabel, float64 ``[n]`` for
+            regression. 'val' may have none.
+        provenance: Provenance of the features.
+        notes: Warnings for a reader of the results.
     """
 
     task: str
@@ -43,17 +43,6 @@ class Problem:
     def sizes(self) -> dict[str, int]:
         """Number of samples in each split."""
         return {name: len(self.splits[name][1]) for name in SPLITS}
-
-    def targets(self, split: str) -> NDArray[np.float64]:
-        """Give the labels of a split as numbers to average, ``[n, C]`` or ``[n, 1]``.
-
-        Classes become 0 and 1 in a column each.
-        """
-        labels = self.splits[split][1]
-        if self.task in ('binary', 'multiclass'):
-            hot: NDArray[np.float64] = np.eye(len(self.classes))[labels]
-            return hot
-        return labels.reshape(len(labels), -1).astype(np.float64)
 
 
 def as_problem(
@@ -74,12 +63,11 @@ def as_problem(
             each other.
     """
     if isinstance(data, Mapping):
-        if task not in _TASKS:
-            raise SpecError(f'task={task!r} is none of {", ".join(_TASKS)}')
+        if task is None or task not in get_args(Task):
+            raise SpecError(f'task={task!r} is none of {", ".join(get_args(Task))}')
         splits, provenance = dict(data), {}
-        names = tuple(classes) or _numbered(task, splits)
     else:
-        names, task, provenance = data.classes, data.task, data.provenance
+        classes, task, provenance = data.classes, data.task, data.provenance
         splits = {name: data.arrays(name) for name in SPLITS if len(data.rows(name))}
     for name in ('train', 'test'):
         if name not in splits or not len(splits[name][1]):
@@ -87,6 +75,7 @@ def as_problem(
                 f'split {name!r} has no samples: give it a share '
                 '(fractions=), or another split='
             )
+    names = tuple(classes) or _numbered(task, splits)
     dimensions = np.shape(splits['train'][0])[-1]
     labels = np.asarray(splits['train'][1])
     splits.setdefault('val', (np.empty((0, dimensions), np.float32), labels[:0]))
@@ -95,8 +84,7 @@ def as_problem(
         for name in SPLITS
     }
     _check_variety(task, names, checked['train'][1])
-    notes = _notes(task, names, checked)
-    return Problem(task, names, checked, provenance, notes)
+    return Problem(task, names, checked, provenance, _notes(task, names, checked))
 
 
 def _numbered(task: str, splits: Mapping[str, Arrays]) -> tuple[str, ...]:
@@ -132,24 +120,16 @@ def _checked(
 
 
 def _check_variety(task: str, classes: Sequence[str], labels: NDArray[Any]) -> None:
-    if task == 'multilabel':
-        if np.ptp(labels, axis=0).any():
-            return
-        raise SpecError(
-            'in the training split every class is always or never there: nothing can '
-            'be learnt from it; divide otherwise'
-        )
-    if len(np.unique(labels)) > 1:
+    if np.ptp(labels, axis=0).any():
         return
-    if task == 'regression':
-        raise SpecError(
-            f'the target of all {len(labels)} training samples is {labels[0]:g}: '
-            'nothing can be learnt from it; divide otherwise'
-        )
-    raise SpecError(
-        f'all {len(labels)} training samples are of class {classes[labels[0]]}: '
-        'nothing can be learnt from one class; divide otherwise'
-    )
+    if task == 'multilabel':
+        alike = 'in the training split every class is always or never there'
+    elif task == 'regression':
+        alike = f'the target of all {len(labels)} training samples is {labels[0]:g}'
+    else:
+        name = classes[labels[0]]
+        alike = f'all {len(labels)} training samples are of one class, {name}'
+    raise SpecError(f'{alike}: nothing can be learnt from it; divide otherwise')
 
 
 def _notes(
@@ -162,14 +142,10 @@ def _notes(
             notes.append(
                 f'split {split!r} has no samples: no regularisation could be chosen'
             )
-            continue
-        if task == 'regression':
-            continue
-        if task == 'multilabel':
-            there = set(np.flatnonzero(labels.any(axis=0)))
-        else:
-            there = set(labels)
-        absent = [name for i, name in enumerate(classes) if i not in there]
-        if absent:
-            notes.append(f'split {split!r} has no sample of {", ".join(absent)}')
+        elif task != 'regression':
+            several = task == 'multilabel'
+            there = set(np.flatnonzero(labels.any(axis=0)) if several else labels)
+            absent = [name for i, name in enumerate(classes) if i not in there]
+            if absent:
+                notes.append(f'split {split!r} has no sample of {", ".join(absent)}')
     return tuple(notes)

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import (
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.evaluation.bootstrap import bootstrap
-from dynamicvis_geo.evaluation.metrics import confusion, scores
+from dynamicvis_geo.evaluation.metrics import scores
 
 
 def weightings(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -115,11 +115,6 @@ def test_what_is_not_defined_is_nan() -> None:
     assert np.isnan(negative['f1'][0])
     assert np.isnan(negative['average_precision'][0])
     assert negative['accuracy_micro'][0] == 1
-
-
-def test_confusion_has_the_truth_down() -> None:
-    matrix = confusion(np.array([0, 0, 2]), np.array([1, 0, 2]), 3)
-    assert matrix.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
 
 
 def test_intervals_are_those_of_resampled_test_sets() -> None:

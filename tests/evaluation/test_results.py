@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,11 @@ def test_table_is_tidy_and_json_is_strict() -> None:
     (logistic,) = results.choices
     truth = np.bincount(data['test'][1])
     np.testing.assert_array_equal(results.confusion(logistic), np.diag(truth))
+    shifted = replace(results, predicted={'m': np.eye(3)[(data['test'][1] + 1) % 3]})
+    # The truth is down, the predicted class across.
+    np.testing.assert_array_equal(
+        shifted.confusion('m'), np.roll(np.diag(truth), 1, axis=1)
+    )
     content = json.loads(results.to_json(labels='plots.csv'))
     assert content['classes'] == ['a', 'b', 'c']
     assert content['splits'] == {'train': 90, 'val': 40, 'test': 70}

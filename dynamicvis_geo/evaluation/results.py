@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.metrics import PredictionErrorDisplay, confusion_matrix
 
 from dynamicvis_geo.evaluation.bootstrap import bootstrap
 from dynamicvis_geo.evaluation.knn import knn
 from dynamicvis_geo.evaluation.linear import fit_linear
-from dynamicvis_geo.evaluation.metrics import confusion
 from dynamicvis_geo.evaluation.problem import Arrays, Problem, as_problem
+from dynamicvis_geo.plotting import plot_confusion_matrix
 from dynamicvis_geo.provenance import software_versions, to_json
 
 if TYPE_CHECKING:
-    from dynamicvis_geo.datamodules import EmbeddingDataModule
+    from dynamicvis_geo.evaluation.datamodule import EmbeddingDataModule
     from dynamicvis_geo.tasks import LinearProbe
 
 #: Columns of :attr:`Results.table`.
@@ -38,7 +40,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Results:
-    """What all methods scored on the test split.
+    """Scores of all methods on the test split.
 
     Attributes:
         table: A row a method and metric: ``method``, ``setting``, ``metric``,
@@ -51,10 +53,10 @@ class Results:
         predicted: For each method, as 'knn k=5 cosine', the probabilities ``[n, C]`` of
             the test split, or the values ``[n]`` of a regression.
         choices: Chosen hyper-parameters of each method that has any.
-        notes: What a reader should know: classes that a split lacks, fits that did not
+        notes: Warnings for a reader: classes that a split lacks, fits that did not
             converge.
-        provenance: What made the features.
-        settings: What :func:`evaluate` was given.
+        provenance: Provenance of the features.
+        settings: Arguments of :func:`evaluate`.
     """
 
     table: pd.DataFrame
@@ -78,7 +80,34 @@ class Results:
             int64 ``[C, C]``.
         """
         chosen = self.predicted[method].argmax(axis=1)
-        return confusion(self.truth, chosen, len(self.classes))
+        counts: NDArray[np.int64] = confusion_matrix(
+            self.truth, chosen, labels=np.arange(len(self.classes))
+        )
+        return counts
+
+    def plot(self, method: str) -> Figure:
+        """Draw the confusion matrix; of a regression predicted against true values.
+
+        Args:
+            method: A key of :attr:`predicted`; several classes at once have no such
+                picture.
+
+        Returns:
+            The figure.
+        """
+        if self.task != 'regression':
+            figure = plot_confusion_matrix(self.confusion(method), self.classes)
+        else:
+            figure = Figure(figsize=(5, 5), layout='constrained')
+            PredictionErrorDisplay(
+                y_true=self.truth, y_pred=self.predicted[method]
+            ).plot(
+                figure.subplots(),
+                kind='actual_vs_predicted',
+                scatter_kwargs={'alpha': 0.5 if len(self.truth) < 2000 else 0.1},
+            )
+        figure.axes[0].set_title(method)
+        return figure
 
     def wide(self) -> pd.DataFrame:
         """Return the table with a row a method and a column a metric, as text."""
@@ -161,62 +190,48 @@ def evaluate(
             class or a constant target, or fewer samples than the smallest k.
     """
     problem = as_problem(data, task, classes)
+    train = problem.sizes['train']
+    notes = list(problem.notes)
+    predicted = {
+        ('knn', f'k={number} {distance}'): values
+        for number, distance, values in knn(problem, k, distances)
+    }
+    notes += [
+        f'knn: k={number} was left out: there are only {train} training samples'
+        for number in k
+        if number > train
+    ]
+    fit = fit_linear(problem, standardize)
+    notes += fit.notes
+    parameter = 'alpha' if problem.task == 'regression' else 'C'
+    setting = f'{parameter}={fit.choice[parameter]:g}'
+    predicted[fit.name, setting] = fit.predicted
+    if probe is not None:
+        values = _probe_values(probe, problem)
+        predicted['linear probe', probe.standardize] = values
     truth = problem.splits['test'][1]
-    predicted: dict[str, NDArray[np.float64]] = {}
-    choices: dict[str, dict[str, Any]] = {}
-    notes, rows = list(problem.notes), []
     sizes = {f'n_{name}': count for name, count in problem.sizes.items()}
-    methods = _methods(problem, probe, k, distances, standardize, choices, notes)
-    for method, setting, values in methods:
-        name = f'{method} {setting}'
-        predicted[name] = values
-        intervals = bootstrap(problem.task, truth, values, resamples, seed)
-        rows += [
-            {'method': method, 'setting': setting, 'metric': metric}
-            | interval._asdict()
-            | sizes
-            for metric, interval in intervals.items()
-        ]
+    rows = [
+        {'method': method, 'setting': chosen, 'metric': metric}
+        | interval._asdict()
+        | sizes
+        for (method, chosen), values in predicted.items()
+        for metric, interval in bootstrap(
+            problem.task, truth, values, resamples, seed
+        ).items()
+    ]
     return Results(
         pd.DataFrame(rows, columns=COLUMNS),
         problem.task,
         problem.classes,
         problem.sizes,
         truth,
-        predicted,
-        choices,
+        {' '.join(name): values for name, values in predicted.items()},
+        {f'{fit.name} {setting}': fit.choice},
         tuple(notes),
         problem.provenance,
         {'standardize': standardize, 'resamples': resamples, 'seed': seed},
     )
-
-
-def _methods(
-    problem: Problem,
-    probe: LinearProbe | None,
-    k: Sequence[int],
-    distances: Sequence[str],
-    standardize: str,
-    choices: dict[str, dict[str, Any]],
-    notes: list[str],
-) -> Iterator[tuple[str, str, NDArray[np.float64]]]:
-    """Yield method, setting and prediction of each; fill choices and notes."""
-    for number, distance, values in knn(problem, k, distances):
-        yield 'knn', f'k={number} {distance}', values
-    for number in k:
-        if number > problem.sizes['train']:
-            notes.append(
-                f'knn: k={number} was left out: there are only '
-                f'{problem.sizes["train"]} training samples'
-            )
-    fit = fit_linear(problem, standardize)
-    notes += fit.notes
-    parameter = 'alpha' if problem.task == 'regression' else 'C'
-    setting = f'{parameter}={fit.choice[parameter]:g}'
-    choices[f'{fit.name} {setting}'] = fit.choice
-    yield fit.name, setting, fit.predicted
-    if probe is not None:
-        yield 'linear probe', probe.standardize, _probe_values(probe, problem)
 
 
 def _probe_values(probe: LinearProbe, problem: Problem) -> NDArray[np.float64]:

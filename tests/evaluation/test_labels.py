@@ -8,8 +8,8 @@ import pytest
 import shapely
 
 from dynamicvis_geo import PooledEmbeddings
-from dynamicvis_geo.datasets import join_labels
 from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.evaluation import join_labels
 from tests.datasets.embedding_parts import vectors, write_part
 from tests.stores import Upload
 

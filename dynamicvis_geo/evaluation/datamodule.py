@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from dynamicvis_geo.datasets.embeddings import PooledEmbeddings, Sample
-from dynamicvis_geo.datasets.labels import JoinedLabels, join_labels
-from dynamicvis_geo.datasets.targets import Labels, encode_labels
+from dynamicvis_geo.datasets.targets import Labels, Task, encode_labels
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.evaluation.labels import JoinedLabels, join_labels
 from dynamicvis_geo.evaluation.splits import (
     SPLITS,
     Splits,
@@ -73,7 +74,7 @@ class EmbeddingDataModule(LightningDataModule):
             path: A GeoParquet file of pooled embeddings, or a folder of its parts.
             target: Column of the labels.
             labels: File or table of labels, joined as
-                :func:`~dynamicvis_geo.datasets.join_labels` says, with a warning if
+                :func:`~dynamicvis_geo.evaluation.join_labels` says, with a warning if
                 some cannot be used; None if the labels are a column of the embeddings.
             split: 'random', 'stratified', 'spatial' (whole blocks of land), or the name
                 of a column, of the labels or else of the embeddings, that says train,
@@ -101,20 +102,11 @@ class EmbeddingDataModule(LightningDataModule):
         ):
             if value < least:
                 raise SpecError(f'{name}={value} must be at least {least}')
-        self.path = path
-        self.target = target
-        self.labels = labels
-        self.split = split
-        self.fractions = fractions
-        self.block_m = block_m
-        self.how = how
-        self.on = on
-        self.max_distance_m = max_distance_m
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
+        self.path, self.target, self.labels = path, target, labels
+        self.split, self.fractions, self.block_m = split, fractions, block_m
+        self.how, self.on, self.max_distance_m = how, on, max_distance_m
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._task = task
-        self._found: _Divided | None = None
 
     def prepare_data(self) -> None:
         """Decode the vectors, once for all processes of a machine."""
@@ -130,8 +122,7 @@ class EmbeddingDataModule(LightningDataModule):
             SourceError: If a file cannot be used.
             SpecError: If the labels do not fit, or are too few to divide.
         """
-        if self._found is None:
-            self._found = self._divide()
+        _ = self._divided
 
     @property
     def dataset(self) -> PooledEmbeddings:
@@ -149,7 +140,7 @@ class EmbeddingDataModule(LightningDataModule):
         return len(self.classes)
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """'binary', 'multiclass', 'multilabel' or 'regression'."""
         return self._divided.labels.task
 
@@ -160,12 +151,12 @@ class EmbeddingDataModule(LightningDataModule):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What made the embeddings, as their file says."""
+        """Provenance of the embeddings, as their file has it."""
         return self.dataset.provenance
 
     @property
     def joined(self) -> JoinedLabels | None:
-        """How the labels were joined and what was left over; None without a join."""
+        """Labels as they were joined, and what was left over; None without a join."""
         return self._divided.joined
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -243,18 +234,13 @@ class EmbeddingDataModule(LightningDataModule):
             **settings,
         )
 
-    @property
-    def _divided(self) -> _Divided:
-        if self._found is None:
-            self._found = self._divide()
-        return self._found
-
     def _members(self, split: str) -> NDArray[np.int64]:
         if split not in SPLITS:
             raise SpecError(f'split={split!r} is none of {", ".join(SPLITS)}')
         return np.flatnonzero(self._divided.splits == split)
 
-    def _divide(self) -> _Divided:
+    @cached_property
+    def _divided(self) -> _Divided:
         dataset = PooledEmbeddings(self.path)
         joined, beside = None, None
         if self.labels is None:
@@ -269,16 +255,16 @@ class EmbeddingDataModule(LightningDataModule):
                 max_distance_m=self.max_distance_m,
             )
             if joined.unused or joined.missing:
-                warnings.warn(joined.description, stacklevel=3)
+                warnings.warn(joined.description, stacklevel=2)
             rows, values, beside = joined.rows, joined.values, joined.labels
-        splits = None
-        if self.split not in DRAWN:
+        if self.split in DRAWN:
+            labels = encode_labels(values, self._task)
+            splits = self._draw_splits(dataset, rows, labels)
+        else:
             splits = self._read_splits(dataset, rows, beside)
             given = splits != ''
-            rows, values, splits = rows[given], values[given], splits[given]
-        labels = encode_labels(values, self._task)
-        if splits is None:
-            splits = self._draw_splits(dataset, rows, labels)
+            rows, splits = rows[given], splits[given]
+            labels = encode_labels(values[given], self._task)
         return _Divided(dataset, rows, labels, splits, joined)
 
     def _draw_splits(
