@@ -11,25 +11,23 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.settings import check_comparable
-from dynamicvis_geo.tasks.moments import Moments
-from dynamicvis_geo.tasks.probe_inputs import (
+from dynamicvis_geo.tasks.probe_parts import (
     Optimizer,
     Standardize,
-    Task,
     check_arguments,
-    check_choice,
+    copy_moments,
     find_key,
-    flatten,
+    flat,
     once,
+    probe_metrics,
     provenances,
-    unflatten,
 )
-from dynamicvis_geo.tasks.probe_metrics import class_metrics, score_metrics
 
 #: Key of what this class adds to a Lightning checkpoint.
 CHECKPOINT_KEY = 'dynamicvis_geo_probe'
@@ -53,9 +51,13 @@ class LinearProbe(LightningModule):
     epoch, and is stored with the weights. So is the provenance of the features, which
     the datamodule says: other features are refused, with what differs.
 
+    It logs ``train_loss``, ``val_loss`` and ``test_loss``, and for validation and test
+    the metrics of torchmetrics, such as ``val_accuracy_micro``, under the names of
+    :mod:`~dynamicvis_geo.evaluation.metrics`.
+
     Attributes:
         classes: Names of the classes; none for regression.
-        provenance: What made the features that the probe was fitted on.
+        provenance: Provenance of the features that the probe was fitted on.
     """
 
     mean: Tensor
@@ -67,7 +69,7 @@ class LinearProbe(LightningModule):
 
     def __init__(
         self,
-        task: Task,
+        task: Literal['binary', 'multiclass', 'multilabel', 'regression'],
         in_features: int,
         classes: Sequence[str] = (),
         standardize: Standardize = 'zscore',
@@ -99,60 +101,49 @@ class LinearProbe(LightningModule):
             SpecError: If an argument has a value that cannot be used.
         """
         super().__init__()
-        classes = tuple(classes)
+        # Plain lists and numbers: a checkpoint is then loaded without running code.
+        classes = list(classes)
         if not (class_weights is None or isinstance(class_weights, str)):
             class_weights = [float(weight) for weight in class_weights]
         check_arguments(
-            task, in_features, classes, standardize, class_weights, lr, weight_decay
+            task,
+            in_features,
+            classes,
+            standardize,
+            class_weights,
+            lr,
+            weight_decay,
+            optimizer,
         )
-        check_choice('optimizer', optimizer, Optimizer)
-        # Plain lists and numbers: a checkpoint is then loaded without running code.
-        self.save_hyperparameters(
-            {
-                'task': task,
-                'in_features': in_features,
-                'classes': list(classes),
-                'standardize': standardize,
-                'class_weights': class_weights,
-                'lr': lr,
-                'weight_decay': weight_decay,
-                'optimizer': optimizer,
-                'ignore_index': ignore_index,
-            }
-        )
-        self.task, self.classes, self.standardize = task, classes, standardize
+        self.save_hyperparameters()
+        self.task, self.classes, self.standardize = task, tuple(classes), standardize
         self.in_features, self.ignore_index = in_features, ignore_index
         self.class_weights = class_weights
         self.lr, self.weight_decay, self.optimizer = lr, weight_decay, optimizer
         self.provenance: dict[str, Any] = {}
-        self.linear = nn.Linear(in_features, max(1, len(classes)))
+        outputs = max(1, len(classes))
+        self.linear = nn.Linear(in_features, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         if standardize == 'batchnorm':
             self.batchnorm = nn.BatchNorm1d(in_features, affine=False)
-        weights = class_weights if isinstance(class_weights, list) else None
-        for name, value in (
+        needs_a_pass = (
+            standardize == 'zscore'
+            or class_weights == 'balanced'
+            or task == 'regression'
+        )
+        weights = class_weights if isinstance(class_weights, list) else [1.0] * outputs
+        for name, buffer in (
             ('mean', torch.zeros(in_features)),
             ('scale', torch.ones(in_features)),
-            ('class_weight', torch.tensor(weights or [1.0] * max(1, len(classes)))),
+            ('class_weight', torch.tensor(weights)),
             ('target_mean', torch.zeros(1)),
             ('target_scale', torch.ones(1)),
-            ('fitted', torch.tensor(not self._needs_a_pass)),
+            ('fitted', torch.tensor(not needs_a_pass)),
         ):
-            self.register_buffer(name, value)
-        self.metrics = nn.ModuleDict()
-        for stage in ('val', 'test'):
-            if task != 'regression':
-                self.metrics[f'{stage}_classes'] = class_metrics(task, len(classes))
-            if task != 'multiclass':
-                self.metrics[f'{stage}_scores'] = score_metrics(task)
-
-    @property
-    def _needs_a_pass(self) -> bool:
-        return (
-            self.standardize == 'zscore'
-            or self.class_weights == 'balanced'
-            or self.task == 'regression'
+            self.register_buffer(name, buffer)
+        self.metrics = nn.ModuleDict(
+            {stage: probe_metrics(task, len(classes)) for stage in ('val', 'test')}
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -168,7 +159,10 @@ class LinearProbe(LightningModule):
         out = self._scores(self._rows(features))
         if self.task == 'regression':
             out = out * self.target_scale + self.target_mean
-        return unflatten(out, features)
+        if features.ndim == 2:
+            return out
+        batch, _, height, width = features.shape
+        return out.reshape(batch, height, width, -1).movedim(-1, 1)
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
@@ -183,10 +177,7 @@ class LinearProbe(LightningModule):
         """
         out: Tensor = self(features)
         known = features.isfinite().all(1, keepdim=True)
-        out = out.masked_fill(~known, torch.nan)
-        if self.task == 'regression':
-            return out.squeeze(1)
-        return out.sigmoid() if self.task == 'multilabel' else out.softmax(1)
+        return self._activated(out.masked_fill(~known, torch.nan))
 
     def fit_statistics(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Fit on the training data what is not learnt by gradients.
@@ -197,45 +188,38 @@ class LinearProbe(LightningModule):
             batches: Batches of training data, all of them once.
 
         Raises:
-            SpecError: If they hold nothing to fit on, or the target is constant.
+            SpecError: If they hold nothing to fit on.
         """
-        columns, targets = Moments(), Moments()
-        counts = torch.zeros(max(1, len(self.classes)), dtype=torch.float64)
+        columns, targets = StandardScaler(), StandardScaler()
         for batch in batches:
-            rows, labels = self._labelled(batch)
-            columns.update(rows)
-            if self.task == 'regression':
-                targets.update(labels[:, None])
-            elif self.task == 'multilabel':
-                counts += labels.sum(0).cpu()
-            else:
-                counts += labels.bincount(minlength=len(counts)).cpu()
-        if not columns.count:
+            rows, labels = (part.cpu() for part in self._labelled(batch))
+            if not len(rows):
+                continue
+            columns.partial_fit(rows.double().numpy())
+            if self.task in ('binary', 'multiclass'):
+                labels = F.one_hot(labels, len(self.classes))
+            targets.partial_fit(labels.double().reshape(len(rows), -1).numpy())
+        if not hasattr(columns, 'mean_'):
             raise SpecError('the training data have no labelled sample: nothing to fit')
-        mean, scale = columns.standard()
         if self.standardize == 'zscore':
-            self.mean.copy_(mean)
-            self.scale.copy_(scale)
+            copy_moments(columns, self.mean, self.scale)
         if self.task == 'regression':
-            mean, scale = targets.standard()
-            self.target_mean.copy_(mean)
-            self.target_scale.copy_(scale)
+            copy_moments(targets, self.target_mean, self.target_scale)
         if self.class_weights == 'balanced':
-            self.class_weight.copy_(self._balanced(counts, columns.count))
+            shares = torch.from_numpy(targets.mean_)
+            if self.task == 'multilabel':
+                weights = (1 - shares) / shares
+            else:
+                weights = 1 / (len(shares) * shares)
+            # A class that never occurs has no loss to weigh.
+            self.class_weight.copy_(torch.where(shares > 0, weights, 1.0))
         self.fitted.fill_(True)
-
-    def _balanced(self, counts: Tensor, total: int) -> Tensor:
-        # A class that never occurs has no loss to weigh.
-        positives = counts.clamp(min=1)
-        if self.task == 'multilabel':
-            return torch.where(counts > 0, (total - counts) / positives, 1.0)
-        return total / (len(counts) * positives)
 
     def on_fit_start(self) -> None:
         """Take the provenance of the features, and pass once over the training data."""
         self.trainer.fit_loop.setup_data()
         loader = self.trainer.train_dataloader
-        for made in self._provenances(loader):
+        for made in provenances(self.trainer, loader):
             if self.provenance:
                 self.check_features(made, 'the training features')
             self.provenance = made
@@ -271,7 +255,7 @@ class LinearProbe(LightningModule):
         check_comparable(self.provenance, provenance, what, any_pooling=any_pooling)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch, and log it as ``train_loss``."""
         rows, labels = self._labelled(batch)
         if self.standardize == 'batchnorm' and len(rows) < 2:
             raise SpecError(
@@ -289,6 +273,14 @@ class LinearProbe(LightningModule):
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Add a batch to ``test_loss`` and to the metrics."""
         self._evaluate(batch, 'test')
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation data."""
+        self._log_metrics('val')
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test data."""
+        self._log_metrics('test')
 
     def predict_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
@@ -331,13 +323,13 @@ class LinearProbe(LightningModule):
         self.provenance = checkpoint.get(CHECKPOINT_KEY, {}).get('features', {})
 
     def _rows(self, features: Tensor) -> Tensor:
-        """Give vectors ``[n, D]``, one a sample or a cell."""
+        """Give vectors float32 ``[n, D]``, one a sample or a cell."""
         if features.ndim not in (2, 4) or features.shape[1] != self.in_features:
             raise SpecError(
                 f'features have shape {tuple(features.shape)}: this probe takes '
                 f'[B, {self.in_features}] or [B, {self.in_features}, h, w]'
             )
-        return flatten(features).float()
+        return flat(features).float()
 
     def _scores(self, rows: Tensor) -> Tensor:
         if not self.fitted:
@@ -354,41 +346,42 @@ class LinearProbe(LightningModule):
         scores: Tensor = self.linear(rows)
         return scores
 
+    def _activated(self, scores: Tensor) -> Tensor:
+        """Turn scores ``[n, C, ...]`` into probabilities, or values ``[n, ...]``."""
+        if self.task == 'regression':
+            return scores.squeeze(1)
+        return scores.sigmoid() if self.task == 'multilabel' else scores.softmax(1)
+
     def _labelled(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Give the rows that count, and their labels."""
         features = batch[find_key(batch, _FEATURES)]
         rows, labels = self._rows(features), batch[find_key(batch, _LABELS)]
         cells = features.shape[:1] + features.shape[2:]
-        if self.task == 'multilabel':
-            expected = (cells[0], len(self.classes), *cells[1:])
-        else:
-            expected = tuple(cells)
-            if labels.ndim == len(cells) + 1 and labels.shape[1] == 1:
-                labels = labels.squeeze(1)
+        several = self.task == 'multilabel'
+        expected = (cells[0], len(self.classes), *cells[1:]) if several else (*cells,)
+        if not several and labels.ndim == len(cells) + 1 and labels.shape[1] == 1:
+            labels = labels.squeeze(1)
         if tuple(labels.shape) != expected:
             raise SpecError(
                 f'labels have shape {tuple(labels.shape)}, but features of shape '
                 f'{tuple(features.shape)} need labels {expected}'
             )
-        labels = flatten(labels) if self.task == 'multilabel' else labels.reshape(-1)
-        kept = rows.isfinite().all(1)
+        labels = flat(labels) if several else labels.reshape(-1)
         valid = ~labels.isnan()
         if self.ignore_index is not None:
             valid &= labels != self.ignore_index
-        kept &= valid.all(1) if valid.ndim == 2 else valid
-        return rows[kept], self._checked(labels[kept])
-
-    def _checked(self, labels: Tensor) -> Tensor:
+        kept = rows.isfinite().all(1) & (valid.all(1) if several else valid)
+        rows, labels = rows[kept], labels[kept]
         if self.task == 'regression':
-            return labels.float()
-        top = 1 if self.task == 'multilabel' else len(self.classes) - 1
+            return rows, labels.float()
+        top = 1 if several else len(self.classes) - 1
         if len(labels) and (labels.min() < 0 or labels.max() > top):
             raise SpecError(
                 f'labels run from {labels.min().item():g} to {labels.max().item():g}, '
                 f'but a {self.task} probe of {len(self.classes)} classes takes 0 to '
                 f'{top}: number them anew, or name the one to leave out by ignore_index'
             )
-        return labels.float() if self.task == 'multilabel' else labels.long()
+        return rows, labels.float() if several else labels.long()
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         if not len(labels):
@@ -409,34 +402,24 @@ class LinearProbe(LightningModule):
         scores = self._scores(rows)
         self.log(f'{stage}_loss', self._loss(scores, labels), batch_size=len(rows))
         if self.task == 'regression':
-            values = scores.squeeze(1) * self.target_scale + self.target_mean
-        elif self.task == 'multilabel':
-            values, labels = scores.sigmoid(), labels.long()
+            scores = scores * self.target_scale + self.target_mean
         else:
-            values = scores.softmax(1)
-        for kind in ('classes', 'scores'):
-            if f'{stage}_{kind}' not in self.metrics:
-                continue
-            metrics = cast(MetricCollection, self.metrics[f'{stage}_{kind}'])
-            if kind == 'scores' and self.task == 'binary':
-                metrics.update(values[:, 1], labels)
-            elif kind == 'scores' and self.task == 'multilabel':
-                metrics.update(values.reshape(-1), labels.reshape(-1))
-            else:
-                metrics.update(values, labels)
-            self.log_dict({f'{stage}_{k}': m for k, m in metrics.items()})
+            labels = labels.long()
+        cast(MetricCollection, self.metrics[stage]).update(
+            self._activated(scores), labels
+        )
 
-    def _provenances(self, loaders: Any) -> list[dict[str, Any]]:
-        """Return what the datamodule or else the datasets say of their features."""
-        made = getattr(getattr(self.trainer, 'datamodule', None), 'provenance', None)
-        if made is not None:
-            return [made]
-        loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
-        datasets = [getattr(loader, 'dataset', None) for loader in loaders]
-        return [made for dataset in datasets for made in provenances(dataset)]
+    def _log_metrics(self, stage: str) -> None:
+        metrics = cast(MetricCollection, self.metrics[stage])
+        if not any(metric.update_called for metric in metrics.values()):
+            return
+        for name, value in metrics.compute().items():
+            # Of binary, the second class alone.
+            self.log(f'{stage}_{name}', value[1] if value.ndim else value)
+        metrics.reset()
 
     def _check_loaders(self, loaders: Any) -> None:
-        for made in self._provenances(loaders):
+        for made in provenances(self.trainer, loaders):
             self.check_features(made, 'the features to predict from')
 
 
