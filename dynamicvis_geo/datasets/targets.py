@@ -1,4 +1,4 @@
-"""What is to be learnt: columns of labels as numbers, and the kind of task."""
+"""Targets of learning: columns of labels as numbers, and the kind of task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Labels:
             ``[n, C]`` of 0 and 1 for several classes at once.
         classes: Names of the classes, in the order of their numbers; none for
             regression.
-        task: What can be learnt from them.
+        task: 'binary', 'multiclass', 'multilabel' or 'regression'.
     """
 
     values: NDArray[Any]
@@ -43,7 +43,7 @@ def encode_labels(values: pd.Series, task: str | None = None) -> Labels:
     Lists become several classes at once (multilabel). Texts, categories and booleans
     are classes. Whole numbers are classes where they repeat: at most
     ``MAX_NUMBERED_CLASSES`` distinct ones, each twice on average. All other numbers are
-    quantities (regression). Classes are sorted.
+    quantities (regression). Classes are sorted, those of lists by their names.
 
     Args:
         values: The labels; the name of the series is used in errors.

@@ -1,4 +1,4 @@
-"""How good features are: labels, splits, probes and their scores."""
+"""Scores of features: labels, splits, simple models and their metrics."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -59,7 +59,7 @@ def predict_maps(
         probe: The checkpoint of a :class:`~dynamicvis_geo.LinearProbe`.
         maps: A feature map, or a folder of them; or the URL of one.
         output: Folder for the maps.
-        overwrite: Whether to replace maps of other probes; never anything else.
+        overwrite: Replace maps of other probes; never anything else.
 
     Returns:
         The files that were written, and those that were there.

@@ -34,7 +34,7 @@ DRAWN = ('random', 'stratified', 'spatial')
 
 @dataclass(frozen=True)
 class _Divided:
-    """What the arguments stand for: labelled rows, and the split of each."""
+    """Labelled rows of the embeddings, and the split of each."""
 
     dataset: PooledEmbeddings
     rows: NDArray[np.int64]
@@ -81,7 +81,7 @@ class EmbeddingDataModule(LightningDataModule):
                 val or test.
             fractions: Shares of train, val and test.
             block_m: Side of a block of the spatial split, metres on the ground.
-            how: How labels are joined: 'auto', 'id', 'nearest' or 'within'.
+            how: The way to join labels: 'auto', 'id', 'nearest' or 'within'.
             on: Column of ids, for labels that are joined by id.
             max_distance_m: Greatest distance of the nearest label, metres.
             task: 'binary', 'multiclass', 'multilabel' or 'regression'; None infers it

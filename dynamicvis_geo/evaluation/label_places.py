@@ -46,7 +46,7 @@ def pairs_by_place(
         labels: Labels with places: all points, or all polygons.
         max_distance_m: Greatest distance of the nearest point along the ground; None
             for points in footprints, and for polygons that contain the centres.
-        source: Where the labels come from, for errors.
+        source: Name of the labels, for errors.
 
     Returns:
         Pairs of positions, ``chip`` and ``label``, several of a chip where it has

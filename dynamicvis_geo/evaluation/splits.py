@@ -1,4 +1,4 @@
-"""Which samples to learn from, to choose by, and to test on."""
+"""Splits: samples to learn from, to choose by, and to test on."""
 
 from __future__ import annotations
 

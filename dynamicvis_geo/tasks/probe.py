@@ -244,9 +244,9 @@ class LinearProbe(LightningModule):
         """Refuse features that were made otherwise than those of the probe.
 
         Args:
-            provenance: What :func:`~dynamicvis_geo.read_provenance` says of them.
+            provenance: Theirs, as :func:`~dynamicvis_geo.read_provenance` gives it.
             what: Names them in the error.
-            any_pooling: Whether they may be pooled otherwise, or not at all.
+            any_pooling: Let them be pooled otherwise, or not at all.
 
         Raises:
             SpecError: If model, preprocessing or pooling differ, with a list of the
