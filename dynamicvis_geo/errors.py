@@ -17,6 +17,10 @@ class SourceError(DynamicVisGeoError):
     """An image, a folder of images, or a points file cannot be used."""
 
 
+class ServerError(SourceError):
+    """A server of images cannot be reached, or refuses all that it is asked."""
+
+
 class CheckpointError(DynamicVisGeoError):
     """A checkpoint cannot be fetched, read, or fitted to the model."""
 

@@ -22,7 +22,7 @@ from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
 from dynamicvis_geo.datasets.areas import local_crs, project_area
-from dynamicvis_geo.datasets.failures import ChipFailure
+from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
 from dynamicvis_geo.projections import crs_name

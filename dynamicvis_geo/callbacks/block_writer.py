@@ -110,7 +110,9 @@ class BlockWriter:
         wanted = np.zeros(len(predictions.chip), dtype=bool)
         wanted[first] = True
         wanted &= self._wanted[predictions.chip]
-        failures = {one[0]: one for one in predictions.failures if self._wanted[one[0]]}
+        failures = {
+            one.chip: one for one in predictions.failures if self._wanted[one.chip]
+        }
         rows = np.concatenate(
             [predictions.chip[wanted], np.array(list(failures), np.int64)]
         )

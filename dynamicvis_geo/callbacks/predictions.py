@@ -8,8 +8,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import ConcatDataset, Subset
 
+from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.formats.base import ChipTable, Failure, Predictions
+from dynamicvis_geo.formats.base import ChipTable, Predictions
 
 #: Dimensions of a batch of embeddings, by the task's output.
 BATCH_DIMENSIONS = {'pooled': 2, 'grid': 4}
@@ -28,7 +29,7 @@ def take_predictions(prediction: Any, output: str) -> Predictions:
     Raises:
         OutputError: If a key is missing, or a shape is not the expected one.
     """
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ChipFailure, ...] = ()
     if isinstance(prediction, Mapping):
         failures = tuple(prediction.get('failures', ()))
         if not prediction.keys() - {'failures'}:

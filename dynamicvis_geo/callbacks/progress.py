@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dynamicvis_geo.callbacks.predictions import find_chip_table
 from dynamicvis_geo.datamodules.batches import Batches
+from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.formats.base import ChipTable
 
@@ -80,14 +81,9 @@ class ChipProgress(ProgressBar):
         self._failed += failed
         if self._bar is None or not done + failed:
             return
-        retries: int | None = getattr(self._table, 'retries', None)
-        self._bar.set_postfix(
-            {
-                **({} if retries is None else {'retries': retries}),
-                'failed': self._failed,
-            },
-            refresh=False,
-        )
+        table = self._table
+        retries = {'retries': table.retries} if isinstance(table, ChipDataset) else {}
+        self._bar.set_postfix({**retries, 'failed': self._failed}, refresh=False)
         self._bar.update(done + failed)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -68,7 +68,7 @@ class Batches(IterableDataset[list[Any]]):
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batches = map(self.rows, range(first, len(self), step))
         if isinstance(self.dataset, ChipDataset):
-            return read_ahead(batches, self.dataset.begin, self.dataset.chips_ahead)
+            return read_ahead(batches, self.dataset.submit, self.dataset.chips_ahead)
         return (_samples(self.dataset, rows.tolist()) for rows in batches)
 
 

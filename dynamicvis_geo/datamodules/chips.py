@@ -17,8 +17,7 @@ from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datamodules.batches import Batches, cut
 from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datasets import ChipDataset, collate
-from dynamicvis_geo.datasets.failures import OnError, check_on_error
-from dynamicvis_geo.earthengine.fetch import Survey
+from dynamicvis_geo.datasets.source import OnError, Survey, check_on_error
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.termination import in_worker

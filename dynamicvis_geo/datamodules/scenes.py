@@ -16,7 +16,7 @@ from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.earthengine import CHIP_SIZE
 from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datasets import Scenes, assign_points, open_scenes, read_points
-from dynamicvis_geo.datasets.failures import OnError
+from dynamicvis_geo.datasets.source import OnError
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.paths import AnyPath
 from dynamicvis_geo.projections import crs_name

@@ -6,10 +6,10 @@ from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.datasets.collate import collate
 from dynamicvis_geo.datasets.earthengine import EarthEngineDataset, FetchReport
 from dynamicvis_geo.datasets.embeddings import PooledEmbeddings
-from dynamicvis_geo.datasets.failures import ChipFailure
 from dynamicvis_geo.datasets.feature_maps import FeatureMaps
 from dynamicvis_geo.datasets.points import assign_points, read_points
 from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
+from dynamicvis_geo.datasets.source import ChipFailure
 
 if TYPE_CHECKING:
     from dynamicvis_geo.evaluation.labels import JoinedLabels, join_labels

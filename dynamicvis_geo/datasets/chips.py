@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import geopandas as gpd
@@ -20,21 +20,24 @@ from torchgeo.datasets import GeoDataset
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
 from dynamicvis_geo.datasets.chip_order import Strides
 from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice
-from dynamicvis_geo.datasets.failures import (
+from dynamicvis_geo.datasets.read_ahead import chips_ahead
+from dynamicvis_geo.datasets.source import (
     ChipFailure,
+    Found,
     OnError,
+    Pending,
+    Source,
+    Survey,
+    as_source,
     check_on_error,
+    describe,
 )
-from dynamicvis_geo.datasets.read_ahead import Begun, begin, chips_ahead
-from dynamicvis_geo.datasets.retries import RetryCount
-from dynamicvis_geo.datasets.sources import describe
-from dynamicvis_geo.earthengine.fetch import Survey
 from dynamicvis_geo.errors import SpecError
 
-Sample = dict[str, Any]
-#: What there is for a chip.
-Found = Sample | ChipFailure
 Order = Literal['sampler', 'hilbert']
+
+#: Processes that count their retries apart.
+RETRY_SLOTS = 256
 
 
 class ChipDataset(Dataset[Found]):
@@ -87,13 +90,16 @@ class ChipDataset(Dataset[Found]):
         self.datasets = [dataset for dataset, _ in pairs]
         chips = ChipTable.join([ChipTable.of_sampler(*pair) for pair in pairs])
         chips.refuse_doubles(self.datasets)
-        self._sources = [describe(*pair) for pair in pairs]
+        self._described = [describe(*pair) for pair in pairs]
+        # A dataset may occur several times.
+        sources = {id(dataset): as_source(dataset) for dataset in self.datasets}
+        self._sources = [sources[id(dataset)] for dataset in self.datasets]
         if order == 'hilbert':
             chips.order_along_curve()
         done = chips.among(skip, 'skip')
         self._chips = chips.select(~done) if done.any() else chips
         self._process = os.getpid()
-        self._retries = RetryCount()
+        self.count_retries_anew()
 
     def __len__(self) -> int:
         """Return the number of chips."""
@@ -118,8 +124,8 @@ class ChipDataset(Dataset[Found]):
     def __getitems__(self, indices: Sequence[int]) -> list[Found]:
         """Return a batch of chips, in the order asked for.
 
-        Each source dataset is asked once, through its own ``begin`` or ``__getitems__``
-        where it has one, which lets it fetch concurrently.
+        Each source dataset is asked once, so that a
+        :class:`~dynamicvis_geo.datasets.source.Source` fetches concurrently.
 
         Args:
             indices: Rows of the chips.
@@ -129,17 +135,16 @@ class ChipDataset(Dataset[Found]):
         """
         cancelled = threading.Event()
         try:
-            return self.begin(indices, cancelled)()
+            return self.submit(indices, cancelled)()
         finally:
             cancelled.set()
 
-    def begin(
+    def submit(
         self, indices: Sequence[int] | NDArray[np.int64], cancelled: threading.Event
-    ) -> Callable[[], list[Found]]:
-        """Begin a batch in the background, in datasets that can do so.
+    ) -> Pending:
+        """Start a batch in the background, where a source can do so.
 
-        Those are datasets with ``begin``, as Earth Engine's; all else waits for the
-        call of the function that is returned.
+        The others are read when the batch is waited for.
 
         Args:
             indices: Rows of the chips.
@@ -156,24 +161,23 @@ class ChipDataset(Dataset[Found]):
             self._process = os.getpid()
         rows = self._rows(indices)
         parts = [
-            (positions, begin(dataset, wanted, self.on_error, cancelled))
-            for positions, dataset, wanted in self._parts(rows)
+            (positions, source.submit(wanted, self.on_error, cancelled))
+            for positions, source, wanted in self._parts(rows)
         ]
         return lambda: self._finish(rows, parts)
 
     def chips_ahead(self, row: int) -> int:
-        """How many chips to have begun besides a batch, to keep requests in flight.
+        """Chips to submit besides a batch, to keep requests in flight.
 
         Args:
             row: A chip of the batch.
         """
         chip = self.table[row]
-        return chips_ahead(self.datasets, int(chip['width']) * int(chip['height']))
+        concurrency = max(source.concurrency for source in self._sources)
+        return chips_ahead(concurrency, int(chip['width']) * int(chip['height']))
 
     def survey(self, rows: Sequence[int] | NDArray[np.int64]) -> Survey:
-        """Count what fetching a batch of chips from Earth Engine would take.
-
-        Nothing is fetched. Datasets within others (``&``, ``|``) are not asked.
+        """Count the requests that fetching a batch of chips takes; none is made.
 
         Args:
             rows: Rows of the chips.
@@ -181,12 +185,8 @@ class ChipDataset(Dataset[Found]):
         Raises:
             IndexError: If there is no such row.
         """
-        surveys = [
-            dataset.survey(wanted)
-            for _, dataset, wanted in self._parts(self._rows(rows))
-            if hasattr(dataset, 'survey')
-        ]
-        return Survey.total(surveys)
+        parts = self._parts(self._rows(rows))
+        return Survey.total(source.survey(wanted) for _, source, wanted in parts)
 
     @property
     def retries(self) -> int:
@@ -194,14 +194,21 @@ class ChipDataset(Dataset[Found]):
 
         A worker reports after each batch.
         """
-        return self._retries.total(self.datasets)
+        return int(self._retries.sum())
 
     def count_retries_anew(self) -> None:
         """Begin a count of this process and of the workers that it will start.
 
         Processes that were sent one dataset would share a count.
         """
-        self._retries = RetryCount()
+        # Memory that workers share with their parent, of which each writes one number:
+        # the ids of processes that run at a time differ modulo a few hundred.
+        self._retries = torch.zeros(RETRY_SLOTS, dtype=torch.int64).share_memory_()
+        self._retries_reported = self._retries_here()
+
+    def _retries_here(self) -> int:
+        sources = {id(source): source for source in self._sources}
+        return sum(source.retries for source in sources.values())
 
     def among(
         self, keys: pa.StringArray | pa.ChunkedArray | Iterable[str]
@@ -271,12 +278,12 @@ class ChipDataset(Dataset[Found]):
     @property
     def provenance(self) -> dict[str, Any]:
         """What the chips are cut from and how, as plain values for JSON."""
-        return {'chips': len(self), 'sources': self._sources}
+        return {'chips': len(self), 'sources': self._described}
 
     def _finish(
         self,
         rows: NDArray[np.int64],
-        parts: Sequence[tuple[list[int], Begun]],
+        parts: Sequence[tuple[list[int], Pending]],
     ) -> list[Found]:
         found: dict[int, Found] = {}
         try:
@@ -284,18 +291,20 @@ class ChipDataset(Dataset[Found]):
                 for i, one in zip(positions, finish(), strict=True):
                     found[i] = _of_chip(int(rows[i]), one)
         finally:
-            self._retries.report(self.datasets)
+            here = self._retries_here()
+            self._retries[os.getpid() % RETRY_SLOTS] += here - self._retries_reported
+            self._retries_reported = here
         return [found[i] for i in range(len(rows))]
 
     def _parts(
         self, rows: NDArray[np.int64]
-    ) -> Iterator[tuple[list[int], GeoDataset, list[GeoSlice]]]:
-        """Divide a batch by source: positions, dataset, queries."""
+    ) -> Iterator[tuple[list[int], Source, list[GeoSlice]]]:
+        """Divide a batch by source: positions, source, queries."""
         sources = self.table['source'][rows]
         for source in np.unique(sources):
             positions = np.flatnonzero(sources == source)
             wanted = list(self._chips.queries(rows[positions]))
-            yield positions.tolist(), self.datasets[source], wanted
+            yield positions.tolist(), self._sources[source], wanted
 
     def _rows(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         rows = np.array([operator.index(index) for index in indices], dtype=np.int64)
@@ -320,11 +329,7 @@ def _checked_pair(pair: Any) -> tuple[GeoDataset, Iterable[Any]]:
     return pair[0], pair[1]
 
 
-def _of_chip(row: int, found: Sample | Exception | None) -> Found:
-    if isinstance(found, Exception):
-        return ChipFailure.of(row, found)
-    if found is None:
-        return ChipFailure(
-            row, 'NoSampleError', 'its dataset gives None, and no reason'
-        )
+def _of_chip(row: int, found: Found) -> Found:
+    if isinstance(found, ChipFailure):
+        return found._replace(chip=row)
     return {**found, 'chip': torch.tensor([row])}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamicvis_geo.datasets.failures import ChipFailure
+from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.errors import SpecError
 
 Sample = dict[str, Any]

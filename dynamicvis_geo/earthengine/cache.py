@@ -19,7 +19,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from dynamicvis_geo.earthengine.composite import MASKED, Pixels
-from dynamicvis_geo.earthengine.sharing import Chip
+from dynamicvis_geo.earthengine.fetch import Chip
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.paths import local_output
 from dynamicvis_geo.specs import SensorSpec
@@ -56,11 +56,12 @@ class ChipCache:
     """A folder of GeoTIFFs, one a chip.
 
     Each file opens in any GIS and holds, besides the pixels, the request in its tags.
-    Files are found by a hash of everything that decides the pixels: collection, bands,
-    composite, clouds, window, CRS, origin, resolution and shape (not the project, nor
-    the server). They get their names when all of them is on disk, and a checksum tells
-    damaged ones, so that any number of processes may share a folder and be killed at
-    any time. Only files whose tags say that they are chips are ever removed.
+    Files are found by a hash of everything that decides the pixels: source, collection,
+    bands, composite, clouds, window, CRS, origin, resolution and shape (not the
+    project, nor the server of Earth Engine). They get their names when all of them is
+    on disk, and a checksum tells damaged ones, so that any number of processes may
+    share a folder and be killed at any time. Only files whose tags say that they are
+    chips are ever removed.
 
     A window that had not ended when its chip was fetched stays as it was then: remove
     its files to see later scenes.
@@ -276,4 +277,6 @@ def _request(sensor: SensorSpec, chip: Chip) -> str:
         'origin': [grid.col, grid.row],
         'shape': list(grid.shape),
     }
+    if chip.source:
+        request['source'] = chip.source
     return json.dumps(request, sort_keys=True)

@@ -190,3 +190,30 @@ def no_pixels(sensor: SensorSpec, grid: Grid) -> Pixels:
         (len(sensor.bands), *grid.shape), MASKED[sensor.dtype], sensor.dtype
     )
     return pixels
+
+
+def build_scene_count(
+    sensor: SensorSpec, window: tuple[str, str], grid: Grid
+) -> dict[str, Any]:
+    """Make the arguments of a request for the number of scenes behind a chip.
+
+    Earth Engine's budget counts scenes. The number comes as the only pixel of an image,
+    so that it is asked for, tried again and bounded as pixels are.
+
+    Args:
+        sensor: What imagery.
+        window: First moment, and first moment after, in ISO form.
+        grid: The pixels of the chip.
+    """
+    scenes = select_scenes(sensor, window, grid.lonlat_boxes)
+    return {
+        'expression': ee.Image.constant(scenes.size()).toUint16(),
+        'fileFormat': 'NPY',
+        'bandIds': ['constant'],
+        'grid': grid.part(0, 0, 1, 1).to_ee(),
+    }
+
+
+def parse_scene_count(body: bytes) -> int:
+    """Read the answer to :func:`build_scene_count`."""
+    return int(structured_array(body)['constant'][0, 0])

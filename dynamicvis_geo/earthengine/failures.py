@@ -1,12 +1,15 @@
-"""What went wrong: an exception of the client library as a fact to act on."""
+"""Failed requests: an exception of a client library as a fact to act on."""
 
 import errno
+import http.client
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+import urllib.error
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
@@ -46,6 +49,14 @@ _PROJECT = re.compile(
     re.IGNORECASE,
 )
 
+_OF_NETWORK = (
+    ConnectionError,
+    TimeoutError,
+    requests.RequestException,
+    urllib.error.URLError,
+    http.client.HTTPException,
+)
+
 #: Reasons for which OpenSSL gives up on what is no TLS.
 _NO_TLS = ('WRONG_VERSION_NUMBER', 'HTTP_REQUEST', 'RECORD_LAYER_FAILURE')
 
@@ -79,25 +90,31 @@ class Failure:
 
 
 def classify(error: BaseException) -> Failure | None:
-    """Tell what an exception of the client library means.
+    """Describe an exception of a request.
 
     Args:
-        error: What a request, or initialising, raised.
+        error: Raised by Earth Engine's library, by ``requests`` or by ``urllib``.
 
     Returns:
-        The failure; None if the exception is none of Earth Engine's or the network's.
+        The failure; None if the exception is none of a server's or the network's.
     """
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         transient = isinstance(error, google.auth.exceptions.TransportError)
         kind = UnavailableError if transient else AuthenticationError
         status = None if transient else 401
         return Failure(_words(error), status, transient, 0.0, kind)
-    http = error if isinstance(error, HttpError) else error.__context__
-    if isinstance(http, HttpError):
-        return _from_status(int(http.resp.status), _words(error), _retry_after(http))
+    answer = error if isinstance(error, HttpError) else error.__context__
+    if isinstance(answer, HttpError):
+        status, headers = int(answer.resp.status), answer.resp
+        return _from_status(status, _words(error), _retry_after(headers))
+    if isinstance(error, urllib.error.HTTPError):
+        return _from_status(error.code, _words(error), _retry_after(error.headers))
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status, headers = error.response.status_code, error.response.headers
+        return _from_status(status, _words(error), _retry_after(headers))
     if isinstance(error, BrokenAnswerError):
         return Failure(_words(error), 200, True, 0.0, UnavailableError)
-    if isinstance(error, ConnectionError | TimeoutError | requests.RequestException):
+    if isinstance(error, _OF_NETWORK):
         return _of_network(error)
     if isinstance(error, ee.EEException):
         return _before_any_request(_words(error))
@@ -180,9 +197,9 @@ def _words(error: BaseException) -> str:
     return text if len(text) <= 500 else text[:500] + ' ...'
 
 
-def _retry_after(error: HttpError) -> float:
+def _retry_after(headers: Mapping[str, str] | Message) -> float:
     """Seconds of a Retry-After header, which may also hold a date (RFC 9110)."""
-    value = error.resp.get('retry-after', '').strip()
+    value = (headers.get('retry-after') or '').strip()
     if value.isdecimal():
         return float(value)
     try:

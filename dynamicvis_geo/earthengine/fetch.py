@@ -1,185 +1,204 @@
-"""Chips from the cache or from Earth Engine, many at a time."""
+"""Requests that hold the pixels of chips: neighbours share one, large chips are cut."""
 
+import math
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
+import shapely
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from dynamicvis_geo.earthengine.cache import ChipCache
-from dynamicvis_geo.earthengine.client import EarthEngineClient
-from dynamicvis_geo.earthengine.composite import (
-    Pixels,
-    build_request,
-    max_pixels,
-    no_pixels,
-    parse_pixels,
-)
-from dynamicvis_geo.earthengine.sharing import Chip, Request, plan
-from dynamicvis_geo.errors import (
-    EarthEngineError,
-    NoImageryError,
-    RequestTooLargeError,
-)
+from dynamicvis_geo.earthengine.composite import MAX_SIDE, Pixels
 from dynamicvis_geo.grid import Grid, paste
-from dynamicvis_geo.specs import SensorSpec
 
-#: What became of a chip.
-Outcome = Pixels | EarthEngineError
+#: First moment, and first moment after, in ISO form.
+Window = tuple[str, str]
+#: The pixels of a chip, or the error that stands for them.
+Outcome = Pixels | Exception
 
-#: A request of at most this many pixels a side is not cut any further.
-SMALLEST_SIDE = 64
-
-
-class Survey(NamedTuple):
-    """What fetching some chips will take.
-
-    Attributes:
-        cached: Chips that are in the cache already.
-        requests: Requests for the others.
-        bytes: Bytes of pixels that these receive.
-    """
-
-    cached: int
-    requests: int
-    bytes: int
-
-    @classmethod
-    def total(cls, parts: Sequence['Survey'], times: float = 1.0) -> 'Survey':
-        """Add up, and take the sum so many times."""
-        return cls(*(round(times * sum(part[i] for part in parts)) for i in range(3)))
+#: Chips that fill more blocks than this are too large to gain from sharing them.
+MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
-class Fetcher:
-    """Fetches chips.
+class Chip:
+    """One image to fetch.
 
     Attributes:
-        sensor: What imagery.
-        client: How to reach Earth Engine.
-        cache: Where chips are kept, if anywhere.
-        block: Largest side of a request that neighbouring chips share, in pixels.
+        grid: Its pixels.
+        window: First moment, and first moment after, in ISO form.
+        id: Its name, for people.
+        source: What tells its pixels from those of other sources, if anything.
     """
 
-    sensor: SensorSpec
-    client: EarthEngineClient
-    cache: ChipCache | None
-    block: int
-
-    def fetch(self, chips: Sequence[Chip]) -> Iterator[tuple[int, Pixels]]:
-        """Fetch chips, each as soon as it is there.
-
-        Memory does not grow with their number, except for chips of which a part is
-        still on its way.
-
-        Args:
-            chips: What is wanted.
-
-        Yields:
-            Position of a chip and its pixels ``[bands, height, width]``, masked ones
-            holding :data:`~.composite.MASKED`; all masked where there is no imagery.
-
-        Raises:
-            EarthEngineError: If a chip cannot be had.
-            OutputError: If a chip cannot be kept in the cache.
-        """
-        for i, outcome in self.fetch_each(chips, lambda _: False):
-            if isinstance(outcome, EarthEngineError):
-                raise outcome
-            yield i, outcome
-
-    def fetch_each(
-        self,
-        chips: Sequence[Chip],
-        keep: Callable[[EarthEngineError], bool],
-        cancelled: threading.Event | None = None,
-    ) -> Iterator[tuple[int, Outcome]]:
-        """Fetch chips as :meth:`fetch` does, with errors in place of their pixels.
-
-        Args:
-            chips: What is wanted.
-            keep: Whether an error takes the place of the pixels; others are raised.
-                One of a request that chips share is that of each of them.
-            cancelled: Gives up when set.
-
-        Yields:
-            Position of a chip, and its pixels or its error.
-
-        Raises:
-            EarthEngineError: The first one that is not to be kept.
-            OutputError: If a chip cannot be kept in the cache.
-            CancelledError: If *cancelled* was set meanwhile.
-        """
-        missing = []
-        for i, chip in enumerate(chips):
-            pixels = None if self.cache is None else self.cache.read(self.sensor, chip)
-            if pixels is None:
-                missing.append(i)
-            else:
-                yield i, pixels
-        wanted = [chips[i] for i in missing]
-        requests = plan(wanted, self.block, max_pixels(self.sensor))
-        assembly = _Assembly(self, wanted, requests, keep)
-        for done in self.client.map(assembly.download, requests, cancelled):
-            for position, outcome in done:
-                yield missing[position], outcome
-
-    def survey(self, chips: Sequence[Chip]) -> Survey:
-        """Count what :meth:`fetch` would do; nothing is fetched, nor read."""
-        missing = [
-            chip
-            for chip in chips
-            if self.cache is None or not self.cache.file(self.sensor, chip).exists()
-        ]
-        requests = plan(missing, self.block, max_pixels(self.sensor))
-        pixels = sum(request.grid.size for request in requests)
-        a_pixel = len(self.sensor.bands) * np.dtype(self.sensor.dtype).itemsize
-        return Survey(len(chips) - len(missing), len(requests), pixels * a_pixel)
-
-    def request(
-        self, grid: Grid, window: tuple[str, str], name: str, cancelled: threading.Event
-    ) -> Pixels:
-        """Fetch the pixels of a grid, in parts if they are too many for one request.
-
-        Args:
-            grid: The pixels.
-            window: First moment, and first moment after.
-            name: What is fetched, for errors.
-            cancelled: Gives up when set.
-        """
-        try:
-            return self.client.request(
-                lambda: build_request(self.sensor, window, grid),
-                lambda body: parse_pixels(body, self.sensor, grid),
-                chip=name,
-                cancelled=cancelled,
-            )
-        except NoImageryError:
-            return no_pixels(self.sensor, grid)
-        except RequestTooLargeError:
-            if max(grid.shape) <= SMALLEST_SIDE:
-                raise
-        half = (-(-side // 2) if side > SMALLEST_SIDE else side for side in grid.shape)
-        pixels = no_pixels(self.sensor, grid)
-        for part in grid.tiles(*half):
-            paste(pixels, grid, self.request(part, window, name, cancelled), part)
-        return pixels
+    grid: Grid
+    window: Window
+    id: str
+    source: str = ''
 
 
-class _Assembly:
-    """Chips under way, put together from the requests that hold their pixels."""
+@dataclass(frozen=True)
+class Request:
+    """One request for pixels.
+
+    Attributes:
+        grid: Its pixels.
+        window: First moment, and first moment after.
+        chips: Positions of the chips that have pixels in it.
+    """
+
+    grid: Grid
+    window: Window
+    chips: tuple[int, ...]
+
+
+def plan(chips: Sequence[Chip], block: int, max_pixels: int) -> list[Request]:
+    """Choose requests that hold the pixels of all chips.
+
+    Chips of one window on one lattice that touch or overlap are covered by blocks, so
+    that each pixel is fetched once. Chips that stand alone, and those for which blocks
+    would fetch more pixels or take more requests, get a request of their own.
+
+    Args:
+        chips: What is wanted.
+        block: Largest side of a block in pixels.
+        max_pixels: Largest number of pixels in a request.
+
+    Returns:
+        The requests, neighbours near each other.
+    """
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, chip in enumerate(chips):
+        groups[(*chip.grid.lattice, *chip.window)].append(i)
+    requests: list[Request] = []
+    for group in groups.values():
+        for cluster in _clusters(chips, group):
+            requests += _cover(chips, cluster, block, max_pixels)
+    return requests
+
+
+def _clusters(chips: Sequence[Chip], group: list[int]) -> Iterator[list[int]]:
+    """Sets of chips that touch or overlap, directly or through others."""
+    if len(group) == 1:
+        yield group
+        return
+    edges = np.array([_edges(chips[i].grid) for i in group])
+    boxes = shapely.box(*edges.T)
+    a, b = shapely.STRtree(boxes).query(boxes, predicate='intersects')
+    touching = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(group),) * 2)
+    count, labels = connected_components(touching, directed=False)
+    members: list[list[int]] = [[] for _ in range(count)]
+    for i, label in zip(group, labels.tolist(), strict=True):
+        members[label].append(i)
+    yield from members
+
+
+def _edges(grid: Grid) -> tuple[float, float, float, float]:
+    """Left, upper, right and lower edge in pixels, whole numbers on its lattice."""
+    col, row = math.floor(grid.col), math.floor(grid.row)
+    return col, row, col + grid.width, row + grid.height
+
+
+def _cover(
+    chips: Sequence[Chip], cluster: list[int], block: int, max_pixels: int
+) -> list[Request]:
+    side = min(math.isqrt(max_pixels), MAX_SIDE)
+    alone = [
+        Request(tile, chips[i].window, (i,))
+        for i in cluster
+        for tile in _tiles(chips[i].grid, side, max_pixels)
+    ]
+    if len(cluster) == 1:
+        return alone
+    block = min(block, side)
+    if any(-(-chips[i].grid.size // block**2) > MOST_BLOCKS for i in cluster):
+        return alone
+    shared = _blocks(chips, cluster, block)
+    pixels, pixels_alone = (
+        sum(request.grid.size for request in requests) for requests in (shared, alone)
+    )
+    if len(shared) < len(alone) and pixels <= pixels_alone:
+        return shared
+    return alone
+
+
+def _tiles(grid: Grid, side: int, max_pixels: int) -> Iterator[Grid]:
+    """A grid in parts that fit into one request each."""
+    if grid.size <= max_pixels and max(grid.shape) <= MAX_SIDE:
+        yield grid
+    else:
+        yield from grid.tiles(side, side)
+
+
+def _blocks(chips: Sequence[Chip], cluster: list[int], block: int) -> list[Request]:
+    """Cut the area of a cluster into blocks that fetch each pixel once."""
+    first = chips[cluster[0]].grid
+    offsets = np.array([first.offset(chips[i].grid) for i in cluster])
+    corner = offsets.min(axis=0)
+    offsets -= corner
+    # Blocks of whole strides do not cut through chips that lie side by side.
+    strides = np.gcd.reduce(offsets, axis=0)
+    height, width = (
+        block // stride * stride if 0 < stride <= block else block
+        for stride in strides.tolist()
+    )
+    # For each block: the chips in it, and the outline of what they need of it.
+    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    outlines: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+    for i, (top, left) in zip(cluster, offsets.tolist(), strict=True):
+        grid = chips[i].grid
+        bottom, right = top + grid.height, left + grid.width
+        for row in range(top // height, (bottom - 1) // height + 1):
+            for col in range(left // width, (right - 1) // width + 1):
+                members[row, col].append(i)
+                t, b, le, r = outlines.get((row, col), (bottom, top, right, left))
+                outlines[row, col] = (
+                    min(t, max(top, row * height)),
+                    max(b, min(bottom, (row + 1) * height)),
+                    min(le, max(left, col * width)),
+                    max(r, min(right, (col + 1) * width)),
+                )
+    window = chips[cluster[0]].window
+    requests = []
+    for key in sorted(members):
+        top, bottom, left, right = outlines[key]
+        part = first.part(
+            int(corner[0]) + top, int(corner[1]) + left, bottom - top, right - left
+        )
+        grids = [chips[i].grid for i in members[key]]
+        # At the rim of an area a block may hold less than its outline.
+        if sum(grid.size for grid in grids) < part.size and all(map(part.holds, grids)):
+            requests += [Request(chips[i].grid, window, (i,)) for i in members[key]]
+        else:
+            requests.append(Request(part, window, tuple(members[key])))
+    return requests
+
+
+class Assembly:
+    """Chips under way, put together from the requests that hold their pixels.
+
+    Args:
+        chips: The chips.
+        requests: As :func:`plan` gives them.
+        ask: Gives the pixels ``[bands, height, width]`` of a grid and a window; its
+            third argument names what is fetched, the fourth gives up when set.
+        keep: Whether an error takes the place of the pixels of its chips.
+        store: Called with each complete chip.
+    """
 
     def __init__(
         self,
-        fetcher: Fetcher,
         chips: Sequence[Chip],
         requests: Sequence[Request],
-        keep: Callable[[EarthEngineError], bool],
+        ask: Callable[[Grid, Window, str, threading.Event], Pixels],
+        keep: Callable[[Exception], bool],
+        store: Callable[[Chip, Pixels], None],
     ) -> None:
-        self.fetcher = fetcher
         self.chips = chips
-        self.keep = keep
+        self.ask, self.keep, self.store = ask, keep, store
         # How many requests each chip still waits for.
         self.waiting = np.zeros(len(chips), np.int64)
         for request in requests:
@@ -191,26 +210,22 @@ class _Assembly:
     def download(
         self, request: Request, cancelled: threading.Event
     ) -> Sequence[tuple[int, Outcome]]:
-        """Fetch one request; return the chips that it completed, or that it ended."""
-        fetcher = self.fetcher
+        """Make one request; return the chips that it completed, or that it ended."""
         name = self.chips[request.chips[0]].id
         if len(request.chips) > 1:
             name += f' and {len(request.chips) - 1} more'
         try:
-            pixels = fetcher.request(request.grid, request.window, name, cancelled)
-        except EarthEngineError as error:
+            pixels = self.ask(request.grid, request.window, name, cancelled)
+        except Exception as error:
             if not self.keep(error):
                 raise
             return self._fail(request, error)
         done = self._share_out(request, pixels)
-        if fetcher.cache is not None:
-            for i, chip_pixels in done:
-                fetcher.cache.write(fetcher.sensor, self.chips[i], chip_pixels)
+        for i, chip_pixels in done:
+            self.store(self.chips[i], chip_pixels)
         return done
 
-    def _fail(
-        self, request: Request, error: EarthEngineError
-    ) -> list[tuple[int, EarthEngineError]]:
+    def _fail(self, request: Request, error: Exception) -> list[tuple[int, Exception]]:
         # A chip of several requests fails once, and is never complete after that.
         with self.lock:
             ended = [i for i in request.chips if i not in self.failed]
@@ -232,7 +247,7 @@ class _Assembly:
                 if i in self.failed:
                     continue
                 if i not in self.partial:
-                    self.partial[i] = no_pixels(self.fetcher.sensor, grid)
+                    self.partial[i] = np.empty((len(pixels), *grid.shape), pixels.dtype)
                 target = self.partial[i]
             paste(target, grid, pixels, request.grid)
             with self.lock:

@@ -1,13 +1,25 @@
-"""How many requests a process may have in flight, as the server lets it know."""
+"""Requests in flight: as many as the server lets in, shared by all of a process."""
 
+import logging
+import mmap
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
+
+from dynamicvis_geo.earthengine.threads import DaemonPool
 
 #: How often those that wait look whether they are still wanted, in seconds.
 POLL = 0.5
+
+#: Seconds without an answer after which a user is told: when requests fail and are
+#: tried again, and when nothing comes back at all.
+TELL_OF_FAILURES, TELL_OF_SILENCE = 10.0, 60.0
+
+_logger = logging.getLogger(__name__)
 
 
 class CancelledError(Exception):
@@ -121,3 +133,92 @@ class Limiter:
                 self._answered = 0
                 self._probing = True
                 self._wake()
+
+
+class Counts(NamedTuple):
+    """What a process has sent and received.
+
+    Attributes:
+        requests: Requests sent.
+        retries: How many of them were repetitions.
+        received: Bytes received.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    received: int = 0
+
+
+class Silence:
+    """Tells a user once that a server has not answered for a while.
+
+    Forked workers of a DataLoader speak with one voice.
+    """
+
+    #: When a silence was told of last, for a process and all that it forks.
+    _told = mmap.mmap(-1, 8)
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._failure: str | None = None
+        self._since = self._looked = 0.0
+
+    def failed(self, words: str) -> None:
+        """Note why a request is to be tried again."""
+        self._failure = words
+
+    def broken(self) -> None:
+        """Note that the server has answered."""
+        self._since, self._failure = 0.0, None
+
+    def look(self, retry_for: float) -> None:
+        """Tell if it has been long; to be called again and again while waiting."""
+        now = time.monotonic()
+        if not self._since or now - self._looked > 10 * POLL:
+            # Until now nobody was waiting.
+            self._since = now
+        self._looked = now
+        patience = TELL_OF_SILENCE if self._failure is None else TELL_OF_FAILURES
+        (told,) = struct.unpack('d', self._told[:])
+        if now - self._since < patience or told >= self._since:
+            return
+        self._told[:] = struct.pack('d', now)
+        since = time.time() - (now - self._since)
+        _logger.warning(
+            '%s has not answered since %s%s; waiting for it until %s',
+            self._server,
+            _time_of_day(since),
+            '' if self._failure is None else f', trying again: {self._failure}',
+            _time_of_day(since + retry_for),
+        )
+
+
+class Traffic:
+    """What all equal clients of one process share.
+
+    Attributes:
+        limiter: Admits requests.
+        pool: Threads that make them.
+        threads: Number of these threads.
+        counts: What was sent and received so far.
+        silence: Tells of it if it lasts.
+    """
+
+    def __init__(self, share: int, server: str) -> None:
+        self.limiter = Limiter(share)
+        # More threads than requests in flight: the others decode what has arrived,
+        # or wait before they try again.
+        self.threads = share + share // 2 + 4
+        self.pool = DaemonPool(self.threads, server.lower().replace(' ', '-'))
+        self.counts = Counts()
+        self.silence = Silence(server)
+        self._lock = threading.Lock()
+
+    def count(self, *more: int) -> None:
+        """Add to the counts, in their order."""
+        with self._lock:
+            self.counts = Counts(*map(sum, zip(self.counts, more, strict=True)))
+
+
+def _time_of_day(seconds: float) -> str:
+    return time.strftime('%H:%M:%S', time.localtime(seconds))

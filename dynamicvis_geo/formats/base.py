@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyproj import CRS
 
+from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import find_provenance
 from dynamicvis_geo.store import Store, Target
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from dynamicvis_geo.formats.block_files import Blocks
 
 #: Row of the chip table, reason and message of a chip without an image.
-Failure = tuple[int, str, str]
 
 
 @runtime_checkable
@@ -66,22 +66,22 @@ class Predictions:
         chip: int64 ``[B]``, row numbers in the chip table.
         embedding: float32 ``[B, D]`` or ``[B, D, h, w]``.
         valid_fraction: float32 ``[B]``, share of the pixels not masked, if known.
-        failures: Row number, reason and message of chips whose image could not be had.
+        failures: Chips whose image could not be had.
     """
 
     chip: NDArray[np.int64]
     embedding: NDArray[np.float32]
     valid_fraction: NDArray[np.float32] | None
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ChipFailure, ...] = ()
 
     @property
     def rows(self) -> NDArray[np.int64]:
         """Row numbers of all chips, those that have failed last."""
-        failed = np.array([one[0] for one in self.failures], np.int64)
+        failed = np.array([one.chip for one in self.failures], np.int64)
         return np.concatenate([self.chip, failed])
 
     def part(
-        self, chips: NDArray[np.bool_], failures: Sequence[Failure]
+        self, chips: NDArray[np.bool_], failures: Sequence[ChipFailure]
     ) -> 'Predictions':
         """Return some of the chips, with some failures."""
         valid = self.valid_fraction

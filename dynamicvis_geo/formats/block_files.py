@@ -72,7 +72,11 @@ def encode_block(
         OutputError: If `dtype` cannot hold an embedding.
     """
     given = [one for one in predictions if len(one.chip)]
-    failures = {one[0]: one[1:] for some in predictions for one in some.failures}
+    failures = {
+        one.chip: (one.reason, one.message)
+        for some in predictions
+        for one in some.failures
+    }
     valid = np.full(len(block), np.nan, np.float32)
     done = np.zeros(len(block), dtype=bool)
     places = [_places(block, one.chip) for one in given]
@@ -95,7 +99,7 @@ def encode_block(
             features[place] = one.embedding
         table = _without(embedding_table(rows, features, valid, dtype), failed)
     told = [
-        (*failures[row], now) if row in failures else None for row in block.tolist()
+        (*failures[row][1:], now) if row in failures else None for row in block.tolist()
     ]
     for i, column in enumerate(FAILURE):
         values = [None if one is None else one[i] for one in told]

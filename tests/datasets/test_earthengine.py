@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset, RasterDataset, stack_samples
 
-from dynamicvis_geo.datasets import EarthEngineDataset, collate
+from dynamicvis_geo.datasets import ChipFailure, EarthEngineDataset, collate
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.errors import NoImageryError, RequestTooLargeError, SpecError
 from dynamicvis_geo.specs import BBox, PointBuffer, SensorSpec, TemporalSpec
@@ -498,10 +498,10 @@ def test_missing_imagery_is_skipped(server: EarthEngineServer) -> None:
     assert 0 < sum(present) < 8
     samples = dataset.__getitems__(wanted)
     assert [sample is not None for sample in samples] == present
-    each = dataset.fetch_each(wanted, 'raise')
-    assert [isinstance(one, NoImageryError) for one in each] == [
-        not one for one in present
-    ]
+    found = dataset.submit(wanted, 'raise')()
+    failures = [one for one in found if isinstance(one, ChipFailure)]
+    assert [one.chip for one in failures] == np.flatnonzero(~np.array(present)).tolist()
+    assert {one.reason for one in failures} == {'NoImageryError'}
     assert len(collate(samples)['image']) == sum(present)
 
 

@@ -20,7 +20,7 @@ from dynamicvis_geo.datasets import (
     EarthEngineDataset,
     collate,
 )
-from dynamicvis_geo.datasets.failures import concerns_one_chip
+from dynamicvis_geo.datasets.source import concerns_one_chip
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import (
     EarthEngineError,
@@ -206,8 +206,8 @@ def test_chips_of_a_shared_request_fail_together(server: EarthEngineServer) -> N
     dataset = make(server, block_size=64, limits={'max_concurrency': 1})
     wanted = grid(dataset, 4, 4)
     server.set(script=[None, 400])
-    found = dataset.fetch_each(wanted)
-    failed = [i for i, one in enumerate(found) if isinstance(one, EarthEngineError)]
+    found = dataset.submit(wanted, 'skip')()
+    failed = [i for i, one in enumerate(found) if isinstance(one, ChipFailure)]
     assert len(failed) == 4
     assert len({(i // 8, i % 4 // 2) for i in failed}) == 1
     for i in set(range(16)) - set(failed):
@@ -224,11 +224,11 @@ def test_a_chip_of_several_requests_fails_once(server: EarthEngineServer) -> Non
         t,
     )
     server.set(script=[400, 400])
-    found = dataset.fetch_each([*wanted, middle])
+    found = dataset.submit([*wanted, middle])()
     assert len(found) == 5
-    assert any(isinstance(one, EarthEngineError) for one in found)
+    assert any(isinstance(one, ChipFailure) for one in found)
     for query_, one in zip([*wanted, middle], found, strict=True):
-        if not isinstance(one, EarthEngineError):
+        if not isinstance(one, ChipFailure):
             assert_right(dataset, query_, one)
 
 
@@ -287,10 +287,10 @@ AWAY = """
 import sys
 sys.path.insert(0, '.')
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
-from dynamicvis_geo.earthengine import EarthEngineClient, client
+from dynamicvis_geo.earthengine import EarthEngineClient, limiter
 from dynamicvis_geo.errors import UnavailableError
 from tests.datasets.composites import ROI, WINDOW, SENSOR, ahead, grid
-client.TELL_OF_FAILURES = 0.5
+limiter.TELL_OF_FAILURES = 0.5
 away = EarthEngineClient(url='http://127.0.0.1:9', retry_for=3)
 dataset = EarthEngineDataset(ROI, WINDOW, SENSOR, client=away, block_size=1)
 chips = ChipDataset([(dataset, grid(dataset, 4, 4))])

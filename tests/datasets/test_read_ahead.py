@@ -85,11 +85,9 @@ def test_one_batch_at_least_is_read_ahead_unless_it_is_too_large() -> None:
         begun = Begun()
         next(reader(begun, [3, 3, 3], least))
         assert len(begun.rows) == expected
-    assert chips_ahead([], 100) == 0
-    source = Areas([shapely.box(0, 0, 1, 1)])
-    source.concurrency = 16  # type: ignore[attr-defined]
-    assert chips_ahead([source], 512 * 512) == 32
-    assert chips_ahead([source], MOST_PIXELS // 3) == 3
+    assert chips_ahead(0, 100) == 0
+    assert chips_ahead(16, 512 * 512) == 32
+    assert chips_ahead(16, MOST_PIXELS // 3) == 3
 
 
 def test_an_error_is_raised_in_its_turn_and_gives_up_the_rest() -> None:

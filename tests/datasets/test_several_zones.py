@@ -95,13 +95,13 @@ def test_parts_share_nothing_but_that_they_are_given_up_together(
     cancelled = threading.Event()
     server.set(script=[400], latency=0.05)
     with pytest.raises(EarthEngineError, match='fail with 400'):
-        datasets[0].begin(grid(datasets[0], 1, 1), 'raise', cancelled)()
-    finish = datasets[1].begin(grid(datasets[1], 1, 3), 'raise', cancelled)
+        datasets[0].submit(grid(datasets[0], 1, 1), 'raise', cancelled)()
+    finish = datasets[1].submit(grid(datasets[1], 1, 3), 'raise', cancelled)
     for where, sample in zip(grid(datasets[1], 1, 3), finish(), strict=True):
         assert_right(datasets[1], where, sample)
     assert not cancelled.is_set()
     server.set(kinds=[503], rate=1)
-    finish = datasets[2].begin(grid(datasets[2], 1, 3), 'raise', cancelled)
+    finish = datasets[2].submit(grid(datasets[2], 1, 3), 'raise', cancelled)
     cancelled.set()
     with pytest.raises(CancelledError):
         finish()

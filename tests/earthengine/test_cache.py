@@ -11,7 +11,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from dynamicvis_geo.earthengine import ChipCache
-from dynamicvis_geo.earthengine.sharing import Chip
+from dynamicvis_geo.earthengine.fetch import Chip
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.specs import SensorSpec

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ee
 import google.auth.credentials
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def tile(i: int, px: int = 16) -> tuple[slice, slice]:
 def fetch(client: EarthEngineClient, i: int = 0, sensor: SensorSpec = SENSOR) -> Any:
     grid = Grid.from_slices('EPSG:32632', *tile(i))
     return client.request(
-        lambda: build_request(sensor, WINDOW, grid),
+        lambda: ee.data.computePixels(build_request(sensor, WINDOW, grid)),
         lambda body: parse_pixels(body, sensor, grid),
         chip=f'chip {i}',
         cancelled=threading.Event(),
@@ -194,7 +195,7 @@ def test_a_silence_is_told_once(
     scale: int,
 ) -> None:
     monkeypatch.setattr('dynamicvis_geo.earthengine.client.POLL', 0.05)
-    monkeypatch.setattr('dynamicvis_geo.earthengine.client.TELL_OF_FAILURES', 0.3)
+    monkeypatch.setattr('dynamicvis_geo.earthengine.limiter.TELL_OF_FAILURES', 0.3)
     assert right(fetch(make_client(server)))
     client = make_client(server, retry_for=1.5)
     server.set(kinds=[503], rate=1)
@@ -210,7 +211,7 @@ def test_a_silence_is_told_once(
     server.set()
     assert right(fetch(make_client(server)))
     server.set(kinds=['hang'], rate=1)
-    monkeypatch.setattr('dynamicvis_geo.earthengine.client.TELL_OF_SILENCE', 0.5)
+    monkeypatch.setattr('dynamicvis_geo.earthengine.limiter.TELL_OF_SILENCE', 0.5)
     with pytest.raises(UnavailableError):
         list(client.map(lambda i, _: fetch(client, i), range(scale)))
     assert re.fullmatch(f'.*since {time_}; waiting .* {time_}', caplog.messages[1])
@@ -492,7 +493,9 @@ def test_pixels_that_were_not_asked_for_are_refused(
     for sensor, asked in ((bands, grid), (floats, grid), (SENSOR, other)):
         with pytest.raises(ComputationError, match='instead of'):
             client.request(
-                lambda sensor=sensor, asked=asked: build_request(sensor, WINDOW, asked),
+                lambda sensor=sensor, asked=asked: ee.data.computePixels(
+                    build_request(sensor, WINDOW, asked)
+                ),
                 lambda body: parse_pixels(body, SENSOR, grid),
                 chip='chip',
                 cancelled=threading.Event(),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dynamicvis_geo.earthengine.sharing import Chip, Request, plan
+from dynamicvis_geo.earthengine.fetch import Chip, Request, plan
 from dynamicvis_geo.grid import Grid
 
 LIMIT = 48 * 2**20 // 9
