@@ -31,7 +31,8 @@ def take_predictions(prediction: Any, output: str) -> Predictions:
     """
     failures: tuple[ChipFailure, ...] = ()
     if isinstance(prediction, Mapping):
-        failures = tuple(prediction.get('failures', ()))
+        given = prediction.get('failures', ())
+        failures = tuple(ChipFailure(*one) for one in given)
         if not prediction.keys() - {'failures'}:
             # All chips of the batch were left out.
             none = np.empty((0,) * BATCH_DIMENSIONS[output], np.float32)
