@@ -21,7 +21,8 @@ from torch import Tensor
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset
-from dynamicvis_geo.datasets.areas import local_crs, project_area
+from dynamicvis_geo.datasets.footprints import project_area
+from dynamicvis_geo.datasets.requests import local_crs
 from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError

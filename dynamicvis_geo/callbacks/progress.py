@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from dynamicvis_geo.callbacks.predictions import find_chip_table
-from dynamicvis_geo.datamodules.batches import Batches
 from dynamicvis_geo.datasets import ChipDataset
+from dynamicvis_geo.datasets.batches import Batches
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.formats.base import ChipTable
 

@@ -14,9 +14,9 @@ from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.callbacks.blocks import make_plan, share
 from dynamicvis_geo.callbacks.shards import Shard
-from dynamicvis_geo.datamodules.batches import Batches, cut
 from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datasets.batches import Batches, cut
 from dynamicvis_geo.datasets.source import OnError, Survey, check_on_error
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.projections import crs_name

@@ -13,11 +13,11 @@ import numpy as np
 from pyproj import CRS
 from upath import UPath
 
-from dynamicvis_geo.datamodules.batches import cut
 from dynamicvis_geo.datamodules.chips import COUNTED, ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datasets import EarthEngineDataset, read_points
-from dynamicvis_geo.datasets.areas import read_area, read_windows
+from dynamicvis_geo.datasets.batches import cut
+from dynamicvis_geo.datasets.requests import read_area, read_windows
 from dynamicvis_geo.datasets.source import OnError
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.earthengine.composite import max_pixels

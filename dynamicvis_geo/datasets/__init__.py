@@ -7,7 +7,7 @@ from dynamicvis_geo.datasets.collate import collate
 from dynamicvis_geo.datasets.earthengine import EarthEngineDataset, FetchReport
 from dynamicvis_geo.datasets.embeddings import PooledEmbeddings
 from dynamicvis_geo.datasets.feature_maps import FeatureMaps
-from dynamicvis_geo.datasets.points import assign_points, read_points
+from dynamicvis_geo.datasets.requests import assign_points, read_points
 from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
 from dynamicvis_geo.datasets.source import ChipFailure
 
@@ -34,7 +34,7 @@ __all__ = (
 def __getattr__(name: str) -> Any:
     # Labels are evaluation; this is where earlier versions had them.
     if name in ('JoinedLabels', 'join_labels'):
-        from dynamicvis_geo.datasets import labels
+        from dynamicvis_geo.evaluation import labels
 
         return getattr(labels, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

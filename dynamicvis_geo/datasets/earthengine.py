@@ -11,8 +11,11 @@ from typing import Literal
 import ee
 from pyproj import CRS
 
-from dynamicvis_geo.datasets.areas import Area, Window
 from dynamicvis_geo.datasets.remote import FetchReport, RemoteDataset
+from dynamicvis_geo.datasets.requests import (
+    Area,
+    Window,
+)
 from dynamicvis_geo.datasets.source import Query, Sample
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.earthengine.composite import (

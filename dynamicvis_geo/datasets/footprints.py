@@ -1,22 +1,33 @@
-"""Where chips lie on the Earth, in longitude and latitude."""
+"""Outlines of areas and chips on the Earth, cut at the antimeridian."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 import antimeridian
+import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
+from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
+
+from dynamicvis_geo.errors import SpecError
 
 Floats = NDArray[np.float64]
 
+#: Parts into which a side of an area's extent is cut before it is projected, so that
+#: straight sides become the curves that they are in the other CRS.
+SEGMENTS = 64
+#: Length of such a part in metres, where an area is drawn in degrees: its chord then
+#: keeps within a centimetre of the curve. Of very large areas there are fewer parts.
+SEGMENT_M, MOST_SEGMENTS = 250.0, 4096
+
 #: How far a footprint may depart from the true outline of a chip, in pixels.
 TOLERANCE = 0.1
-#: The most pieces a side is cut into.
-MAX_PIECES = 256
+#: The most parts a side of a chip is cut into.
+MOST_PARTS = 256
 
 
 def to_lonlat(crs: CRS, x: Floats, y: Floats) -> tuple[Floats, Floats]:
@@ -56,7 +67,7 @@ def footprints(
     while len(pending):
         ring = _ring(crs, bounds[pending], 2 * pieces)
         fine = _deviation(ring) <= TOLERANCE * _pixel(ring, shape[pending])
-        fine |= ~np.isfinite(ring).all(axis=(1, 2)) | (pieces >= MAX_PIECES)
+        fine |= ~np.isfinite(ring).all(axis=(1, 2)) | (pieces >= MOST_PARTS)
         result[pending[fine]] = _polygons(ring[fine, ::2])
         pending = pending[~fine]
         pieces *= 2
@@ -154,3 +165,144 @@ def _polygon(ring: Floats) -> BaseGeometry:
             polygon, fix_winding=False, great_circle=False
         )
     return polygon
+
+
+def project_area(area: gpd.GeoSeries, crs: CRS) -> gpd.GeoSeries:
+    """Project an area, keeping the course of its sides.
+
+    Raises:
+        SpecError: If the area reaches beyond what the CRS can describe.
+    """
+    if area.crs == crs:
+        return area
+    if crs == 'EPSG:4326':
+        return lonlat_area(area)
+    longest = _extent(area) / SEGMENTS
+    projected = (area.segmentize(longest) if longest > 0 else area).to_crs(crs)
+    if not np.isfinite(projected.total_bounds).all():
+        raise SpecError(
+            f'roi cannot be described in {crs.to_string()}: name another crs, or split '
+            'the area.'
+        )
+    # Parts on both sides of the antimeridian join up again.
+    return projected.make_valid().apply(shapely.unary_union)
+
+
+def lonlat_area(area: gpd.GeoSeries) -> gpd.GeoSeries:
+    """Draw an area in longitude and latitude, keeping the course of its sides.
+
+    Args:
+        area: As :func:`~.requests.read_area` gives it.
+
+    Returns:
+        Its geometries in EPSG:4326, cut at the antimeridian, and reaching to the poles
+        that they surround.
+
+    Raises:
+        SpecError: If the area reaches beyond what its CRS can describe.
+    """
+    if area.crs.is_geographic:
+        return area if area.crs == 'EPSG:4326' else wrap_area(area.to_crs('EPSG:4326'))
+    metres = SEGMENT_M / area.crs.axis_info[0].unit_conversion_factor
+    length = max(metres, _extent(area) / MOST_SEGMENTS)
+    # The side of a ring on which its inside lies is all that tells a polar cap from
+    # the rest of the globe.
+    oriented = shapely.orient_polygons(area.segmentize(length).to_numpy())
+    drawn = gpd.GeoSeries(oriented, crs=area.crs).to_crs('EPSG:4326')
+    if not np.isfinite(shapely.get_coordinates(drawn.to_numpy())).all():
+        raise SpecError(
+            f'roi reaches beyond what its CRS, {area.crs.to_string()}, can describe: '
+            'cut it, or give it in EPSG:4326.'
+        )
+    return drawn.apply(_cut).make_valid()
+
+
+def _extent(area: gpd.GeoSeries) -> float:
+    """Longest side of the extent of any polygon, line or point."""
+    west, south, east, north = shapely.bounds(shapely.get_parts(area.to_numpy())).T
+    return float(np.maximum(east - west, north - south).max())
+
+
+def wrap_area(area: gpd.GeoSeries) -> gpd.GeoSeries:
+    """Bring geometries in degrees within -180..180, cut at the antimeridian.
+
+    Raises:
+        SpecError: If they have coordinates that are no longitude and latitude.
+    """
+    return area.apply(_wrap).make_valid()
+
+
+def _wrap(geometry: BaseGeometry) -> BaseGeometry:
+    """Bring longitudes within -180..180 degrees, cutting at the antimeridian.
+
+    A side that spans more than half of the globe is taken to go the other way round,
+    unless it goes all around.
+    """
+    west, south, east, north = geometry.bounds
+    if south < -90 or north > 90 or west < -360 or east > 360:
+        raise SpecError(
+            f'roi reaches from {west:g}, {south:g} to {east:g}, {north:g}, which is no '
+            'longitude and latitude: the order is longitude first, and other '
+            'coordinates need a file that names their CRS.'
+        )
+    parts = [_unroll(part) for part in _single(geometry)]
+    west, _, east, _ = shapely.total_bounds(parts)
+    if west >= -180 and east <= 180:
+        return geometry
+    parts = _single(shapely.GeometryCollection(list(shapely.make_valid(parts))))
+    world = shapely.box(-180, -90, 180, 90)
+    turned = [
+        (translate(part, turn).intersection(world), shapely.get_dimensions(part))
+        for part in parts
+        for turn in (-360, 0, 360)
+    ]
+    # What touches the antimeridian from afar is no part of the other side.
+    return shapely.unary_union(
+        [part for part, kind in turned if shapely.get_dimensions(part) == kind]
+    )
+
+
+def _unroll(part: BaseGeometry) -> BaseGeometry:
+    """Let longitudes count on where a side jumps over the antimeridian."""
+    lon = shapely.get_coordinates(part)[:, 0]
+    if not 180 < np.abs(np.diff(lon, prepend=lon[0])).max() < 360:
+        return part
+    if isinstance(part, shapely.LineString):
+        return shapely.LineString(_counted_on(part))
+    # A hole starts on the same turn of the globe as the outline around it.
+    outline = _counted_on(part.exterior)
+    holes = [_counted_on(ring, outline[:, 0].mean()) for ring in part.interiors]
+    return shapely.Polygon(outline, holes)
+
+
+def _counted_on(
+    line: shapely.LineString, near: float | None = None
+) -> NDArray[np.float64]:
+    """Return a line without jumps, ``[n, 2]``, on the turn of the globe nearest."""
+    lon, lat = np.asarray(line.coords)[:, :2].T
+    lon = np.unwrap(lon, period=360)
+    if near is not None:
+        lon += 360 * np.round((near - lon.mean()) / 360)
+    return np.stack([lon, lat], axis=1)
+
+
+def _cut(geometry: BaseGeometry) -> BaseGeometry:
+    """Cut at the antimeridian what was drawn finely in another CRS."""
+    parts = []
+    for part in _single(geometry):
+        if isinstance(part, shapely.Polygon):
+            lon = np.asarray(part.exterior.coords)[:, 0]
+            if np.abs(np.diff(lon)).max() > 180:
+                part = antimeridian.fix_polygon(
+                    part, fix_winding=False, great_circle=False
+                )
+            parts.append(part)
+        else:
+            parts.append(_wrap(part))
+    return shapely.unary_union(shapely.make_valid(parts))
+
+
+def _single(geometry: BaseGeometry) -> list[BaseGeometry]:
+    """Return the points, lines and polygons of a geometry, however deep they lie."""
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    return [part for part in parts.tolist() if not part.is_empty]

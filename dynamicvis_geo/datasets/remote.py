@@ -23,17 +23,17 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dynamicvis_geo.datasets._torchgeo import georeference
-from dynamicvis_geo.datasets.areas import (
+from dynamicvis_geo.datasets.footprints import project_area
+from dynamicvis_geo.datasets.queries import read_queries
+from dynamicvis_geo.datasets.requests import (
     Area,
     Window,
     local_crs,
-    project_area,
     read_area,
     read_crs,
     read_resolution,
     read_windows,
 )
-from dynamicvis_geo.datasets.queries import read_queries
 from dynamicvis_geo.datasets.source import (
     ChipFailure,
     Found,

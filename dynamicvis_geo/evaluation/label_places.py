@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pyproj import Geod, Transformer
 from scipy.spatial import KDTree
 
-from dynamicvis_geo.datasets.areas import read_area
-from dynamicvis_geo.datasets.points import place_table
+from dynamicvis_geo.datasets.requests import read_area
+from dynamicvis_geo.datasets.vector_files import place_table
 from dynamicvis_geo.errors import SourceError, SpecError
 
 Floats = NDArray[np.float64]

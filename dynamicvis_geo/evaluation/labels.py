@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dynamicvis_geo.datasets.points import NAMED, read_csv
-from dynamicvis_geo.datasets.vector_files import read_by_gdal
+from dynamicvis_geo.datasets.vector_files import EXAMPLES, read_by_gdal, read_csv
 from dynamicvis_geo.errors import SourceError, SpecError, one_line
 from dynamicvis_geo.evaluation.label_places import has_places, pairs_by_place
 from dynamicvis_geo.paths import AnyPath, Place, input_path, kind_of, parquet_source
@@ -125,7 +124,7 @@ def join_labels(
     missing = len(everything) - len(found)
     parts = [f'{source}: joined {by}, {len(rows)} of {len(table)} chips have a label']
     if unmatched:
-        parts.append(f'without one: {_listed(unmatched, NAMED)}')
+        parts.append(f'without one: {_listed(unmatched, EXAMPLES)}')
     if unused:
         parts.append(f'{unused} of {len(found)} labels are not used')
     if missing:
@@ -280,7 +279,7 @@ def _check_agreement(
     chip = differ['chip'].iloc[0]
     shown = ', '.join(
         f'{values.iloc[label]} (label {label + 1})'
-        for label in differ['label'][differ['chip'] == chip][:NAMED]
+        for label in differ['label'][differ['chip'] == chip][:EXAMPLES]
     )
     count = differ['chip'].nunique()
     raise SpecError(

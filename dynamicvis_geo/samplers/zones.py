@@ -17,9 +17,8 @@ from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.datasets.areas import lonlat_area
 from dynamicvis_geo.datasets.chip_order import slabs
-from dynamicvis_geo.datasets.footprints import to_lonlat
+from dynamicvis_geo.datasets.footprints import lonlat_area, to_lonlat
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.grid import TOLERANCE
 from dynamicvis_geo.projections import utm_codes

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dynamicvis_geo.datamodules.batches import Batches
 from dynamicvis_geo.datasets import ChipDataset, EarthEngineDataset, collate
+from dynamicvis_geo.datasets.batches import Batches
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.specs import BBox, SensorSpec
 from tests.earthengine_server import EarthEngineServer

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.datasets.chip_order import slabs
+from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.datasets.read_ahead import read_ahead
 
 

@@ -5,7 +5,9 @@ import pytest
 import shapely
 
 from dynamicvis_geo.datasets import assign_points, open_scenes, read_points
-from dynamicvis_geo.datasets.areas import read_area
+from dynamicvis_geo.datasets.requests import (
+    read_area,
+)
 from dynamicvis_geo.errors import SourceError
 from tests.stores import Upload
 

@@ -7,8 +7,8 @@ import shapely
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dynamicvis_geo.datamodules.batches import Batches
 from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datasets.batches import Batches
 from dynamicvis_geo.errors import SourceError
 from dynamicvis_geo.samplers import GridSampler
 from tests.datasets.composites import batches_before
