@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pyproj import CRS
@@ -31,6 +33,32 @@ def test_noise_of_floats_does_not_make_another_grid() -> None:
     assert noisy.rounded() == grid(500000, 5400000)
     assert noisy.lattice == grid(500000, 5400000).lattice
     assert grid(500000, 5400000) != grid(500000.1, 5400000)
+
+
+@pytest.mark.parametrize(
+    ('other', 'same'),
+    [
+        (grid(499_990.0, 5_400_130.0, 33), True),
+        (grid(500_000.05, 5_400_000.0), True),
+        (grid(500_000.2, 5_400_000.0), False),
+        (grid(500_000.0, 5_400_000.0, res=10.0005), False),
+        (grid(500_000.0, 5_400_000.0, res=20.0), False),
+    ],
+)
+def test_grids_on_one_lattice_within_a_hundredth_of_a_pixel(
+    other: Grid, same: bool
+) -> None:
+    assert grid(500_000.0, 5_400_000.0).aligned(other, 0.01) == same
+    wkt = CRS.from_epsg(32632).to_wkt()
+    assert grid(500_000.0, 5_400_000.0).aligned(replace(other, crs=wkt), 0.01) == same
+
+
+def test_a_part_has_the_pixels_of_the_whole() -> None:
+    whole = grid(500_003.7, 5_400_001.2, 64, 1 / 3)
+    part = whole.part(-2, 5, 10, 20)
+    assert (part.shape, whole.offset(part)) == ((10, 20), (-2, 5))
+    assert part.lattice == whole.lattice
+    assert Grid.from_slices(part.crs, *part.slices).shape == part.shape
 
 
 def test_a_query_without_a_pixel_is_refused() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torchgeo.datasets import GeoDataset
 from upath import UPath
 
@@ -16,6 +16,7 @@ from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
 from dynamicvis_geo.datamodules.earthengine import CHIP_SIZE
 from dynamicvis_geo.datamodules.plan import Plan
 from dynamicvis_geo.datasets import Scenes, assign_points, open_scenes, read_points
+from dynamicvis_geo.datasets.chip_table import ChipSampler, bounds_of
 from dynamicvis_geo.datasets.source import OnError
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.paths import AnyPath
@@ -113,7 +114,7 @@ class ScenesDataModule(ChipDataModule):
         )
 
     def _make_pairs(self) -> Pairs:
-        pairs: Pairs
+        pairs: list[tuple[GeoDataset, ChipSampler]]
         if self.points is None:
             pairs = [(s, GridSampler(s, self.size, self.stride)) for s in self.scenes]
         else:
@@ -129,24 +130,19 @@ class ScenesDataModule(ChipDataModule):
         return pairs
 
 
-def _warn_of_padding(scene: GeoDataset, sampler: Iterable[Any], size: int) -> None:
+def _warn_of_padding(scene: GeoDataset, sampler: ChipSampler, size: int) -> None:
     """Say how little of a chip an image fills that is smaller than one."""
     x, y, _ = scene.bounds
     width, height = (round((s.stop - s.start) / s.step) for s in (x, y))
     if min(width, height) >= size:
         return
-    covered = [
-        _overlap(x, chip[0]) * _overlap(y, chip[1]) / (x.step * y.step * size**2)
-        for chip in sampler
-    ]
+    west, south, east, north = bounds_of(sampler.table().columns).T
+    across = np.minimum(east, x.stop) - np.maximum(west, x.start)
+    down = np.minimum(north, y.stop) - np.maximum(south, y.start)
+    covered = across.clip(0) * down.clip(0) / (x.step * y.step * size**2)
     warnings.warn(
         f'chips of {size} x {size} pixels are larger than the image of {width} x '
         f'{height} pixels: they are padded, and at most the fraction '
-        f'{max(covered):.3f} of one is valid; a smaller size avoids it',
+        f'{covered.max():.3f} of one is valid; a smaller size avoids it',
         stacklevel=2,
     )
-
-
-def _overlap(one: slice, other: slice) -> float:
-    length: float = min(one.stop, other.stop) - max(one.start, other.start)
-    return max(0.0, length)

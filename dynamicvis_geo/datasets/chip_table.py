@@ -61,9 +61,13 @@ _WGS84 = CRS.from_epsg(4326)
 class ChipSampler(Protocol):
     """A sampler that lays out all its chips at once.
 
-    Any other iterable of slices, such as a sampler of TorchGeo, is as good, but makes
-    Python objects of each chip, and knows neither of points nor of strides.
+    Those of TorchGeo, which yield slices, serve as well, but make Python objects of
+    each chip, and know neither of points nor of strides.
     """
+
+    def __iter__(self) -> Iterator[GeoSlice]:
+        """Yield the slices of each chip: :meth:`ChipTable.queries`."""
+        ...
 
     def table(self) -> ChipTable:
         """All chips, of one source."""

@@ -1,7 +1,7 @@
 import json
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import shapely
 import torch
@@ -17,7 +18,9 @@ from torch.utils.data import DataLoader, Subset
 from torchgeo.datasets import RasterDataset
 
 from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.samplers import GridSampler, PointSampler
 
 from .rasters import UTM, Areas, pattern, write_geotiff
@@ -248,6 +251,45 @@ def test_points_twice_are_two_rows_and_grids_have_no_point() -> None:
     assert chips['point_id'].iloc[:2].tolist() == ['0', '1']
     assert chips['point_id'].iloc[2:].isna().all()
     assert chips['chip_id'].iloc[0] == chips['chip_id'].iloc[1]
+
+
+class Corners:
+    """A sampler of one's own: the corners of an area, each with a name."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {'of': 'corners'}
+
+    def __iter__(self) -> Iterator[GeoSlice]:
+        return self.table().queries()
+
+    def table(self) -> ChipTable:
+        grid = Grid(UTM, 0.0, 1000.0, 100, 100, 10.0, 10.0)
+        year = [pd.Timestamp(time).value for time in ('2022-01-01', '2023-01-01')]
+        return ChipTable.parts_of(
+            grid,
+            rows=np.array([0, 0, 90, 90]),
+            cols=np.array([0, 90, 0, 90]),
+            size=(10, 10),
+            windows=np.array([year] * 4),
+            point_ids=pa.array(['nw', 'ne', 'sw', 'se']),
+        )
+
+
+def test_a_sampler_of_ones_own() -> None:
+    dataset = Areas([shapely.box(0, 0, 1000, 1000)])
+    chips = ChipDataset([(dataset, GridSampler(dataset, 100)), (dataset, Corners())])
+    assert chips.provenance['sources'][1]['sampler'] == {
+        'name': 'Corners',
+        'of': 'corners',
+    }
+    table = chips.chips
+    assert table['point_id'].tolist()[1:] == ['nw', 'ne', 'sw', 'se']
+    assert (
+        table['chip_id'].iloc[-1] == 'EPSG32618_x900_y100_10x10px_10m_20220101-20230101'
+    )
+    assert chips[4]['image'].tolist() == [900, 100]
+    assert chips.strides == [(100, 100), None]
 
 
 def test_nothing_to_sample() -> None:
