@@ -159,7 +159,7 @@ class Grid:
         return round(down), round(across)
 
     def aligned(self, other: 'Grid', tolerance: float = TOLERANCE) -> bool:
-        """Whether pixels of *other* coincide with pixels of this grid's lattice.
+        """Tell if pixels of *other* coincide with pixels of this grid's lattice.
 
         Args:
             other: A grid in any CRS.
@@ -182,7 +182,7 @@ class Grid:
         return (self.y - other.y) / self.yres, (other.x - self.x) / self.xres
 
     def holds(self, other: 'Grid') -> bool:
-        """Whether all of *other*, which is on the same lattice, lies within."""
+        """Tell if all of *other*, which is on the same lattice, lies within."""
         row, col = self.offset(other)
         return (
             row >= 0
@@ -225,9 +225,9 @@ def paste(
 
     Args:
         target: Pixels ``[bands, height, width]`` of *target_grid*, written to.
-        target_grid: Where they lie.
+        target_grid: The grid of *target*.
         source: Pixels ``[bands, height, width]`` of *source_grid*.
-        source_grid: Where they lie.
+        source_grid: The grid of *source*.
     """
     row, col = target_grid.offset(source_grid)
     top, left = max(row, 0), max(col, 0)

@@ -63,7 +63,7 @@ class TimeWindow:
 
     @property
     def is_limited(self) -> bool:
-        """Whether it has a start or an end."""
+        """False for all of time, which has neither start nor end."""
         return self != ALWAYS
 
     @cached_property
@@ -74,7 +74,7 @@ class TimeWindow:
         return _iso(start), _iso(end)
 
     def overlaps(self, other: TimeWindow) -> bool:
-        """Whether the two have a moment in common."""
+        """Tell if the two have a moment in common."""
         return bool(self.start < other.end and other.start < self.end)
 
     def __str__(self) -> str:

@@ -127,7 +127,7 @@ class ChipDataModule(CopiesAhead):
         return self._given
 
     def take(self, blocks: Sequence[NDArray[np.int64]] | None) -> None:
-        """Say what this process does, until the next time.
+        """Set the blocks that this process does, until the next time.
 
         Args:
             blocks: Rows of the chips of each block, in the order in which to do them;
@@ -163,7 +163,7 @@ class ChipDataModule(CopiesAhead):
         writer: EmbeddingWriter | None = None,
         features: tuple[int, int, int] = FEATURES,
     ) -> Plan:
-        """Say what a prediction run will do, without images, model or network.
+        """Plan a prediction run, without images, model or network.
 
         Where the area alone tells that it is too much (:attr:`.Plan.excess`), nothing
         is laid out.
@@ -190,7 +190,7 @@ class ChipDataModule(CopiesAhead):
         return self._plan(len(self.chips) - len(rows), survey, size)
 
     def _outline(self, chip_bytes: int) -> Plan | None:
-        """Tell a plan from the area; None if that cannot be done."""
+        """Plan from the area alone, roughly; None if that cannot be done."""
         return None
 
     def _blocks(

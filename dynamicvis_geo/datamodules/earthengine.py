@@ -130,7 +130,7 @@ class EarthEngineDataModule(ChipDataModule):
         self.on_missing = on_missing
 
     def plan_fetch(self) -> Plan:
-        """Say what fetching all chips ahead, into the cache, will do.
+        """Plan to fetch all chips ahead, into the cache.
 
         Raises:
             SpecError: If an argument has a value that cannot be used.

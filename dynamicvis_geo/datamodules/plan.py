@@ -1,4 +1,4 @@
-"""What a run will do, told before it starts."""
+"""The plan of a run: its chips, requests and bytes, before it starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_CHIPS, LARGEST_SIDE, MOST_BYTES = 10**6, 4096, 10**12
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do.
+    """The size of a run.
 
     Attributes:
         chips: Chips of the run; at least so many if not :attr:`laid_out`.
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def excess(self) -> tuple[str, ...]:
-        """What is more than a run should have by mistake; empty for most."""
+        """Sizes beyond what a run should have by mistake; empty for most."""
         found = (
             (self.chips > MOST_CHIPS, f'more than {MOST_CHIPS:,} chips'),
             (self.side > LARGEST_SIDE, f'chips above {LARGEST_SIDE} pixels a side'),

@@ -131,7 +131,7 @@ class ScenesDataModule(ChipDataModule):
 
 
 def _warn_of_padding(scene: GeoDataset, sampler: ChipSampler, size: int) -> None:
-    """Say how little of a chip an image fills that is smaller than one."""
+    """Warn of an image that is smaller than a chip."""
     x, y, _ = scene.bounds
     width, height = (round((s.stop - s.start) / s.step) for s in (x, y))
     if min(width, height) >= size:

@@ -75,7 +75,7 @@ class ChipSampler(Protocol):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is needed to lay out the same chips again, as plain values."""
+        """The arguments that lay out the same chips again, as plain values."""
         ...
 
 

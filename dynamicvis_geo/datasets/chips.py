@@ -167,7 +167,7 @@ class ChipDataset(Dataset[Found]):
         return lambda: self._finish(rows, parts)
 
     def chips_ahead(self, row: int) -> int:
-        """Chips to submit besides a batch, to keep requests in flight.
+        """Count the chips to submit besides a batch, to keep requests in flight.
 
         Args:
             row: A chip of the batch.
@@ -277,7 +277,7 @@ class ChipDataset(Dataset[Found]):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the chips are cut from and how, as plain values for JSON."""
+        """The sources and samplers of the chips, as plain values for JSON."""
         return {'chips': len(self), 'sources': self._described}
 
     def _finish(

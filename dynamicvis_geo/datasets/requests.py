@@ -218,7 +218,7 @@ def read_points(path: AnyPath) -> gpd.GeoDataFrame:
 
 
 def problem_with(points: gpd.GeoDataFrame | gpd.GeoSeries) -> str | None:
-    """Say what keeps a table from being points with a place each, None if nothing."""
+    """Find what keeps a table from being points with a place each; None if nothing."""
     if points.empty:
         return 'there are no points in it: give at least one'
     if points.crs is None:
@@ -263,11 +263,11 @@ def describe_outside(
     outside: NDArray[np.bool_],
     areas: gpd.GeoSeries,
 ) -> str:
-    """Say which points lie outside all data, and where the data is.
+    """Name the points that lie outside all data, and the extent of the data.
 
     Args:
         points: All points.
-        outside: Which of them lie outside.
+        outside: bool, True for those that lie outside.
         areas: Extents of the data.
     """
     lonlat = points.geometry[outside].to_crs('EPSG:4326')

@@ -90,7 +90,7 @@ def read_csv(path: Place, text: Iterable[str] = ('id',)) -> pd.DataFrame:
 
 
 def _warn_of_names(path: Place) -> None:
-    """Say which columns of a CSV have the same name: pandas renames all but one."""
+    """Warn of columns of a CSV that have one name: pandas renames all but one."""
     with path.open(encoding='utf-8-sig', newline='') as file:
         names = [name.strip().lower() for name in next(csv.reader(file), [])]
     twice = sorted({name for name in names if name and names.count(name) > 1})

@@ -139,7 +139,7 @@ class GridSampler(Sampler[GeoSlice]):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is needed to lay out the same grid again."""
+        """The arguments that lay out the same grid again."""
         return {
             'size': list(self.size),
             'stride': list(self.stride),

@@ -109,13 +109,13 @@ class PointSampler(Sampler[GeoSlice]):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is needed, beside the points, to lay out the same chips again."""
+        """The size of the chips and the number of points."""
         return {'size': list(self.size), 'points': len(self._point_ids.unique())}
 
     def _shown(
         self, dataset: GeoDataset, places: gpd.GeoSeries, position: Ints, windows: int
     ) -> NDArray[np.bool_]:
-        """Tell for each point and time window if it is shown: ``[points, windows]``."""
+        """Find the points that each time window shows: bool ``[points, windows]``."""
         geometries = np.asarray(dataset.index.geometry.values, dtype=object)
         points = np.asarray(places.values, dtype=object)
         pixel = min(self._grid.res)

@@ -196,8 +196,8 @@ class _Border:
         code: EPSG code of the zone.
         rows: Their rows in one time window of the sampler.
         boxes: Their outlines, in the CRS of the zone.
-        kept: Which of them are kept.
-        bare: What of the area none of the kept ones covers, in the CRS of the zone.
+        kept: bool, True for those that are kept.
+        bare: The part of the area that no kept chip covers, in the CRS of the zone.
     """
 
     code: int
