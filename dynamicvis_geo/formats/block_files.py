@@ -72,11 +72,7 @@ def encode_block(
         OutputError: If `dtype` cannot hold an embedding.
     """
     given = [one for one in predictions if len(one.chip)]
-    failures = {
-        one.chip: (one.reason, one.message)
-        for some in predictions
-        for one in some.failures
-    }
+    failures = {one.chip: one for some in predictions for one in some.failures}
     valid = np.full(len(block), np.nan, np.float32)
     done = np.zeros(len(block), dtype=bool)
     places = [_places(block, one.chip) for one in given]

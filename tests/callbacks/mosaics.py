@@ -27,7 +27,8 @@ from dynamicvis_geo.callbacks.blocks import (
 from dynamicvis_geo.callbacks.output import Merged, join_blocks
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datasets.chips import ChipDataset
-from dynamicvis_geo.formats.base import Failure, Predictions, Work
+from dynamicvis_geo.datasets.source import ChipFailure
+from dynamicvis_geo.formats.base import Predictions, Work
 from dynamicvis_geo.formats.block_files import SUFFIX, encode_block
 from dynamicvis_geo.formats.zarr import Zarr
 from dynamicvis_geo.store import Target
@@ -118,8 +119,8 @@ class Run:
 
     def predictions(self, rows: Sequence[int]) -> Predictions:
         """What a model gives for some chips, in another order."""
-        failures: tuple[Failure, ...] = tuple(
-            (int(row), 'NoImageryError', 'nothing there')
+        failures: tuple[ChipFailure, ...] = tuple(
+            ChipFailure(int(row), 'NoImageryError', 'nothing there')
             for row in rows
             if row in self.fails
         )

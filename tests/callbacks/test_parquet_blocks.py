@@ -25,8 +25,9 @@ from dynamicvis_geo.callbacks.blocks import (
 from dynamicvis_geo.callbacks.output import Merged, join_blocks
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datasets import ChipDataset
+from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.formats.base import Failure, Predictions
+from dynamicvis_geo.formats.base import Predictions
 from dynamicvis_geo.formats.block_files import SUFFIX, Blocks, encode_block
 from dynamicvis_geo.formats.geoparquet import GeoParquet
 from dynamicvis_geo.provenance import read_provenance
@@ -64,8 +65,8 @@ class Run:
 
     def predictions(self, rows: np.ndarray) -> list[Predictions]:
         rows = np.random.default_rng(len(rows)).permutation(rows)
-        failures: list[Failure] = [
-            (int(row), 'NoImageryError', f'chip {row} has no scene')
+        failures: list[ChipFailure] = [
+            ChipFailure(int(row), 'NoImageryError', f'chip {row} has no scene')
             for row in rows
             if row in self.fails
         ]
@@ -276,14 +277,14 @@ def test_a_block_takes_its_own_chips_each_once() -> None:
     chips = points(20)
     block = plan_of(chips, 8).block(0)
 
-    def batch(rows: np.ndarray, *failures: Failure) -> Predictions:
+    def batch(rows: np.ndarray, *failures: ChipFailure) -> Predictions:
         features = np.ones((len(rows), 3), np.float32)
         return Predictions(rows, features, None, failures)
 
     for wrong in (
         [batch(block[1:])],
         [batch(np.append(block, np.setdiff1d(np.arange(20), block)[0]))],
-        [batch(block, (int(block[0]), 'Error', 'and there all the same'))],
+        [batch(block, ChipFailure(int(block[0]), 'Error', 'and there all the same'))],
         [],
     ):
         with pytest.raises(ValueError, match='chip'):
