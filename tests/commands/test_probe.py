@@ -1,7 +1,11 @@
 """`probe` and `predict-map`, from labels to maps."""
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
+from upath import UPath
 
 from dynamicvis_geo import EmbeddingWriter
+from dynamicvis_geo.cli import main
 from dynamicvis_geo.tasks import load_probe
 from tests.callbacks.standins import Chips
-from tests.outputs import write_pooled
 from tests.stores import Upload
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -78,14 +83,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings('ignore:.*have a label')
-def test_from_labels_to_maps(files: Path, run_cli: RunCli, tmp_path: Path) -> None:
-    output = tmp_path / 'new' / 'out'
-    code, out, err = run_cli(
-        *('probe', files / 'e.parquet', '--labels', files / 'labels.csv'),
-        *('--target', 'cover', '--output', output, '--seed', '1', '--epochs', '20'),
-    )
-    assert code == 0, err
+def command(folder: Path | UPath, *further: str | Path) -> list[str]:
+    """A probe of the files in a folder."""
+    labels = ('--labels', folder / 'labels.csv', '--target', 'cover')
+    shared = ('--seed', '1', '--epochs', '3')
+    return list(map(str, ('probe', folder / 'e.parquet', *labels, *shared, *further)))
+
+
+@pytest.fixture(scope='module')
+def probed(files: Path) -> tuple[Path, str]:
+    """A folder of results, and what was printed."""
+    output = files / 'new' / 'out'
+    with redirect_stdout(StringIO()) as out, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert main(command(files, '--output', output)) == 0
+    return output, out.getvalue()
+
+
+def test_from_labels_to_maps(
+    files: Path, probed: tuple[Path, str], run_cli: RunCli, tmp_path: Path
+) -> None:
+    output, out = probed
     assert 'Joined by id: 140 of 150 chips have a label; 1 labels belong' in out
     assert 'and 1 have no value' in out
     assert '84 to train, 28 to validate, 28 to test (split random)' in out
@@ -140,7 +158,7 @@ def test_numbers_several_classes_and_a_column_of_splits(
     places.to_csv(tmp_path / 'plots.csv', index=False)
     shared = (
         *('probe', files / 'e.parquet', '--labels', tmp_path / 'plots.csv'),
-        *('--split', 'part', '--join', 'within', '--epochs', '20'),
+        *('--split', 'part', '--join', 'within', '--epochs', '2'),
     )
     code, out, err = run_cli(
         *shared, '--target', 'height', '--output', tmp_path / 'height'
@@ -172,7 +190,7 @@ def test_numbers_several_classes_and_a_column_of_splits(
         (('--target', 'cover', '--split', 'spatial', '--block', '1e6'), 'block'),
         (('--target', 'cover', '--fractions', '1,2'), "'1,2' must be three"),
         (('--target', 'cover', '--fractions', '.9,.1,0'), "'test'"),
-        (('--target', 'cover', '--join', 'nearest'), 'max_distance'),
+        (('--target', 'cover', '--join', 'nearest'), '--max-distance'),
         (('--target', 'cover', '--labels', 'nowhere.csv'), 'nowhere.csv'),
         (('--target', 'cover', '--output', '{files}'), '--overwrite'),
         (('--target', 'cover', '--output', '{files}/e.parquet'), 'it is a file'),
@@ -196,44 +214,40 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.filterwarnings('ignore:.*have a label')
 def test_results_are_replaced_when_asked(
-    files: Path, run_cli: RunCli, tmp_path: Path
+    files: Path, probed: tuple[Path, str], run_cli: RunCli, tmp_path: Path
 ) -> None:
-    command = (
-        *('probe', files / 'e.parquet', '--labels', files / 'labels.csv'),
-        *('--target', 'cover', '--output', tmp_path, '--epochs', '1'),
-    )
-    (tmp_path / 'results.csv').write_text('old')
-    (tmp_path / 'notes.txt').write_text('mine')
-    assert run_cli(*command)[0] == 2
+    again = command(files, '--output', tmp_path / 'out')
+    others = tmp_path / 'out'
+    others.mkdir()
+    (others / 'results.csv').write_text('old')
+    assert run_cli(*again)[0] == 2
     # Not ours: there is no results.json that says so.
-    assert run_cli(*command, '--overwrite')[0] == 2
-    assert (tmp_path / 'results.csv').read_text() == 'old'
-    (tmp_path / 'results.csv').unlink()
-    assert run_cli(*command, '--overwrite')[0] == 0
-    (tmp_path / 'results.csv').write_text('old')
-    assert run_cli(*command, '--overwrite')[0] == 0
-    assert (tmp_path / 'results.csv').read_text().startswith('method,')
-    assert (tmp_path / 'notes.txt').read_text() == 'mine'
+    assert run_cli(*again, '--overwrite')[0] == 2
+    assert (others / 'results.csv').read_text() == 'old'
+    shutil.rmtree(others)
+    shutil.copytree(probed[0], others)
+    (others / 'results.csv').write_text('old')
+    (others / 'notes.txt').write_text('mine')
+    assert run_cli(*again)[0] == 2
+    assert run_cli(*again, '--overwrite')[0] == 0
+    for name in ('results.csv', 'notes.txt'):
+        expected = 'mine' if name == 'notes.txt' else (probed[0] / name).read_text()
+        assert (others / name).read_text() == expected
 
 
 def test_embeddings_and_labels_of_a_store(
-    run_cli: RunCli, tmp_path: Path, upload: Upload, monkeypatch: pytest.MonkeyPatch
+    files: Path,
+    probed: tuple[Path, str],
+    run_cli: RunCli,
+    tmp_path: Path,
+    upload: Upload,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-    write_pooled(tmp_path / 'e.parquet', count=60)
-    ids = gpd.read_parquet(tmp_path / 'e.parquet')['id']
-    labels = pd.DataFrame({'id': ids, 'cover': np.tile(COVERS, 20)})
-    labels.to_csv(tmp_path / 'labels.csv', index=False)
-    tables = []
-    for place in (lambda path: path, upload):
-        output = tmp_path / f'probe-{len(tables)}'
-        code, _, err = run_cli(
-            *('probe', place(tmp_path / 'e.parquet')),
-            *('--labels', place(tmp_path / 'labels.csv'), '--target', 'cover'),
-            *('--epochs', '2', '--output', output),
-        )
-        assert code == 0, err
-        tables.append((output / 'results.csv').read_text())
-    assert tables[0] == tables[1]
+    upload(files / 'labels.csv')
+    folder = upload(files / 'e.parquet').parent
+    code, _, err = run_cli(*command(folder, '--output', tmp_path / 'out'))
+    assert code == 0, err
+    table = (tmp_path / 'out' / 'results.csv').read_text()
+    assert table == (probed[0] / 'results.csv').read_text()

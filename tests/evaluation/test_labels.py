@@ -1,3 +1,4 @@
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,29 @@ import pandas as pd
 import pytest
 import shapely
 
-from dynamicvis_geo import PooledEmbeddings
+from dynamicvis_geo import datasets
 from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.evaluation import join_labels
-from tests.datasets.embedding_parts import vectors, write_part
+from tests.datasets.embedding_parts import HALF, footprint
 from tests.stores import Upload
 
 
-def chips(tmp_path: Path, count: int = 4, **columns: Any) -> gpd.GeoDataFrame:
+def chips(
+    count: int = 4, lon: Any = None, lat: Any = None, **columns: Any
+) -> gpd.GeoDataFrame:
     """Chips of 0.02 degrees, side by side from 13 degrees east, at 48 north."""
-    path = write_part(tmp_path / 'chips.parquet', vectors(count), **columns)
-    return PooledEmbeddings(path).table
+    lon = 13 + 2 * HALF * np.arange(count) if lon is None else lon
+    lat = np.full(count, 48.0) if lat is None else lat
+    return gpd.GeoDataFrame(
+        {
+            'id': [f'chip-{i}' for i in range(count)],
+            'centre_lon': lon,
+            'centre_lat': lat,
+            **columns,
+        },
+        geometry=[footprint(*place) for place in zip(lon, lat, strict=True)],
+        crs='EPSG:4326',
+    )
 
 
 def csv(tmp_path: Path, text: str) -> Path:
@@ -30,7 +43,7 @@ def test_join_by_chip_id(tmp_path: Path) -> None:
     labels = csv(
         tmp_path, 'id,cover\nchip-2,water\nchip-0,forest\nchip-9,rock\nchip-1,\n'
     )
-    joined = join_labels(chips(tmp_path), labels, 'cover')
+    joined = join_labels(chips(), labels, 'cover')
     assert joined.how == 'id'
     assert joined.rows.tolist() == [0, 2]
     assert joined.values.tolist() == ['forest', 'water']
@@ -48,15 +61,15 @@ def test_join_by_chip_id(tmp_path: Path) -> None:
 
 
 def test_join_by_point_id_keeps_leading_zeros(tmp_path: Path) -> None:
-    table = chips(tmp_path, point_id=['007', '008', '007', '7'])
+    table = chips(point_id=['007', '008', '007', '7'])
     labels = csv(tmp_path, 'plot,cover\n007,a\n7,b\n')
     joined = join_labels(table, labels, 'cover', on='plot')
     assert joined.rows.tolist() == [0, 2, 3]
     assert joined.values.tolist() == ['a', 'a', 'b']
 
 
-def test_join_by_named_columns_and_numbers(tmp_path: Path) -> None:
-    table = chips(tmp_path, site=[10, 11, 12, 13])
+def test_join_by_named_columns_and_numbers() -> None:
+    table = chips(site=[10, 11, 12, 13])
     labels = pd.DataFrame({'nr': [13.0, 10.0, np.nan], 'yield': [1.5, 2.5, 3.5]})
     joined = join_labels(table, labels, 'yield', on=('site', 'nr'))
     assert joined.rows.tolist() == [0, 3]
@@ -65,7 +78,7 @@ def test_join_by_named_columns_and_numbers(tmp_path: Path) -> None:
 
 def test_auto_goes_by_place_when_ids_do_not_match(tmp_path: Path) -> None:
     labels = csv(tmp_path, 'id,lon,lat,cover\n1,13.001,48.001,a\n2,13.039,48,b\n')
-    table = chips(tmp_path)
+    table = chips()
     joined = join_labels(table, labels, 'cover')
     assert joined.how == 'within'
     assert joined.rows.tolist() == [0, 2]
@@ -77,11 +90,11 @@ def test_auto_goes_by_place_when_ids_do_not_match(tmp_path: Path) -> None:
 
 def test_auto_goes_by_id_when_labels_have_no_place(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r'none of 1 labels.*named like chip-0, chip-1'):
-        join_labels(chips(tmp_path), csv(tmp_path, 'id,cover\nx,a\n'), 'cover')
+        join_labels(chips(), csv(tmp_path, 'id,cover\nx,a\n'), 'cover')
 
 
 def test_same_id_twice_must_agree(tmp_path: Path) -> None:
-    table = chips(tmp_path)
+    table = chips()
     labels = csv(tmp_path, 'id,cover\nchip-0,a\nchip-0,a\nchip-1,b\n')
     assert join_labels(table, labels, 'cover').values.tolist() == ['a', 'b']
     labels = csv(tmp_path, 'id,cover\nchip-0,a\nchip-1,a\nchip-1,b\n')
@@ -91,7 +104,7 @@ def test_same_id_twice_must_agree(tmp_path: Path) -> None:
 
 def test_nearest_is_measured_on_the_ground(tmp_path: Path) -> None:
     # At 60 degrees north, 0.01 degrees of longitude are 558 m, of latitude 1114 m.
-    table = chips(tmp_path, 1, lon=[10.0], lat=[60.0])
+    table = chips(1, lon=[10.0], lat=[60.0])
     labels = csv(tmp_path, 'lon,lat,cover\n10.01,60,east\n10,60.006,north\n')
     joined = join_labels(table, labels, 'cover', 'nearest', max_distance_m=600)
     assert joined.values.tolist() == ['east']
@@ -102,12 +115,12 @@ def test_nearest_is_measured_on_the_ground(tmp_path: Path) -> None:
 def test_nearest_refuses_different_labels_of_one_place(tmp_path: Path) -> None:
     labels = csv(tmp_path, 'lon,lat,cover\n13,48,a\n13,48,a\n13,48,b\n')
     with pytest.raises(SpecError, match=r'chip-0: a .*, a .*, b \(label 3\)'):
-        join_labels(chips(tmp_path), labels, 'cover', 'nearest', max_distance_m=10)
+        join_labels(chips(), labels, 'cover', 'nearest', max_distance_m=10)
 
 
 @pytest.mark.parametrize('how', ['nearest', 'within'])
 def test_points_across_the_antimeridian(tmp_path: Path, how: str) -> None:
-    table = chips(tmp_path, 2, lon=[179.995, -170.0], lat=[-17.0, -17.0])
+    table = chips(2, lon=[179.995, -170.0], lat=[-17.0, -17.0])
     labels = csv(tmp_path, 'lon,lat,cover\n-179.998,-17,a\n-170.001,-17,b\n')
     limit = 1000.0 if how == 'nearest' else None
     joined = join_labels(table, labels, 'cover', how, max_distance_m=limit)
@@ -120,7 +133,7 @@ def test_of_points_in_a_footprint_the_one_nearest_to_its_centre(
     labels = csv(
         tmp_path, 'lon,lat,cover\n13.008,48,far\n13.002,48,near\n12.95,48,outside\n'
     )
-    joined = join_labels(chips(tmp_path), labels, 'cover', 'within')
+    joined = join_labels(chips(), labels, 'cover', 'within')
     assert joined.rows.tolist() == [0]
     assert joined.values.tolist() == ['near']
     assert joined.unused == 2
@@ -138,17 +151,17 @@ def test_polygons_that_contain_the_centre(tmp_path: Path) -> None:
     for crs, name in (('EPSG:4326', 'a.geojson'), ('EPSG:32633', 'b.gpkg')):
         path = tmp_path / name
         fields.to_crs(crs).to_file(path)
-        joined = join_labels(chips(tmp_path), path, 'cover')
+        joined = join_labels(chips(), path, 'cover')
         assert joined.how == 'within'
         assert joined.values.tolist() == ['a', 'b', 'b', 'b']
     path = tmp_path / 'fields.parquet'
     fields.to_parquet(path)
-    assert len(join_labels(chips(tmp_path), path, 'cover').rows) == 4
+    assert len(join_labels(chips(), path, 'cover').rows) == 4
 
 
 @pytest.mark.parametrize('crs', ['EPSG:4326', 'EPSG:32760'])
-def test_polygon_across_the_antimeridian(tmp_path: Path, crs: str) -> None:
-    table = chips(tmp_path, 3, lon=[179.99, -179.99, 0.0], lat=[-17.0] * 3)
+def test_polygon_across_the_antimeridian(crs: str) -> None:
+    table = chips(3, lon=[179.99, -179.99, 0.0], lat=[-17.0] * 3)
     if crs == 'EPSG:4326':
         # As many programs write it: a side jumps over the antimeridian.
         outline = [(179.9, -18), (-179.9, -18), (-179.9, -16), (179.9, -16)]
@@ -160,17 +173,17 @@ def test_polygon_across_the_antimeridian(tmp_path: Path, crs: str) -> None:
     assert joined.rows.tolist() == [0, 1]
 
 
-def test_overlapping_polygons_must_agree(tmp_path: Path) -> None:
+def test_overlapping_polygons_must_agree() -> None:
     box = shapely.box(12.9, 47.9, 13.03, 48.1)
     fields = gpd.GeoDataFrame({'v': [1, 2]}, geometry=[box, box], crs='EPSG:4326')
     with pytest.raises(SpecError, match='2 chips would have different labels'):
-        join_labels(chips(tmp_path), fields, 'v')
+        join_labels(chips(), fields, 'v')
     fields['v'] = 1
-    assert join_labels(chips(tmp_path), fields, 'v').values.tolist() == [1, 1]
+    assert join_labels(chips(), fields, 'v').values.tolist() == [1, 1]
 
 
 def test_points_in_other_tables(tmp_path: Path) -> None:
-    table = chips(tmp_path)
+    table = chips()
     points = gpd.GeoDataFrame(
         {'v': [1.0, 2.0]},
         geometry=[shapely.MultiPoint([(13.0, 48)]), shapely.MultiPoint([(13.02, 48)])],
@@ -187,19 +200,19 @@ def test_points_in_other_tables(tmp_path: Path) -> None:
     assert join_labels(table, plain, 'v').rows.tolist() == [2]
 
 
-def test_rows_are_positions_in_a_part_of_a_table(tmp_path: Path) -> None:
-    part = chips(tmp_path).iloc[[3, 1]]
+def test_rows_are_positions_in_a_part_of_a_table() -> None:
+    part = chips().iloc[[3, 1]]
     labels = pd.DataFrame({'id': ['chip-1'], 'v': ['a']})
     joined = join_labels(part, labels, 'v')
     assert joined.rows.tolist() == [1]
     assert joined.unmatched == ('chip-3',)
 
 
-def test_labels_of_several_classes(tmp_path: Path) -> None:
+def test_labels_of_several_classes() -> None:
     labels = pd.DataFrame(
         {'id': ['chip-0', 'chip-1', 'chip-1'], 'tags': [['a'], ['a', 'b'], ['a', 'b']]}
     )
-    joined = join_labels(chips(tmp_path), labels, 'tags')
+    joined = join_labels(chips(), labels, 'tags')
     assert joined.values.tolist() == [['a'], ['a', 'b']]
 
 
@@ -226,11 +239,11 @@ def test_unusable_arguments(
 ) -> None:
     labels = csv(tmp_path, 'id,lon,lat,cover,none\nchip-0,13,48,a,\n')
     with pytest.raises(SpecError, match=message):
-        join_labels(chips(tmp_path), labels, **{'target': 'cover', **arguments})
+        join_labels(chips(), labels, **{'target': 'cover', **arguments})
 
 
 def test_unusable_files(tmp_path: Path) -> None:
-    table = chips(tmp_path)
+    table = chips()
     with pytest.raises(SourceError, match='no such file'):
         join_labels(table, tmp_path / 'none.csv', 'cover')
     with pytest.raises(SourceError, match='there are no labels'):
@@ -258,7 +271,7 @@ def test_unusable_files(tmp_path: Path) -> None:
 
 def test_labels_of_a_store(tmp_path: Path, upload: Upload) -> None:
     path = csv(tmp_path, 'id,cover\nchip-2,water\nchip-0,forest\n')
-    table = chips(tmp_path)
+    table = chips()
     expected = join_labels(table, path, 'cover').values.tolist()
     assert join_labels(table, upload(path), 'cover').values.tolist() == expected
     labels = table[['id', 'geometry']].assign(cover='water')
@@ -267,3 +280,8 @@ def test_labels_of_a_store(tmp_path: Path, upload: Upload) -> None:
     for name in ('labels.gpkg', 'labels.parquet'):
         joined = join_labels(table, str(upload(tmp_path / name)), 'cover', 'within')
         assert joined.rows.tolist() == [0, 1, 2, 3]
+
+
+def test_names_are_where_earlier_versions_had_them() -> None:
+    assert datasets.join_labels is join_labels
+    assert import_module('dynamicvis_geo.datasets.labels').join_labels is join_labels

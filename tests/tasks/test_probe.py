@@ -63,7 +63,7 @@ class Data(LightningDataModule):
         train: tuple[Tensor, Tensor],
         held_out: tuple[Tensor, Tensor],
         provenance: dict[str, Any] | None = None,
-        batch_size: int = 16,
+        batch_size: int = 32,
     ) -> None:
         super().__init__()
         self.train, self.held_out = Table(*train), Table(*held_out)
@@ -87,7 +87,7 @@ def quiet() -> None:
     torch.manual_seed(0)
 
 
-def trainer(epochs: int = 15, **options: Any) -> Trainer:
+def trainer(epochs: int = 4, **options: Any) -> Trainer:
     return Trainer(
         accelerator='cpu',
         max_epochs=epochs,
@@ -112,7 +112,7 @@ def blobs(count: int, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def test_separable_classes_are_learnt_and_metrics_are_those_of_scikit_learn() -> None:
     data = Data(blobs(205), blobs(90, seed=1))
-    probe = LinearProbe('multiclass', 6, ('a', 'b', 'c'), lr=0.05)
+    probe = LinearProbe('multiclass', 6, ('a', 'b', 'c'), lr=0.2)
     run = trainer()
     run.fit(probe, datamodule=data)
     (scores,) = run.test(probe, datamodule=data, verbose=False)
@@ -168,7 +168,7 @@ def test_other_standardizations_learn_too(standardize: Any) -> None:
     features = torch.tensor(rng.normal(size=(160, 4)), dtype=torch.float32)
     features[:, 0] += 6 * labels - 3
     data = Data((features[:100], labels[:100]), (features[100:], labels[100:]))
-    probe = LinearProbe('binary', 4, ('no', 'yes'), standardize, lr=0.1)
+    probe = LinearProbe('binary', 4, ('no', 'yes'), standardize, lr=0.3)
     run = trainer()
     run.fit(probe, datamodule=data)
     (scores,) = run.test(probe, datamodule=data, verbose=False)
@@ -184,8 +184,8 @@ def test_regression_in_any_unit() -> None:
     features = torch.tensor(rng.normal(size=(200, 5)), dtype=torch.float32)
     target = 40_000 + 3000 * features[:, 0] - 1000 * features[:, 3]
     data = Data((features[:120], target[:120]), (features[120:], target[120:]))
-    probe = LinearProbe('regression', 5, lr=0.05)
-    run = trainer(40)
+    probe = LinearProbe('regression', 5, lr=0.2)
+    run = trainer(20)
     run.fit(probe, datamodule=data)
     (scores,) = run.test(probe, datamodule=data, verbose=False)
     assert scores['test_r2'] > 0.99
@@ -203,7 +203,7 @@ def test_multilabel_and_balanced_weights() -> None:
     labels = torch.stack([features[:, 0] > 0, features[:, 1] > 1.2], 1).float()
     data = Data((features[:200], labels[:200]), (features[200:], labels[200:]))
     probe = LinearProbe(
-        'multilabel', 4, ('wet', 'rare'), class_weights='balanced', lr=0.1
+        'multilabel', 4, ('wet', 'rare'), class_weights='balanced', lr=0.3
     )
     run = trainer()
     run.fit(probe, datamodule=data)
@@ -226,7 +226,7 @@ def test_grids_are_seen_cell_by_cell() -> None:
     maps = features.reshape(5, 6, 8, 6).movedim(-1, 1)
     masks = labels.reshape(5, 6, 8).clone()
     rows = LinearProbe('multiclass', 6, ('a', 'b', 'c'), ignore_index=255)
-    cells = LinearProbe('multiclass', 6, ('a', 'b', 'c'), lr=0.05, ignore_index=255)
+    cells = LinearProbe('multiclass', 6, ('a', 'b', 'c'), lr=0.2, ignore_index=255)
     rows.fit_statistics([{'embedding': features, 'label': labels}])
     cells.fit_statistics([{'image': maps, 'mask': masks[:, None]}])
     torch.testing.assert_close(rows.mean, cells.mean)
@@ -284,7 +284,7 @@ def test_feature_maps_and_a_label_raster_of_torchgeo(tmp_path: Path) -> None:
     both = maps & LabelRaster(tmp_path)
     chips = ChipDataset([(both, GridSampler(maps, size=4))])
     loader = DataLoader(chips, batch_size=4, collate_fn=collate)
-    probe = LinearProbe('multiclass', 3, ('a', 'b', 'c'), lr=0.1, ignore_index=255)
+    probe = LinearProbe('multiclass', 3, ('a', 'b', 'c'), lr=0.3, ignore_index=255)
     run = trainer()
     run.fit(probe, loader)
     assert probe.provenance == MADE
@@ -329,6 +329,57 @@ def test_checkpoint_holds_everything(tmp_path: Path) -> None:
     run.save_checkpoint(path)
     trainer(4).fit(again, datamodule=moved, ckpt_path=path)
     assert torch.equal(again.mean, probe.mean)
+
+
+def test_checkpoints_keep_their_layout(tmp_path: Path) -> None:
+    weight = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
+    state = {
+        'mean': torch.tensor([1.0, 2]),
+        'scale': torch.tensor([2.0, 4]),
+        'class_weight': torch.ones(3),
+        'target_mean': torch.zeros(1),
+        'target_scale': torch.ones(1),
+        'fitted': torch.tensor(True),
+        'linear.weight': weight,
+        'linear.bias': torch.zeros(3),
+    }
+    arguments = {
+        'task': 'multiclass',
+        'in_features': 2,
+        'classes': ['a', 'b', 'c'],
+        'standardize': 'zscore',
+        'class_weights': None,
+        'lr': 0.001,
+        'weight_decay': 0.01,
+        'optimizer': 'adamw',
+        'ignore_index': None,
+    }
+    content = {
+        'hyper_parameters': arguments,
+        'state_dict': state,
+        'dynamicvis_geo_probe': {'features': MADE},
+    }
+    path = tmp_path / 'probe.ckpt'
+    torch.save(content, path)
+    probe = load_probe(path)
+    assert probe.provenance == MADE
+    logits = probe(torch.tensor([[3.0, 10]]))
+    torch.testing.assert_close(logits, torch.tensor([[1.0, 2, 3]]))
+    run = trainer()
+    run.strategy.connect(probe)
+    run.save_checkpoint(path)
+    again = torch.load(path, weights_only=True)
+    assert dict(again['hyper_parameters']) == arguments
+    assert set(again['state_dict']) == set(state)
+
+
+def test_columns_that_vary_by_rounding_are_not_blown_up() -> None:
+    probe = LinearProbe('regression', 2)
+    last = np.nextafter(np.float32(1000), np.float32(2000)).item()
+    features = torch.tensor([[1000, 0.0], [last, 2], [1000, 4], [last, 6]])
+    labels = torch.tensor([1.0, 2, 3, 4])
+    probe.fit_statistics([{'embedding': features, 'label': labels}])
+    torch.testing.assert_close(probe.scale, torch.tensor([1.0, 5**0.5]))
 
 
 def test_features_made_otherwise_are_refused() -> None:
