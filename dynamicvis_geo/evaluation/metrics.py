@@ -16,11 +16,12 @@ at a time needs minutes.
 =============================== ======================================================
 
 Where every class has samples, values equal those of scikit-learn with
-``sample_weight`` up to rounding (calibration error: of torchmetrics). Where a class has
-none in a weighting, means over classes leave it out, also if it was predicted, for
-which scikit-learn's F1 and Jaccard index count a 0. Values that are not defined (R2 of
-a constant target, F1 where nothing is or is called positive) are NaN, where
-scikit-learn warns and gives a number.
+``sample_weight`` up to rounding; the calibration error equals that of torchmetrics,
+but that there certainty (1) has a bin of its own. Where a class has no sample in a
+weighting, means over classes leave it out, also if it was predicted, for which
+scikit-learn's F1 and Jaccard index count a 0. Values that are not defined (R2 of a
+constant target, F1 where nothing is or is called positive, average precision without
+positives) are NaN, where scikit-learn gives a number.
 """
 
 from __future__ import annotations
