@@ -1,4 +1,3 @@
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +281,5 @@ def test_labels_of_a_store(tmp_path: Path, upload: Upload) -> None:
         assert joined.rows.tolist() == [0, 1, 2, 3]
 
 
-def test_names_are_where_earlier_versions_had_them() -> None:
+def test_labels_are_where_earlier_versions_had_them() -> None:
     assert datasets.join_labels is join_labels
-    assert import_module('dynamicvis_geo.datasets.labels').join_labels is join_labels
