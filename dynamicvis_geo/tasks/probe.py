@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -190,6 +189,9 @@ class LinearProbe(LightningModule):
         Raises:
             SpecError: If they hold nothing to fit on.
         """
+        # Features are extracted without scikit-learn, which takes long to import.
+        from sklearn.preprocessing import StandardScaler
+
         columns, targets = StandardScaler(), StandardScaler()
         for batch in batches:
             rows, labels = (part.cpu() for part in self._labelled(batch))

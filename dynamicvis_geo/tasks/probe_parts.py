@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 import torchmetrics.classification as tm
 from lightning.pytorch import Trainer
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -26,6 +25,9 @@ from torchmetrics import (
 )
 
 from dynamicvis_geo.errors import SpecError
+
+if TYPE_CHECKING:
+    from sklearn.preprocessing import StandardScaler
 
 Standardize = Literal['none', 'zscore', 'batchnorm', 'l2']
 Optimizer = Literal['adamw', 'sgd']
