@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynamicvis_geo.models import BackboneConfig, DynamicVis, load_backbone
+from dynamicvis_geo.models import BackboneConfig, DynamicVis
 from dynamicvis_geo.settings import differing, feature_settings
 from dynamicvis_geo.tasks import FeatureExtraction
 from tests.models.checkpoints import (
@@ -28,6 +28,12 @@ def made(backbone: Any, **run: Any) -> dict[str, Any]:
     task = FeatureExtraction(backbone)
     provenance = {'model': task.provenance, 'run': {'precision': '32-true', **run}}
     return json.loads(json.dumps(provenance))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope='module')
+def random() -> dict[str, Any]:
+    with pytest.warns(UserWarning, match='untrained'):
+        return made(replace(SMALL, weights='random'))
 
 
 def as_first_version(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -58,47 +64,35 @@ ROUTING = [
 ]
 
 
-@pytest.mark.parametrize('versions', ['new', 'old and new', 'new and old', 'old'])
-def test_a_name_that_changes_the_model_makes_other_features(
-    tmp_path: Path, versions: str
-) -> None:
+def test_a_name_that_changes_the_model_makes_other_features(tmp_path: Path) -> None:
     plain = without_settings(tmp_path, 'dynamicvis_b_x.pth')
     one = made(replace(SMALL, checkpoint=plain))
     renamed = plain.rename(tmp_path / 'dynamicvis_b_x_wo-token-selection.pth')
     other = made(replace(SMALL, checkpoint=renamed))
     assert one['model']['backbone']['sha256'] == other['model']['backbone']['sha256']
-    if versions.startswith('old'):
-        one = as_first_version(one)
-    if versions.endswith('old'):
-        other = as_first_version(other)
-    assert difference(one, other) == ROUTING
-    assert difference(one, one) == []
-
-
-def test_outputs_of_the_first_version_are_like_those_of_this_one(
-    tmp_path: Path,
-) -> None:
-    path = without_settings(tmp_path, 'dynamicvis_b_wo-token.pth')
-    new = made(replace(SMALL, checkpoint=path))
-    assert difference(as_first_version(new), new) == []
-    assert 'model.backbone.settings.arch' in feature_settings(as_first_version(new))
+    # Outputs of the first version are told from those of this one, and are like them.
+    for first in (one, as_first_version(one)):
+        for second in (other, as_first_version(other)):
+            assert difference(first, second) == ROUTING
+            assert difference(second, first) == ROUTING
+        assert difference(first, one) == []
+    assert difference(as_first_version(other), other) == []
+    assert 'model.backbone.settings.arch' in feature_settings(as_first_version(other))
 
 
 @pytest.mark.filterwarnings('ignore:weights=.random')
 @pytest.mark.parametrize(
     ('change', 'names'),
     [
-        ({'scan': 'torch'}, []),
-        ({'sampling_scale': 0.3}, []),
+        ({'scan': 'torch', 'sampling_scale': 0.3, 'fetch_workers': 2}, []),
         ({'img_size': 96}, ['img_size', 'global_tokens']),
         ({'path_type': 'forward'}, ['path_type']),
     ],
 )
 def test_settings_of_the_configuration(
-    change: dict[str, Any], names: list[str]
+    change: dict[str, Any], names: list[str], random: dict[str, Any]
 ) -> None:
-    config = replace(SMALL, weights='random')
-    one, other = made(config), made(replace(config, **change))
+    one, other = random, made(replace(SMALL, weights='random', **change))
     found = difference(one, other)
     assert [n for n in found if 'preprocessing' not in n] == [
         f'model.backbone.settings.{name}' for name in names
@@ -114,8 +108,8 @@ def test_place_and_container_of_the_weights_do_not_count(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings('ignore:weights=.random')
-def test_precision_counts_where_both_tell_it() -> None:
-    one = made(replace(SMALL, weights='random'))
+def test_precision_counts_where_both_tell_it(random: dict[str, Any]) -> None:
+    one = random
     other = json.loads(json.dumps(one))
     other['model']['numerics'] |= {'precision': 'bf16-mixed', 'kernel': 'other'}
     assert difference(one, other) == ['precision']
@@ -144,8 +138,10 @@ def test_a_module_of_the_users_is_known_by_its_settings_and_weights() -> None:
 
 
 @pytest.mark.filterwarnings('ignore:weights=.random')
-def test_official_code_at_another_commit_or_edited_counts() -> None:
-    _, described = load_backbone(replace(SMALL, weights='random'))
+def test_official_code_at_another_commit_or_edited_counts(
+    random: dict[str, Any],
+) -> None:
+    described = random['model']['backbone']
     one = {'model': {'backbone': described}}
     pinned = BackboneConfig.repo_commit
 

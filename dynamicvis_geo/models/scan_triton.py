@@ -37,7 +37,7 @@ from dynamicvis_geo.models.scan import (
 
 _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 #: The type of device that these kernels run on; the CPU under TRITON_INTERPRET=1, where
-#: they take the place of those in C.
+#: they take the place of those in C if they are imported after them.
 DEVICE = 'cpu' if _INTERPRETED else 'cuda'
 _CHANNELS = 32
 # States times tokens that a lane works on at once: enough to overlap their latencies,

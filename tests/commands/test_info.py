@@ -90,8 +90,8 @@ def test_repository_is_listed_and_its_checkpoints_inspected(
         assert rows(out)['image size'] == ['64 x 64']
     for address, words in (
         ('hf://owner', 'hf://OWNER/NAME'),
-        ('hf://owner/other', 'no such repository'),
-        ('hf://owner/name@v9', 'no such revision'),
+        ('hf://owner/other', 'Repository Not Found'),
+        ('hf://owner/name@v9', 'Invalid rev id: v9'),
         ('hf://owner/name/x.pth', 'holds dynamicvis_b.pth, l/epoch_200.pth'),
     ):
         code, out, err = run_cli('info', '--checkpoint', address)

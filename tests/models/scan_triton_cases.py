@@ -7,7 +7,8 @@ number that it touches: sizes are small, and so are the blocks.
 import pytest
 import torch
 
-from dynamicvis_geo.models import scan, scan_triton
+# In this order: in the interpreter, the kernels in Triton take the place of those in C.
+from dynamicvis_geo.models import scan, scan_c, scan_triton
 from dynamicvis_geo.models.layers import SparseMixer
 from dynamicvis_geo.models.mamba import MambaBlock, MambaMixer
 
@@ -37,6 +38,21 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def run_scan(inputs: Inputs) -> torch.Tensor:
     return scan.run_scan('triton', *(t.to(DEVICE) for t in inputs)).cpu()
+
+
+def test_operators_run_these_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scan_c.DEVICE == 'cpu'
+    launched = []
+    for name in ('launch_scan', 'launch_conv'):
+        kernel = getattr(scan_triton, name)
+        monkeypatch.setattr(
+            scan_triton, name, lambda *t, k=kernel: launched.append(k) or k(*t)
+        )
+    inputs = make_inputs(2, 1, 4, 3, 2)
+    run_scan(inputs)
+    weight = torch.ones(3, 1, 4, device=DEVICE)
+    scan.run_conv('triton', inputs.gate.to(DEVICE), weight, None, 2)
+    assert len(launched) == 2
 
 
 # (directions, batch, length, channels, states)

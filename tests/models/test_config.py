@@ -183,3 +183,9 @@ def test_configuration_needs_no_pytorch() -> None:
         'assert "torch" not in sys.modules and "numpy" not in sys.modules\n'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_fetching_is_no_matter_of_the_backbone() -> None:
+    config = BackboneConfig(fetch_workers=2)
+    assert config == BackboneConfig()
+    assert 'fetch_workers' not in config.model_arguments('b', {'fetch_workers': 2})

@@ -68,6 +68,7 @@ def test_state_dict_equals_the_official_one(name: str) -> None:
     assert shapes == official['state_dict']
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize(('old', 'new'), [(64, 80), (96, 72), (128, 64)])
 def test_position_embedding_of_another_size_is_resized(old: int, new: int) -> None:
     model = DynamicVis(img_size=new)
@@ -82,6 +83,7 @@ def test_position_embedding_of_another_size_is_resized(old: int, new: int) -> No
     assert torch.equal(state['pos_embed'], before)
 
 
+@pytest.mark.usefixtures('shallow')
 def test_square_position_embedding_fits_a_rectangle_of_as_many_tokens() -> None:
     """The official code cannot tell 16 x 64 tokens from 32 x 32 and mixes them up."""
     square = DynamicVis(img_size=128)
@@ -93,12 +95,14 @@ def test_square_position_embedding_fits_a_rectangle_of_as_many_tokens() -> None:
     assert torch.equal(again.pos_embed, oblong.pos_embed)
 
 
+@pytest.mark.usefixtures('shallow')
 def test_position_embedding_without_a_grid_is_kept_with_a_warning() -> None:
     model = DynamicVis(img_size=(64, 256))
     with pytest.warns(UserWarning, match='1024 tokens and no record of its grid'):
         model.load_state_dict(dict(model.state_dict()))
 
 
+@pytest.mark.usefixtures('shallow')
 def test_position_embedding_of_an_unknown_rectangle_is_refused() -> None:
     model = DynamicVis(img_size=64)
     state = dict(model.state_dict()) | {'pos_embed': torch.zeros(1, 384, 96)}
@@ -106,6 +110,7 @@ def test_position_embedding_of_an_unknown_rectangle_is_refused() -> None:
         model.load_state_dict(state)
 
 
+@pytest.mark.usefixtures('shallow')
 def test_shuffled_paths_repeat_and_follow_their_seed() -> None:
     x = parity.image('shuffle', (1, 3, 64, 64))
     for path_type in ('shuffle', 'forward_reverse_shuffle_mean'):
@@ -121,6 +126,7 @@ def test_shuffled_paths_repeat_and_follow_their_seed() -> None:
         assert torch.equal(run(model, x)[0], other)
 
 
+@pytest.mark.usefixtures('shallow')
 def test_shuffle_gate_has_three_branches() -> None:
     model = DynamicVis(img_size=64, path_type='forward_reverse_shuffle_gate')
     weight = model.state_dict()['layers.0.1.0.spatial_mamba_mixer.gate_layer.0.weight']
@@ -150,6 +156,7 @@ def test_many_threads_share_groups_of_images(small: DynamicVis) -> None:
     assert parity.relative_error(grouped, singly) < 1e-5
 
 
+@pytest.mark.usefixtures('shallow')
 def test_maps_are_contiguous_and_do_not_depend_on_the_layout_of_images() -> None:
     model, x = parity.build('b_img64_b2', out_indices=(0, 1, 2, 3))
     maps = run(model, x)
@@ -158,6 +165,7 @@ def test_maps_are_contiguous_and_do_not_depend_on_the_layout_of_images() -> None
     assert all(torch.equal(a, b) for a, b in zip(channels_last, maps, strict=True))
 
 
+@pytest.mark.usefixtures('shallow')
 def test_batch_shares_its_permutations() -> None:
     model = DynamicVis(img_size=64, path_type='forward_reverse_shuffle_mean')
     parity.fill(model)
@@ -183,6 +191,7 @@ def test_threads_change_features_by_rounding_at_most(small: DynamicVis) -> None:
     assert parity.relative_error(maps[1], maps[0]) < 1e-5
 
 
+@pytest.mark.usefixtures('shallow')
 def test_more_global_tokens_than_tokens_and_stages_that_keep_none() -> None:
     x = parity.image('edge', (1, 3, 64, 64))
     many = DynamicVis(img_size=64, global_token_cfg={'pos': 'head', 'num': 7})
@@ -191,9 +200,10 @@ def test_more_global_tokens_than_tokens_and_stages_that_keep_none() -> None:
     assert run(parity.fill(none), x)[0].shape == (1, 768, 2, 2)
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize(
     ('frozen_stages', 'frozen'),
-    [(-1, ()), (0, ()), (1, ('layers.0.',)), (2, ('layers.0.', 'layers.1.'))],
+    [(0, ()), (2, ('layers.0.', 'layers.1.'))],
 )
 def test_gradients_reach_every_weight_but_the_frozen_stages(
     frozen_stages: int, frozen: tuple[str, ...]
@@ -258,6 +268,7 @@ def test_changes_of_the_built_model_are_told(small: DynamicVis) -> None:
     assert twin.settings['spatial_token_keep_ratios'] == [8, 2, 2, 1]
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize('path_type', ['forward_reverse_mean', 'forward_reverse_gate'])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast_reaches_the_products_of_mamba_blocks_alone(
@@ -296,6 +307,7 @@ def test_bfloat16_autocast_stays_close() -> None:
     assert rough_routing.differing(routing.found) < 0.005 * tokens
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize('precision', ['high', 'medium'])
 def test_matmul_precision_outside_changes_nothing(precision: str) -> None:
     torch.manual_seed(0)

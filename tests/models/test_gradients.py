@@ -57,6 +57,7 @@ def gradients(model: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Tenso
     return {kind: torch.stack(parts).double() for kind, parts in together.items()}
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.filterwarnings('ignore:a forward pass that needs gradients')
 @pytest.mark.parametrize('case', CASES)
 def test_gradients_are_the_official_ones(case: str) -> None:

@@ -61,6 +61,8 @@ def test_precision_and_weights_are_those_of_the_call() -> None:
     assert not torch.allclose(module(batch), exact)
 
 
+@pytest.mark.usefixtures('shallow')
+@pytest.mark.filterwarnings('ignore:weights=.random')
 def test_modules_can_be_copied_and_pickled() -> None:
     module = make_module()
     if torch.cuda.is_available():

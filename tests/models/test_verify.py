@@ -46,15 +46,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-#: Fewer mixers than the official 26: enough of each stage for every comparison.
-SHALLOW = {'b': (1, 2, 6, 1)}
-
-
 def build(
     img_size: int = 64, cls: type[DynamicVis] = DynamicVis, **arguments: Any
 ) -> DynamicVis:
     with pytest.MonkeyPatch.context() as patch, torch.device('meta'):
-        patch.setattr(dynamicvis, '_DEPTHS', SHALLOW)
+        patch.setattr(dynamicvis, '_DEPTHS', {'b': (1, 2, 6, 1)})
         model = cls(img_size=img_size, **arguments)
     fill(model.to_empty(device='cpu'))
     return model.requires_grad_(False)
@@ -310,12 +306,13 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.update(before)
 
 
+@pytest.mark.usefixtures('shallow')
 @pytest.mark.parametrize(('shift', 'agrees'), [(0, True), (0.001, False)])
 @pytest.mark.filterwarnings('ignore:weights=.random')
 def test_verify_runs_both_implementations(
     shift: float, agrees: bool, official: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dynamicvis, '_DEPTHS', SHALLOW)
+    monkeypatch.setattr(dynamicvis, '_DEPTHS', {'b': (1, 2, 6, 1)})
     commit = write_repository(official, NATIVE.replace('{shift}', str(shift)))
     git(official, 'checkout', '--quiet', commit)
     config = BackboneConfig(weights='random', img_size=64, repo_path=official)
