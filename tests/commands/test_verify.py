@@ -29,6 +29,7 @@ def test_exit_code_says_whether_the_implementations_agree(
         | {
             'PYTHONPATH': f'{packages}{os.pathsep}{Path(__file__).parents[2]}',
             'RS_EMBED_DYNAMICVIS_REPO_PATH': str(repository),
+            'RS_EMBED_DYNAMICVIS_IMG': '64',
         },
         capture_output=True,
         text=True,

@@ -103,7 +103,6 @@ class DynamicVisBackbone(DynamicVis):
 """
 
 _PACKAGES = {
-    'einops/__init__.py': '',
     'mmcv/__init__.py': '',
     'mmcv/cnn/__init__.py': """
 from torch import nn
