@@ -202,15 +202,13 @@ def sources(
     """
     environ = os.environ if environ is None else environ
     given = set(arguments)
-    origin = {}
-    for name in (each.name for each in fields(BackboneConfig)):
-        variable = _VARIABLES[name][0] if name in _VARIABLES else ''
-        if name in given:
-            origin[name] = 'argument'
-        else:
-            is_set = bool(environ.get(variable, '').strip())
-            origin[name] = variable if is_set else 'default'
-    return origin
+
+    def origin(name: str) -> str:
+        variable, _ = _VARIABLES.get(name, ('', str))
+        is_set = bool(environ.get(variable, '').strip())
+        return 'argument' if name in given else variable if is_set else 'default'
+
+    return {each.name: origin(each.name) for each in fields(BackboneConfig)}
 
 
 def arch_of_name(name: str | Path) -> str | None:

@@ -183,8 +183,8 @@ def _remedy(error: Exception, page: str) -> str:
     if getattr(response, 'status_code', None) in (401, 403):
         return 'run `hf auth login`, or correct HF_TOKEN'
     if isinstance(error, LocalEntryNotFoundError):
-        unless = ', without HF_HUB_OFFLINE,' if constants.HF_HUB_OFFLINE else ''
-        return f'go online once{unless} or name a local file by checkpoint'
+        how = ' without HF_HUB_OFFLINE' if constants.HF_HUB_OFFLINE else ''
+        return f'go online once{how}, or name a local file by checkpoint'
     return 'run it again'
 
 

@@ -177,7 +177,7 @@ def test_offline_without_a_cached_file(
     assert 'refused' in message
     assert 'local file by checkpoint' in message
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    assert 'go online once, without HF_HUB_OFFLINE, or' in _error(SMALL)
+    assert 'go online once without HF_HUB_OFFLINE, or' in _error(SMALL)
 
 
 @pytest.mark.parametrize(
