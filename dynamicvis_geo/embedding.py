@@ -1,10 +1,10 @@
-"""One line for one place: imagery, preprocessing and backbone put together."""
+"""One line for one place: a ChipDataset, a DataLoader and FeatureExtraction."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.imagery import Image, Imagery, Place, georeferenced, given_image
 from dynamicvis_geo.models import BackboneConfig, load_backbone
+from dynamicvis_geo.places import Origin, Place, given_image, images_of
 from dynamicvis_geo.provenance import jsonable, software_versions
 from dynamicvis_geo.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 from dynamicvis_geo.tasks import FeatureExtraction
@@ -151,15 +151,16 @@ def get_embedding(
             raise SpecError(
                 'spatial is missing: give PointBuffer(lon, lat, buffer_m) or BBox(...)'
             )
-        imagery = _imagery(model, temporal, sensor, output, backend, client, backbone)
-        task = _task(output, backbone, device)
-        return _embed(imagery.fetch([('spatial', spatial)]), task, batch_size=1)[0]
+        _check(model, temporal, sensor, output, backend, client, backbone)
+        place = [('spatial', spatial)]
+        images = _images(place, temporal, sensor, backend, client, backbone, 1)
+        return _embed(images, _task(output, backbone, device), batch_size=1)[0]
     if isinstance(backend, GeoDataset):
         raise SpecError(
             f'backend is a {type(backend).__name__}, but input_chw gives the image '
             'already: leave out one of them'
         )
-    _imagery(model, temporal, sensor, output, backend, client, backbone)
+    _check(model, temporal, sensor, output, backend, client, backbone)
     image = given_image(input_chw, spatial, temporal, sensor)
     return _embed([image], _task(output, backbone, device), batch_size=1)[0]
 
@@ -216,15 +217,15 @@ def get_embeddings_batch(
         raise SpecError(f'batch_size={batch_size!r} is not a whole number')
     if batch_size < 1:
         raise SpecError(f'batch_size={batch_size!r} is not positive')
-    imagery = _imagery(model, temporal, sensor, output, backend, client, backbone)
-    places = [(f'spatials[{i}]', place) for i, place in enumerate(spatials)]
-    images = imagery.fetch(places, ahead=batch_size)
-    if not places:
+    _check(model, temporal, sensor, output, backend, client, backbone)
+    named = [(f'spatials[{i}]', place) for i, place in enumerate(spatials)]
+    if not named:
         return []
+    images = _images(named, temporal, sensor, backend, client, backbone, batch_size)
     return _embed(images, _task(output, backbone, device), batch_size)
 
 
-def _imagery(
+def _check(
     model: str,
     temporal: TemporalSpec | None,
     sensor: SensorSpec | None,
@@ -232,26 +233,66 @@ def _imagery(
     backend: Backend,
     client: EarthEngineClient | None,
     backbone: BackboneConfig | nn.Module | None,
-) -> Imagery:
-    """Check what both functions take, and say where images come from."""
+) -> None:
+    """Refuse arguments that cannot be used.
+
+    Raises:
+        SpecError: If there is one.
+    """
     if not isinstance(model, str) or model.strip().lower() != MODEL:
         raise SpecError(
             f'model={model!r} is not to be had here: this package has {MODEL!r} only, '
             'and its argument may be left out'
         )
+    none = type(None)
     for name, value, kinds, example in (
         ('output', output, OutputSpec, 'OutputSpec.pooled() or OutputSpec.grid()'),
         (
             'backbone',
             backbone,
-            (BackboneConfig, nn.Module, type(None)),
+            (BackboneConfig, nn.Module, none),
             "BackboneConfig(...), such as BackboneConfig(weights='random')",
         ),
+        ('temporal', temporal, (TemporalSpec, none), 'TemporalSpec.range(start, end)'),
+        ('sensor', sensor, (SensorSpec, none), 'SensorSpec(...)'),
+        ('client', client, (EarthEngineClient, none), 'EarthEngineClient(...)'),
     ):
         if not isinstance(value, kinds):
             raise SpecError(f'{name}={value!r} cannot be used: give {example}')
+    if isinstance(backend, GeoDataset):
+        for name, given in (('sensor', sensor), ('client', client)):
+            if given is not None:
+                raise SpecError(
+                    f'{name} is for Earth Engine, but backend is a '
+                    f'{type(backend).__name__}: leave out {name}'
+                )
+    elif backend not in ('gee', 'auto'):
+        raise SpecError(
+            f"backend={backend!r} is unknown: give 'gee', 'auto', or a TorchGeo "
+            'GeoDataset'
+        )
+    if sensor is not None and len(sensor.bands) != 3:
+        raise SpecError(
+            f'sensor.bands={sensor.bands!r} are not three: give red, green and blue, '
+            "such as ('B4', 'B3', 'B2')"
+        )
+
+
+def _images(
+    named: Sequence[tuple[str, Place]],
+    temporal: TemporalSpec | None,
+    sensor: SensorSpec | None,
+    backend: Backend,
+    client: EarthEngineClient | None,
+    backbone: BackboneConfig | nn.Module | None,
+    batch_size: int,
+) -> Iterator[tuple[Tensor, Origin]]:
     config = backbone if isinstance(backbone, BackboneConfig) else _default_config()
-    return Imagery(backend, temporal, sensor, client, config.fetch_workers)
+    client = EarthEngineClient() if client is None else client
+    most = min(client.max_concurrency, config.fetch_workers)
+    client = replace(client, max_concurrency=most)
+    dataset = backend if isinstance(backend, GeoDataset) else None
+    return images_of(named, temporal, sensor, dataset, client, batch_size)
 
 
 def _default_config() -> BackboneConfig:
@@ -299,22 +340,21 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _embed(
-    images: Iterable[Image], task: FeatureExtraction, batch_size: int
+    images: Iterable[tuple[Tensor, Origin]], task: FeatureExtraction, batch_size: int
 ) -> list[Embedding]:
     """Embed images, those of one size after preprocessing together."""
     done: dict[int, Embedding] = {}
-    waiting: dict[torch.Size, list[tuple[int, Image, Tensor]]] = {}
+    waiting: dict[torch.Size, list[tuple[int, Tensor, Origin]]] = {}
 
-    def run(batch: list[tuple[int, Image, Tensor]]) -> None:
-        embeddings = _embed_batch([i[1] for i in batch], [i[2] for i in batch], task)
-        for (position, _, _), embedding in zip(batch, embeddings, strict=True):
-            done[position] = embedding
+    def run(batch: list[tuple[int, Tensor, Origin]]) -> None:
+        positions, inputs, origins = zip(*batch, strict=True)
+        embeddings = _embed_batch(torch.stack(inputs), origins, task)
+        done.update(zip(positions, embeddings, strict=True))
 
-    for position, image in enumerate(images):
-        x = task.preprocess(image.pixels.to(task.device))
+    for position, (pixels, origin) in enumerate(images):
+        x = task.preprocess(pixels.to(task.device))
         batch = waiting.setdefault(x.shape, [])
-        # The raw pixels are not needed any more, and may be large.
-        batch.append((position, image.without_pixels(), x))
+        batch.append((position, x, origin))
         if len(batch) == batch_size:
             run(waiting.pop(x.shape))
     for batch in waiting.values():
@@ -323,25 +363,23 @@ def _embed(
 
 
 def _embed_batch(
-    images: list[Image], inputs: list[Tensor], task: FeatureExtraction
+    inputs: Tensor, origins: Sequence[Origin], task: FeatureExtraction
 ) -> Iterator[Embedding]:
-    features = task.features(torch.stack(inputs))
+    features = task.features(inputs)
     data = task.reduce(features).cpu().numpy()
     kind = 'featmap' if features.ndim == 4 else 'vector_as_1x1'
     shape = [*features.shape[1:], 1, 1][:3]
-    for image, values in zip(images, data, strict=True):
-        meta = _meta(image, task, kind, shape)
+    for origin, values in zip(origins, data, strict=True):
+        meta = _meta(origin, task, kind, shape)
+        # Copies, so that one embedding does not keep its batch alive.
         if task.output == 'grid':
-            attributes = {'grid_kind': GRID_KIND, 'model': MODEL}
-            grid = georeferenced(values, image.crs, image.bounds, attributes)
-            yield Embedding(grid, meta)
+            yield Embedding(_georeferenced(values.copy(), origin), meta)
         else:
-            # A copy, so that one embedding does not keep its batch alive.
             yield Embedding(values.copy(), meta)
 
 
 def _meta(
-    image: Image, task: FeatureExtraction, kind: str, shape: list[int]
+    origin: Origin, task: FeatureExtraction, kind: str, shape: list[int]
 ) -> dict[str, Any]:
     made = task.provenance
     backbone = made['backbone']
@@ -349,7 +387,7 @@ def _meta(
     meta: dict[str, Any] = jsonable(
         {
             'model': MODEL,
-            **image.meta,
+            **origin.meta,
             'image_size': size[0] if size and size[0] == size[1] else size,
             'weights': backbone.get('weights'),
             'hf_repo': backbone.get('repository'),
@@ -364,11 +402,38 @@ def _meta(
             'provenance': {
                 'processing:software': _software(),
                 'model': made,
-                'source': image.source,
+                'source': origin.source,
             },
         }
     )
     return meta
+
+
+def _georeferenced(values: NDArray[np.float32], origin: Origin) -> xr.DataArray:
+    """Give a feature map ``[D, h, w]`` coordinates: the centres of its cells."""
+    coords: dict[str, Any] = {'d': np.arange(len(values))}
+    if origin.crs is not None and origin.bounds is not None:
+        minx, miny, maxx, maxy = origin.bounds
+        _, height, width = values.shape
+        xres, yres = (maxx - minx) / width, (maxy - miny) / height
+        axes = {axis.pop('axis'): axis for axis in origin.crs.cs_to_cf()}
+        coords |= {
+            'y': ('y', maxy - (np.arange(height) + 0.5) * yres, axes.get('Y')),
+            'x': ('x', minx + (np.arange(width) + 0.5) * xres, axes.get('X')),
+            # As rioxarray writes and reads it; the transform is needed where a map is
+            # one cell wide, whose size no coordinate tells.
+            'spatial_ref': (
+                (),
+                0,
+                {
+                    **origin.crs.to_cf(),
+                    'spatial_ref': origin.crs.to_wkt(),
+                    'GeoTransform': f'{minx!r} {xres!r} 0.0 {maxy!r} 0.0 {-yres!r}',
+                },
+            ),
+        }
+    attributes = {'grid_kind': GRID_KIND, 'model': MODEL}
+    return xr.DataArray(values, coords, ('d', 'y', 'x'), 'embedding', attributes)
 
 
 _software = cache(software_versions)

@@ -1,8 +1,9 @@
-"""From raw reflectance to what the backbone eats."""
+"""From raw reflectance to the input of the backbone."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from dynamicvis_geo.errors import SpecError
 #: the numbers of the official DynamicVis preprocessor.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: The highest reflectance that an image given by the user may have.
+HIGHEST = 10000
 
 
 class Preprocess(nn.Module):
@@ -117,3 +121,62 @@ def _resize(levels: Tensor, height: int, width: int) -> Tensor:
             levels = F.interpolate(levels, size, mode='bicubic', antialias=True)
             levels = levels.add_(0.5).floor_().clamp_(0, 255)
     return levels.reshape(*shape[:-2], height, width)
+
+
+def read_reflectance(given: Any) -> Tensor:
+    """Bring an image of the user into float32.
+
+    Args:
+        given: *input_chw*, raw reflectance ``[3, H, W]``, 0 to 10000: a NumPy array, a
+            tensor, or what NumPy takes for one.
+
+    Returns:
+        float32 ``[3, H, W]``, a copy.
+
+    Raises:
+        SpecError: If it is anything else.
+    """
+    what = 'input_chw has to be raw reflectance [3, H, W], bands B4, B3, B2, 0..10000'
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        # NumPy has no bfloat16; either is refused below.
+        given = (given.half() if given.dtype == torch.bfloat16 else given).numpy()
+    if np.ma.is_masked(given):
+        raise SpecError(f'{what}; some of it is masked: give input_chw.filled(0)')
+    try:
+        values = np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f'{what}; it is no array ({error})') from error
+    if values.dtype.kind not in 'iuf':
+        raise SpecError(
+            f'{what}; its dtype is {values.dtype}: convert it, as in '
+            "input_chw.astype('float32')"
+        )
+    if values.dtype.itemsize == 2 and values.dtype.kind == 'f':
+        raise SpecError(
+            f'{what}; a float of 16 bits rounds reflectance by up to 0.4 %: give '
+            'float32 from the start'
+        )
+    if values.ndim != 3 or values.shape[0] != 3 or 0 in values.shape:
+        last = values.ndim == 3 and values.shape[-1] == 3
+        remedy = ': move the bands to the front, as in np.moveaxis(image, -1, 0)'
+        raise SpecError(
+            f'{what}; its shape is {values.shape}{remedy if last else ": reshape it"}'
+        )
+    if not np.isfinite(values).all():
+        raise SpecError(
+            f'{what}; it holds NaN or infinity: fill what is missing, as in '
+            'np.nan_to_num(input_chw, posinf=0, neginf=0)'
+        )
+    low, high = values.min(), values.max()
+    if low < 0 or high > HIGHEST:
+        raise SpecError(
+            f'{what}; its values reach from {low:g} to {high:g}: give '
+            f'input_chw.clip(0, {HIGHEST}) if they are reflectance times 10000'
+        )
+    if values.dtype.kind == 'f' and 0 < high <= 1:
+        raise SpecError(
+            f'{what}; its highest value is {high:g}, as of reflectance 0..1: give '
+            'input_chw * 10000'
+        )
+    return torch.from_numpy(np.array(values, dtype=np.float32))
