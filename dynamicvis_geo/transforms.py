@@ -70,7 +70,7 @@ class Preprocess(nn.Module):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What was done, for the record of a file."""
+        """Range, size and normalisation, for the record of a file."""
         return {
             'input_range': list(self.input_range),
             'quantisation': 'uint8, truncated',

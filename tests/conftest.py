@@ -10,10 +10,20 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import psutil
 import pytest
 
+from tests.earthengine_server.fixtures import running_server, server
 from tests.processes import start
 from tests.stores import bucket, s3_server, upload, web
 
-__all__ = ('bucket', 's3_server', 'start', 'upload', 'web')
+# Of the session: a module that imports them has servers of its own.
+__all__ = (
+    'bucket',
+    'running_server',
+    's3_server',
+    'server',
+    'start',
+    'upload',
+    'web',
+)
 
 #: Bytes by which a process may grow before what is garbage in it is collected.
 GROWTH = 2**28

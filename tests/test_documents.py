@@ -17,9 +17,8 @@ from tests.documents.blocks import PAGES, ROOT, Block, arguments, blocks
 from tests.documents.fixtures import earth, inputs, small_backbones
 from tests.documents.material import MADE
 from tests.earthengine_server import EarthEngineServer
-from tests.earthengine_server.fixtures import running_server, server
 
-__all__ = ('earth', 'inputs', 'running_server', 'server', 'small_backbones')
+__all__ = ('earth', 'inputs', 'small_backbones')
 
 #: Programs of others, and what needs a machine, network or account that tests lack.
 NOT_RUN = {

@@ -20,10 +20,9 @@ from dynamicvis_geo.cli import main
 from tests.documents.blocks import ROOT
 from tests.documents.fixtures import earth, inputs, small_backbones
 from tests.earthengine_server import EarthEngineServer
-from tests.earthengine_server.fixtures import running_server, server
 from tests.processes import HANG, Process, Start, wait_for
 
-__all__ = ('earth', 'inputs', 'running_server', 'server', 'small_backbones')
+__all__ = ('earth', 'inputs', 'small_backbones')
 
 EXAMPLES = ROOT / 'examples'
 

@@ -21,7 +21,6 @@ from dynamicvis_geo import (
 )
 from dynamicvis_geo.errors import SpecError
 from tests.datasets.rasters import pattern, write_geotiff
-from tests.earthengine_server.fixtures import running_server, server
 from tests.places import (
     DATES,
     PLOT,
@@ -36,7 +35,7 @@ from tests.places import (
     quick,
 )
 
-__all__ = ('earth', 'quick', 'running_server', 'server')
+__all__ = ('earth', 'quick')
 
 pytestmark = pytest.mark.usefixtures('quick')
 

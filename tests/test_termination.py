@@ -17,10 +17,7 @@ from dynamicvis_geo.termination import Terminated, terminable
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict
 from tests.earthengine_server import EarthEngineServer
-from tests.earthengine_server.fixtures import running_server, server
 from tests.processes import HANG, Process, Start, children, living, wait_for
-
-__all__ = ('running_server', 'server')
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='who sent a signal')
 

@@ -7,9 +7,10 @@ from dynamicvis_geo.datasets.collate import collate
 from dynamicvis_geo.datasets.earthengine import EarthEngineDataset, FetchReport
 from dynamicvis_geo.datasets.embeddings import PooledEmbeddings
 from dynamicvis_geo.datasets.feature_maps import FeatureMaps
+from dynamicvis_geo.datasets.remote import RemoteDataset
 from dynamicvis_geo.datasets.requests import assign_points, read_points
 from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
-from dynamicvis_geo.datasets.source import ChipFailure
+from dynamicvis_geo.datasets.source import ChipFailure, Source
 
 if TYPE_CHECKING:
     from dynamicvis_geo.evaluation.labels import JoinedLabels, join_labels
@@ -22,7 +23,9 @@ __all__ = (
     'FetchReport',
     'JoinedLabels',
     'PooledEmbeddings',
+    'RemoteDataset',
     'Scenes',
+    'Source',
     'assign_points',
     'collate',
     'join_labels',

@@ -37,7 +37,7 @@ _NAME = re.compile(r'[^.].*_[0-9a-f]{32}\.tif')
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache holds.
+    """Contents of a cache.
 
     Attributes:
         chips: Number of chips.
@@ -87,7 +87,7 @@ class ChipCache:
         self._allowance = 0
 
     def file(self, sensor: SensorSpec, chip: Chip) -> Path:
-        """Where a chip is kept, whether it is there or not."""
+        """Path of a chip, be it there or not."""
         digest = _digest(_request(sensor, chip))
         return self.path / digest[:2] / f'{chip.id}_{digest}.tif'
 
@@ -147,7 +147,7 @@ class ChipCache:
             self._make_room(self.max_bytes, len(content))
 
     def info(self) -> CacheInfo:
-        """What the cache holds."""
+        """Count the chips of the cache, and their bytes."""
         return _info([stat for _, stat in self._files()])
 
     def clear(self) -> CacheInfo:
@@ -239,7 +239,7 @@ def _encode(sensor: SensorSpec, chip: Chip, pixels: Pixels) -> bytes:
 
 
 def _is_chip(path: Path) -> bool:
-    """Whether a file is one that was written here, by its tags, not by its name."""
+    """Say if a file was written here, by its tags, not by its name."""
     if not _DIGEST.search(path.name):
         return False
     try:

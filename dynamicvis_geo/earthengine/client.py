@@ -240,7 +240,7 @@ class WebClient(Client):
 
 @dataclass(frozen=True)
 class EarthEngineClient(Client):
-    """How to reach Earth Engine; holds plain values only, so it pickles.
+    """Address, account and limits of Earth Engine: plain values, so that it pickles.
 
     Earth Engine is initialised when the first pixels are needed, once a process. A
     session that the user initialised is used as it is. One process can talk to one
@@ -298,7 +298,7 @@ class EarthEngineClient(Client):
 
     @property
     def is_local(self) -> bool:
-        """Whether the server runs on this machine, so that nothing else is needed."""
+        """Say if the server runs on this machine, so that nothing else is needed."""
         return is_loopback(self.url)
 
     @property
@@ -331,7 +331,7 @@ class EarthEngineClient(Client):
         )
 
     def _answers(self, cancelled: threading.Event) -> bool:
-        """Whether the server is there, so that it is this request that it fails on."""
+        """Say if the server is there, so that it is this request that it fails on."""
         seconds = max(PROBE_SHARE * self.retry_for, LEAST_TIME)
         try:
             with self.traffic.limiter.slot(cancelled), self.attempt(seconds):

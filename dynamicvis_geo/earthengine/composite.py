@@ -31,7 +31,7 @@ CLOUD_SCORE_PLUS = 'GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED'
 
 
 def max_pixels(sensor: SensorSpec) -> int:
-    """How many pixels fit into one request.
+    """Most pixels of one request.
 
     A byte a pixel and band for the mask counts on top of the values (measured).
     """
@@ -185,7 +185,7 @@ def structured_array(body: bytes) -> NDArray[np.void]:
 
 
 def no_pixels(sensor: SensorSpec, grid: Grid) -> Pixels:
-    """What a place without any scene looks like: all masked."""
+    """Pixels of a place without any scene, all masked: ``[bands, height, width]``."""
     pixels: Pixels = np.full(
         (len(sensor.bands), *grid.shape), MASKED[sensor.dtype], sensor.dtype
     )

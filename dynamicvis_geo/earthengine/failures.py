@@ -85,7 +85,7 @@ class Failure:
 
     @property
     def quota(self) -> bool:
-        """Whether too much was asked at a time, or altogether."""
+        """True if too much was asked at a time, or altogether."""
         return self.status == 429
 
 
@@ -142,7 +142,7 @@ def _from_status(status: int, message: str, retry_after: float) -> Failure:
 
 
 def _of_network(error: BaseException) -> Failure:
-    """What kept a request or its answer from arriving, in few words."""
+    """Describe an error that kept a request or its answer from arriving."""
     causes = [*causes_of(error)]
     root = causes[-1]
     what = getattr(root, 'strerror', None) or _words(root)
@@ -167,7 +167,7 @@ def _of_network(error: BaseException) -> Failure:
 
 
 def unknown_host(error: BaseException) -> bool:
-    """Whether a name led nowhere, for all that the network knows."""
+    """Say if a name led nowhere, for all that the network knows."""
     return any(
         isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
         for cause in causes_of(error)

@@ -136,7 +136,7 @@ class Limiter:
 
 
 class Counts(NamedTuple):
-    """What a process has sent and received.
+    """Requests and bytes of a process.
 
     Attributes:
         requests: Requests sent.
@@ -194,7 +194,7 @@ class Silence:
 
 
 class Traffic:
-    """What all equal clients of one process share.
+    """Limit, threads and counts that all equal clients of one process share.
 
     Attributes:
         limiter: Admits requests.

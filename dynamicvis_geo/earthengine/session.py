@@ -73,7 +73,7 @@ class _Answer(requests.Response):
 
 
 class _Pieces(io.RawIOBase):
-    """What comes from a socket, with what is left of the time for each piece of it.
+    """Bytes from a socket, with the rest of the time as the limit of each piece.
 
     The socket's own limit is one for each wait: a byte a second would never reach it.
     """
@@ -147,7 +147,7 @@ class _Owned:
 
 
 class _Process:
-    """What must not outlive a fork: locks, counts, and who mounted connections."""
+    """State that must not outlive a fork: locks, counts, mounted connections."""
 
     def __init__(self) -> None:
         self.idle = threading.Condition(threading.RLock())
@@ -282,7 +282,7 @@ def _initialize(process: _Process, client: 'EarthEngineClient') -> None:
 
 
 def _is_elsewhere(error: BaseException) -> bool:
-    """Whether an answer to initialising is of another server than Earth Engine."""
+    """Say if an answer to initialising is of another server than Earth Engine."""
     if isinstance(error, UnknownApiNameOrVersion | InvalidJsonError):
         return True
     failure = classify(error)
@@ -360,6 +360,6 @@ def users_session() -> dict[str, Any]:
 
 
 def is_loopback(url: str | None) -> bool:
-    """Whether a URL stays on this machine."""
+    """Say if a URL stays on this machine."""
     host = urlsplit(url or '').hostname or ''
     return host in ('localhost', '::1') or host.startswith('127.')

@@ -13,9 +13,6 @@ from dynamicvis_geo import (
     read_provenance,
 )
 from tests.earthengine_server import EarthEngineServer
-from tests.earthengine_server.fixtures import running_server, server
-
-__all__ = ('running_server', 'server')
 
 #: Of a client: project, url, credentials, max_concurrency, timeout, retry_for.
 IMPATIENT = (None, None, None, 32, 300.0, 0.5)

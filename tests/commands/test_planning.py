@@ -12,11 +12,8 @@ import pytest
 
 from dynamicvis_geo.datasets import Scenes
 from tests.earthengine_server import EarthEngineServer
-from tests.earthengine_server.fixtures import running_server, server
 
 from .conftest import MakeScene
-
-__all__ = ('running_server', 'server')
 
 RunCli = Callable[..., tuple[int, str, str]]
 

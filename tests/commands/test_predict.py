@@ -9,11 +9,8 @@ import yaml
 
 from dynamicvis_geo import read_provenance
 from tests.earthengine_server import EarthEngineServer
-from tests.earthengine_server.fixtures import running_server, server
 
 from .conftest import MakeScene
-
-__all__ = ('running_server', 'server')
 
 RunCli = Callable[..., tuple[int, str, str]]
 

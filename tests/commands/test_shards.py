@@ -16,11 +16,8 @@ from dynamicvis_geo.callbacks.blocks import DESCRIPTION_FILE
 from dynamicvis_geo.formats.geotiff import read_feature_map
 from dynamicvis_geo.tasks import FeatureExtraction
 from tests.earthengine_server import EarthEngineServer
-from tests.earthengine_server.fixtures import running_server, server
 
 from .conftest import MakeScene
-
-__all__ = ('running_server', 'server')
 
 RunCli = Callable[..., tuple[int, str, str]]
 Embed = Callable[..., tuple[int, str, str]]

@@ -1,9 +1,5 @@
 import pytest
 
-from tests.earthengine_server.fixtures import running_server, server
-
-__all__ = ('running_server', 'server')
-
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:

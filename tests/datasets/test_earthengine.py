@@ -106,7 +106,7 @@ def test_512_pixels_stay_512_for_any_origin(server: EarthEngineServer) -> None:
     dataset = make(server, on_missing='fill')
     x, y, t = query(dataset)
     random = np.random.default_rng(2)
-    for dx, dy in random.uniform(-3000, 3000, (4, 2)):
+    for dx, dy in random.uniform(-3000, 3000, (2, 2)):
         where = (
             slice(x.start + dx, x.start + dx + 5120),
             slice(y.start + dy, y.start + dy + 5120),
@@ -372,11 +372,9 @@ def test_the_samplers_of_torchgeo(server: EarthEngineServer) -> None:
 FAULTS = [429, 500, 502, 503, 504, 'reset', 'close', 'truncated', 'short', 'html']
 
 
-@pytest.mark.parametrize(
-    ('workers', 'method'), [(0, None), (2, 'fork'), (4, 'fork'), (2, 'spawn')]
-)
+@pytest.mark.parametrize('workers', [0, 2])
 def test_every_chip_is_right_whatever_fails(
-    server: EarthEngineServer, workers: int, method: Any
+    server: EarthEngineServer, workers: int
 ) -> None:
     dataset = make(server, block_size=1, limits={'max_concurrency': 8})
     wanted = grid(dataset, 10, 12, 16)
@@ -388,7 +386,6 @@ def test_every_chip_is_right_whatever_fails(
         sampler=wanted,
         batch_size=15,
         num_workers=workers,
-        multiprocessing_context=method,
         collate_fn=collate,
     )
     batches = list(loader)

@@ -241,14 +241,13 @@ def test_a_server_that_stays_away_ends_the_run(workers: int) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_a_server_that_comes_back_is_waited_for(workers: int) -> None:
+def test_a_server_that_comes_back_is_waited_for() -> None:
     with EarthEngineServer() as first:
         port = first.url.rsplit(':', 1)[1]
         dataset = make(first, block_size=1, limits={'max_concurrency': 4})
         wanted = grid(dataset, 4, 6, 16)
         chips = from_earth_engine(dataset, wanted, on_error='skip')
-        batches = iter(ahead(chips, 4, workers))
+        batches = iter(ahead(chips, 4, workers=2))
         found = [next(batches)]
     # What was sent meanwhile is refused.
     back = threading.Timer(1, lambda: servers.append(EarthEngineServer('--port', port)))
@@ -295,16 +294,15 @@ away = EarthEngineClient(url='http://127.0.0.1:9', retry_for=3)
 dataset = EarthEngineDataset(ROI, WINDOW, SENSOR, client=away, block_size=1)
 chips = ChipDataset([(dataset, grid(dataset, 4, 4))])
 try:
-    list(ahead(chips, 2, int(sys.argv[1])))
+    list(ahead(chips, 2, workers=2))
 except UnavailableError:
     print('unavailable')
 """
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_an_outage_is_told_in_one_line(workers: int) -> None:
+def test_an_outage_is_told_in_one_line() -> None:
     run = subprocess.run(
-        [sys.executable, '-c', AWAY, str(workers)],
+        [sys.executable, '-c', AWAY],
         capture_output=True,
         text=True,
         check=True,

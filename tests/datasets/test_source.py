@@ -26,10 +26,8 @@ from dynamicvis_geo import (
     GridSampler,
     SensorSpec,
 )
-from dynamicvis_geo.datasets import ChipFailure
-from dynamicvis_geo.datasets.remote import RemoteDataset
-from dynamicvis_geo.datasets.source import Source
-from dynamicvis_geo.earthengine.client import WebClient
+from dynamicvis_geo.datasets import ChipFailure, RemoteDataset, Source
+from dynamicvis_geo.earthengine import WebClient
 from dynamicvis_geo.errors import NoImageryError, ServerError, SpecError
 from dynamicvis_geo.grid import Grid
 from tests.processes import HANG

@@ -346,14 +346,11 @@ def in_child(client: EarthEngineClient, first: int, results: Any) -> None:
     results.put(list(done))
 
 
-@pytest.mark.parametrize('method', ['fork', 'spawn'])
-def test_children_of_a_process_that_made_requests(
-    server: EarthEngineServer, method: Any
-) -> None:
+def test_children_of_a_process_that_made_requests(server: EarthEngineServer) -> None:
     client = make_client(server, max_concurrency=8)
     assert right(fetch(client))
     initialized = server.counts()['initialized']
-    context = multiprocessing.get_context(method)
+    context = multiprocessing.get_context('fork')
     results = context.Queue()
     children = [
         context.Process(target=in_child, args=(client, 100 * i, results), daemon=True)
@@ -368,8 +365,7 @@ def test_children_of_a_process_that_made_requests(
     for child in children:
         child.join(HANG)
         assert child.exitcode == 0
-    if method == 'fork':
-        assert server.counts()['initialized'] == initialized
+    assert server.counts()['initialized'] == initialized
 
 
 USERS_SESSION = """
