@@ -77,7 +77,8 @@ class ChipDataModule(CopiesAhead):
                 :class:`~dynamicvis_geo.ChipDataset` has it.
             batch_size: Chips a batch.
             num_workers: Processes that get images ahead, for each process that
-                predicts; with 0 it gets them itself, and only Earth Engine's ahead.
+                predicts; with 0 it gets them itself, and ahead only those of a
+                :class:`~dynamicvis_geo.datasets.Source`.
             persistent_workers: Whether the workers live on between runs; without
                 effect if there are none.
             prefetch_factor: Batches that each worker gets ahead; None leaves it to
