@@ -19,6 +19,7 @@ import shapely
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
 from dynamicvis_geo.store import Store
+from dynamicvis_geo.time_window import FIRST
 
 #: Types in which embeddings can be stored.
 DTYPES = ('float32', 'float16', 'int8')
@@ -32,7 +33,8 @@ _TIME = pa.timestamp('us', tz='UTC')
 _BBOX = pa.struct([(name, pa.float64()) for name in ('xmin', 'ymin', 'xmax', 'ymax')])
 #: Kinds of geometries in WKB, of which footprints are two.
 _KINDS = {1: 'Point', 2: 'LineString', 3: 'Polygon', 6: 'MultiPolygon'}
-_UNDATED = pd.Timestamp.min.ceil('s').tz_localize('UTC')
+#: What stands in columns of dates that must have one, where there is no limit.
+_UNDATED = FIRST.ceil('s').tz_localize('UTC')
 
 
 def embedding_schema(

@@ -92,9 +92,7 @@ def _key(layout: Layout, time: Any, down: Any, across: Any) -> Any:
     """Number shards through."""
     rows, columns = (
         -(-length // side)
-        for length, side in zip(
-            (layout.rows, layout.columns), layout.shard, strict=True
-        )
+        for length, side in zip(layout.cells.shape, layout.shard, strict=True)
     )
     return (time * rows + down) * columns + across
 

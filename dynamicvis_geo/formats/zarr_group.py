@@ -21,6 +21,8 @@ from pyproj import CRS
 
 from dynamicvis_geo.errors import OutputError, SourceError, one_line
 from dynamicvis_geo.formats.zarr_layout import Layout, Shard, overlap
+from dynamicvis_geo.grid import Grid
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.store import Store
 
 #: Name of the array. Not ``embedding``, which is one of its dimensions: xarray would
@@ -272,10 +274,10 @@ def _new_files(
     """Return all files of a group without values."""
     zarr = require_zarr()
     memory = _Memory()
-    (yres, xres), (height, width) = layout.cell, layout.size
+    cells = layout.cells
     own = {
         'Conventions': 'CF-1.11',
-        'chip_size': [height, width],
+        'chip_size': list(layout.size),
         'chip_resolution': list(layout.resolution),
         'map_size': list(layout.map_size),
     }
@@ -300,8 +302,8 @@ def _new_files(
     )
     projection = CRS.from_user_input(crs)
     axes = {axis['axis']: axis for axis in projection.cs_to_cf() if 'axis' in axis}
-    y = layout.y - (np.arange(layout.rows) + 0.5) * yres
-    x = layout.x + (np.arange(layout.columns) + 0.5) * xres
+    y = cells.y - (np.arange(cells.height) + 0.5) * cells.yres
+    x = cells.x + (np.arange(cells.width) + 0.5) * cells.xres
     times = np.array(layout.times, np.int64).reshape(-1, 2)
     _coordinate(group, 'y', y, ('y',), {'axis': 'Y', **axes.get('Y', {})})
     _coordinate(group, 'x', x, ('x',), {'axis': 'X', **axes.get('X', {})})
@@ -310,7 +312,7 @@ def _new_files(
     _coordinate(group, 'time_bounds', times, ('time', 'bounds'), _CLOCK)
     wkt = projection.to_wkt()
     # GDAL's order: west edge, width, rotation, north edge, rotation, -height.
-    transform = ' '.join(repr(v) for v in (layout.x, xres, 0.0, layout.y, 0.0, -yres))
+    transform = ' '.join(map(repr, cells.transform.to_gdal()))
     mapping = {**projection.to_cf(), 'crs_wkt': wkt, 'spatial_ref': wkt}
     mapping['GeoTransform'] = transform
     _coordinate(group, 'spatial_ref', np.array(0, np.int64), (), mapping)
@@ -341,18 +343,17 @@ def _layout(files: Mapping[str, bytes]) -> Layout:
     store = _Memory(files).store
     group = zarr.open_group(store, mode='r', use_consolidated=False)
     array, attributes = group[ARRAY], group.attrs
-    transform = group['spatial_ref'].attrs['GeoTransform']
-    x, _, _, y, _, _ = (float(value) for value in transform.split())
+    mapping = group['spatial_ref'].attrs
+    x, xres, _, y, _, yres = map(float, mapping['GeoTransform'].split())
+    height, width = array.shape[2:]
+    crs = crs_name(CRS.from_wkt(mapping['crs_wkt']))
     return Layout(
-        x=x,
-        y=y,
+        cells=Grid(crs, x, y, width, height, xres, -yres),
         size=_pair(attributes['chip_size']),
         resolution=_pair(attributes['chip_resolution']),
         map_size=_pair(attributes['map_size']),
         dimensions=array.shape[1],
         dtype=str(array.dtype),
-        rows=array.shape[2],
-        columns=array.shape[3],
         times=tuple(_pair(pair) for pair in group['time_bounds'][...].tolist()),
         chunk=_pair(array.chunks[2:]),
         shard=_pair(array.shards[2:]),

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.grid import TOLERANCE, Grid
 from dynamicvis_geo.time_window import recorded
 
 Ints = NDArray[np.int64]
@@ -20,9 +21,6 @@ Shard = tuple[int, int, int]
 #: A time that is not limited: chips whose window has no start, or no end. It is what
 #: NumPy and xarray read as NaT.
 OPEN = int(np.iinfo(np.int64).min)
-
-#: Deviations below this share of a pixel are rounding, not geometry.
-TOLERANCE = 1e-3
 
 #: Bytes of a chunk, which is read as a whole, and of a shard, which is one file.
 CHUNK_BYTES = (256 * 2**10, 8 * 2**20)
@@ -47,20 +45,12 @@ class ChipGrid:
     """The pixel lattice that all chips of one CRS share.
 
     Attributes:
-        crs: Name of the CRS, for errors.
-        x: Easting of the westernmost corner.
-        y: Northing of the northernmost corner.
-        size: Height and width of a chip in pixels.
-        resolution: Height and width of a pixel in CRS units.
+        first: A chip in the corner of the westernmost and the northernmost ones.
         step: Pixels, down and across, of which all distances between corners are
             multiples; the size of a chip where there is no distance.
     """
 
-    crs: str
-    x: float
-    y: float
-    size: tuple[int, int]
-    resolution: tuple[float, float]
+    first: Grid
     step: tuple[int, int]
 
     @classmethod
@@ -88,18 +78,10 @@ class ChipGrid:
                 f'{two[1]}), but one Zarr array has one grid: give each its own '
                 f'output, or {_INSTEAD}'
             )
-        grid = cls(
-            crs,
-            float(chips['x'].min()),
-            float(chips['y'].max()),
-            (height, width),
-            (yres, xres),
-            (height, width),
-        )
-        offsets = grid.offsets(chips)
-        down, across = (int(np.gcd.reduce(axis)) for axis in offsets.T)
-        step = down or height, across or width
-        return cls(crs, grid.x, grid.y, grid.size, grid.resolution, step)
+        west, north = float(chips['x'].min()), float(chips['y'].max())
+        grid = cls(Grid(crs, west, north, width, height, xres, yres), (height, width))
+        down, across = (int(np.gcd.reduce(axis)) for axis in grid.offsets(chips).T)
+        return replace(grid, step=(down or height, across or width))
 
     def offsets(self, chips: NDArray[np.void]) -> Ints:
         """Return how many pixels south and east of the corner chips begin, ``[n, 2]``.
@@ -107,19 +89,23 @@ class ChipGrid:
         Raises:
             OutputError: If they are not whole numbers.
         """
-        yres, xres = self.resolution
+        first = self.first
         exact = np.stack(
-            [(self.y - chips['y']) / yres, (chips['x'] - self.x) / xres], axis=1
+            [
+                (first.y - chips['y']) / first.yres,
+                (chips['x'] - first.x) / first.xres,
+            ],
+            axis=1,
         )
         offsets: Ints = np.round(exact).astype(np.int64)
         off = (np.abs(exact - offsets) > TOLERANCE).any(axis=1)
         if off.any():
             wrong = chips[off][0]
             raise OutputError(
-                f'the chips in {self.crs} do not lie on one grid of pixels: the corner '
-                f'({wrong["x"]:.10g}, {wrong["y"]:.10g}) is not a whole number of '
-                f'pixels from ({self.x:.10g}, {self.y:.10g}), so that one Zarr array '
-                f'cannot hold both; {_INSTEAD}'
+                f'the chips in {first.crs} do not lie on one grid of pixels: the '
+                f'corner ({wrong["x"]:.10g}, {wrong["y"]:.10g}) is not a whole number '
+                f'of pixels from ({first.x:.10g}, {first.y:.10g}), so that one Zarr '
+                f'array cannot hold both; {_INSTEAD}'
             )
         return offsets
 
@@ -129,11 +115,11 @@ class ChipGrid:
         Raises:
             OutputError: If cells would have to be as small as pixels.
         """
-        for size, step in zip(self.size, self.step, strict=True):
+        for size, step in zip(self.first.shape, self.step, strict=True):
             if size > 1 and math.gcd(size, step) == 1:
                 raise OutputError(
-                    f'the chips in {self.crs} lie around points, {step} pixels or '
-                    f'multiples of that apart, and so share no grid of feature cells '
+                    f'the chips in {self.first.crs} lie around points, {step} pixels '
+                    'or multiples of that apart, and so share no grid of feature cells '
                     f'for one Zarr array: {_INSTEAD}'
                 )
 
@@ -148,17 +134,17 @@ class ChipGrid:
         """
         names = ('height', 'vertical'), ('width', 'horizontal')
         for (side, direction), size, step, count in zip(
-            names, self.size, self.step, cells, strict=True
+            names, self.first.shape, self.step, cells, strict=True
         ):
             if step * count % size == 0:
                 continue
             unit = size // math.gcd(size, count)
             near = max(1, round(step / unit)) * unit
             raise OutputError(
-                f'the chips in {self.crs} do not share a grid of feature cells: their '
-                f'{side} is {size} pixels for {count} cells of {size / count:.6g} '
-                f'pixels, and they lie {step} pixels apart, which is '
-                f'{step * count / size:.6g} cells. A {direction} stride that is a '
+                f'the chips in {self.first.crs} do not share a grid of feature cells: '
+                f'their {side} is {size} pixels for {count} cells of '
+                f'{size / count:.6g} pixels, and they lie {step} pixels apart, which '
+                f'is {step * count / size:.6g} cells. A {direction} stride that is a '
                 f'multiple of {unit} pixels, such as {near}, makes one array (so does '
                 f'a stride as large as the chip); for chips at any place, as around '
                 f'points, {_INSTEAD}'
@@ -172,29 +158,23 @@ class Layout:
     Cells are counted from the north-west corner, southwards and eastwards.
 
     Attributes:
-        x: Easting of the west edge.
-        y: Northing of the north edge.
+        cells: The cells of the array.
         size: Height and width of a chip in pixels.
         resolution: Height and width of a pixel in CRS units.
         map_size: Rows and columns of the feature map of a chip.
         dimensions: Length of an embedding.
         dtype: Type of the values.
-        rows: Number of cells from north to south.
-        columns: Number of cells from west to east.
         times: Start and end of each time window in nanoseconds, or :data:`OPEN`.
         chunk: Rows and columns of a chunk.
         shard: Rows and columns of a shard, multiples of those of a chunk.
     """
 
-    x: float
-    y: float
+    cells: Grid
     size: tuple[int, int]
     resolution: tuple[float, float]
     map_size: tuple[int, int]
     dimensions: int
     dtype: str
-    rows: int
-    columns: int
     times: tuple[Window, ...]
     chunk: tuple[int, int]
     shard: tuple[int, int]
@@ -225,40 +205,35 @@ class Layout:
         height, width = map_size
         grid.check_cells((height, width))
         size = np.array(map_size)
-        step = np.array(grid.step) * size // grid.size
-        extent = (grid.offsets(chips) * size // grid.size).max(axis=0) + size
+        chip = grid.first
+        step = np.array(grid.step) * size // chip.shape
+        extent = (grid.offsets(chips) * size // chip.shape).max(axis=0) + size
         cell_bytes = dimensions * np.dtype(dtype).itemsize
         chunk = _chunk((int(step[0]), int(step[1])), (height, width), cell_bytes)
         shard, margin = _shard(step, size, extent, np.array(chunk), cell_bytes, square)
         rows, columns = (extent + margin).tolist()
         top, left = margin.tolist()
-        layout = cls(
-            x=grid.x,
-            y=grid.y,
-            size=grid.size,
-            resolution=grid.resolution,
+        corner = replace(
+            chip,
+            xres=chip.xres * chip.width / width,
+            yres=chip.yres * chip.height / height,
+        )
+        return cls(
+            cells=corner.part(-top, -left, rows, columns),
+            size=chip.shape,
+            resolution=(chip.yres, chip.xres),
             map_size=(height, width),
             dimensions=dimensions,
             dtype=dtype,
-            rows=rows,
-            columns=columns,
             times=_times(chips),
             chunk=chunk,
             shard=(int(shard[0]), int(shard[1])),
         )
-        cell = layout.cell
-        return replace(layout, x=grid.x - left * cell[1], y=grid.y + top * cell[0])
-
-    @property
-    def cell(self) -> tuple[float, float]:
-        """Height and width of a cell in CRS units."""
-        (yres, xres), (height, width) = self.resolution, self.size
-        return yres * height / self.map_size[0], xres * width / self.map_size[1]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of the array: time, embedding, y, x."""
-        return len(self.times), self.dimensions, self.rows, self.columns
+        return len(self.times), self.dimensions, *self.cells.shape
 
     def check_same(self, crs: str, maps: tuple[int, int, int], dtype: str) -> None:
         """Check that feature maps are like those in this array.
@@ -300,12 +275,12 @@ class Layout:
             'another output for these chips, or begin anew with all places and times '
             'at once (overwrite=True)'
         )
-        if (low < 0).any() or (high > (self.rows, self.columns)).any():
+        if (low < 0).any() or (high > self.cells.shape).any():
             beyond = ', '.join(
                 f'{count} cells to the {side}'
                 for side, count in zip(
                     ('north', 'west', 'south', 'east'),
-                    (*-low, *high - (self.rows, self.columns)),
+                    (*-low, *high - self.cells.shape),
                     strict=True,
                 )
                 if count > 0
@@ -323,8 +298,9 @@ class Layout:
 
     def _cells(self, chips: NDArray[np.void]) -> NDArray[np.float64]:
         """Return how many cells south and east of the corner chips begin, exactly."""
-        down = (self.y - chips['y']) / self.cell[0]
-        return np.stack([down, (chips['x'] - self.x) / self.cell[1]], axis=1)
+        cells = self.cells
+        down = (cells.y - chips['y']) / cells.yres
+        return np.stack([down, (chips['x'] - cells.x) / cells.xres], axis=1)
 
     def place(self, chips: NDArray[np.void]) -> Ints:
         """Return time, row and column of the first cell of chips, ``[n, 3]``.
@@ -362,8 +338,8 @@ class Layout:
         return (
             row,
             column,
-            min(self.shard[0], self.rows - row),
-            min(self.shard[1], self.columns - column),
+            min(self.shard[0], self.cells.height - row),
+            min(self.shard[1], self.cells.width - column),
         )
 
     def owners(self, places: Ints, window: tuple[int, int, int, int]) -> Ints:
@@ -381,7 +357,7 @@ class Layout:
         """
         rows, columns = window[2:]
         height, width = self.map_size
-        aspect = self.cell[0] / self.cell[1]
+        aspect = self.cells.yres / self.cells.xres
         # Whole numbers, where cells are square, so that ties are ties.
         aspect = 1.0 if math.isclose(aspect, 1.0, rel_tol=1e-9) else aspect
         owner = np.full((rows, columns), -1, np.int64)

@@ -35,7 +35,7 @@ def test_shards_are_as_large_as_files_and_blocks_allow() -> None:
     assert sides == {1: (16, 16), 2: (32, 32), 8: (128, 128), 64: (128, 128)}
     small = layout_of(lattice(3, 130, 512), 64)
     assert small.shard == (48, 128)
-    assert (small.x, small.y) == (WEST, NORTH)
+    assert (small.cells.x, small.cells.y) == (WEST, NORTH)
     assert layout_of(chips, None).shard == (144, 144)
 
 
@@ -47,11 +47,11 @@ def test_the_margin_of_overlapping_chips_is_a_sixteenth(
 ) -> None:
     layout = layout_of(lattice(rows, 400, 256), 16)
     assert layout.shard == (shard, shard)
-    assert layout.rows == rows * 8 + 8 + margin
-    assert layout.y == NORTH + margin * 320
+    assert layout.cells.height == rows * 8 + 8 + margin
+    assert layout.cells.y == NORTH + margin * 320
     # One block holds all of these.
     layout = layout_of(lattice(16, 16, 256), 16)
-    assert (layout.x, layout.y, layout.rows) == (WEST, NORTH, 136)
+    assert (layout.cells.x, layout.cells.y, layout.cells.height) == (WEST, NORTH, 136)
 
 
 @pytest.mark.parametrize('stride', [512, 480, 256, 160, 96, 1024])
