@@ -144,7 +144,7 @@ def test_other_stages_need_no_chips() -> None:
 
 @pytest.mark.parametrize(
     ('strategy', 'devices', 'count'),
-    [('ddp_fork', 2, 11), ('ddp_fork', 4, 3), ('ddp_spawn', 2, 1)],
+    [('ddp_fork', 2, 11), ('ddp_fork', 4, 3)],
 )
 def test_processes_do_the_batches_that_one_does(
     tmp_path: Path, strategy: str, devices: int, count: int

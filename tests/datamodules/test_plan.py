@@ -106,7 +106,7 @@ def test_the_whole_earth_is_told_from_its_area(earth: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize('stride', [None, 40])
 @pytest.mark.parametrize(
-    'roi', ['10,50,10.1,50.1', '178.9,-17,-179.9,-16', '5.8,63.9,6.2,64.1']
+    'roi', ['10,50,10.1,50.1', '179.85,-16.1,-179.95,-16', '5.9,63.95,6.1,64.05']
 )
 def test_the_area_tells_of_no_more_chips_than_there_are(
     earth: dict[str, Any],
