@@ -46,6 +46,16 @@ class TimeWindow:
         no_end = pd.isna(last) or last > LAST - STEP
         return cls(FIRST if pd.isna(start) else start, LAST if no_end else last + STEP)
 
+    @classmethod
+    def of_nanoseconds(cls, start: int, end: int) -> Self:
+        """The window of a chip table: see :attr:`nanoseconds`."""
+        return cls(pd.Timestamp(start), pd.Timestamp(end))
+
+    @property
+    def nanoseconds(self) -> tuple[int, int]:
+        """Start and end since 1970."""
+        return self.start.as_unit('ns').value, self.end.as_unit('ns').value
+
     @property
     def last(self) -> pd.Timestamp:
         """Last moment, to the microsecond."""
@@ -85,7 +95,7 @@ class TimeWindow:
         """
         if not self.is_limited:
             return ''
-        start, end = self.start.as_unit('ns').value, self.end.as_unit('ns').value
+        start, end = self.nanoseconds
         if start % _DAY == 0 and end - start == _DAY:
             return _stamp(start)
         if end % _DAY == 0:

@@ -8,7 +8,6 @@ import re
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pyproj import CRS
 
@@ -30,9 +29,9 @@ def chip_id(crs: CRS, grid: Grid, window: TimeWindow) -> str:
         grid: Pixels of the chip.
         window: Its time.
     """
-    start, end = (time.as_unit('ns').value for time in (window.start, window.end))
-    x, y, size = grid.x, grid.y, (grid.width, grid.height)
-    return _id(*_labels(crs), x, y, *size, grid.xres, grid.yres, start, end)
+    size = grid.width, grid.height
+    corner = *_labels(crs), grid.x, grid.y
+    return _id(*corner, *size, *grid.res, *window.nanoseconds)
 
 
 def chip_ids(crs: CRS, chips: NDArray[np.void]) -> list[str]:
@@ -103,5 +102,5 @@ def _resolution(xres: float, yres: float) -> str:
 
 @lru_cache(maxsize=4096)
 def _time(start: int, end: int) -> str:
-    text = str(TimeWindow(pd.Timestamp(start), pd.Timestamp(end)))
+    text = str(TimeWindow.of_nanoseconds(start, end))
     return f'_{text}' if text else ''

@@ -29,7 +29,7 @@ from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.formats.tables import chip_keys
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.projections import crs_name
-from dynamicvis_geo.time_window import end_of, last_of, recorded
+from dynamicvis_geo.time_window import TimeWindow, recorded
 
 Ints = NDArray[np.int64]
 #: Slices of x, y and time, with which a TorchGeo dataset is indexed.
@@ -238,8 +238,7 @@ class ChipTable:
             edges, *sides, strict=True
         ):
             if (start, end) not in times:
-                last = int(last_of(np.array(end)))
-                times[start, end] = slice(pd.Timestamp(start), pd.Timestamp(last), 1)
+                times[start, end] = TimeWindow.of_nanoseconds(start, end).slice
             yield slice(west, east, xres), slice(south, north, yres), times[start, end]
 
     def ids(self, rows: Ints) -> list[str]:
@@ -386,11 +385,9 @@ def _record(query: Any, whole: GeoSlice, sampler: str) -> tuple[float | int, ...
 @lru_cache(maxsize=4096)
 def _window(start: Any, stop: Any) -> tuple[int, int] | None:
     """Start and end of a slice of time in nanoseconds; None with a time zone."""
-    times = pd.Timestamp(start), pd.Timestamp(stop)
-    if any(time.tz is not None for time in times):
+    if any(pd.Timestamp(time).tz is not None for time in (start, stop)):
         return None
-    first, last = (time.as_unit('ns').value for time in times)
-    return first, int(end_of(np.array(last)))
+    return TimeWindow.closed(start, stop).nanoseconds
 
 
 def _strings(name: str, ids: Any) -> pa.StringArray | pa.ChunkedArray:
