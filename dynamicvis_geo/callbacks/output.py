@@ -26,7 +26,7 @@ from dynamicvis_geo.callbacks.blocks import (
 from dynamicvis_geo.callbacks.place import check_place, check_settings, made_by
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.formats import FORMATS, resolve_format
-from dynamicvis_geo.formats.base import ChipTable, Format
+from dynamicvis_geo.formats.base import Format, RunChips
 from dynamicvis_geo.formats.block_files import (
     SUFFIX,
     Blocks,
@@ -56,7 +56,7 @@ class Begun:
         fresh: Whether nothing had been begun before.
     """
 
-    chips: ChipTable
+    chips: RunChips
     plan: Plan
     run: Description
     done: NDArray[np.bool_]
@@ -162,7 +162,7 @@ class Destination:
 
     def begin(
         self,
-        chips: ChipTable,
+        chips: RunChips,
         provenance: dict[str, Any],
         block_chips: int,
         fixed: bool,
@@ -212,7 +212,7 @@ class Destination:
         before += int((left_out if rows is None else left_out[rows]).sum())
         return Begun(chips, plan, there or mine, done, before, failed, fresh)
 
-    def remaining(self, chips: ChipTable, block_chips: int) -> Ints:
+    def remaining(self, chips: RunChips, block_chips: int) -> Ints:
         """Rows of the chips that are still to be computed, ascending.
 
         Args:
@@ -232,7 +232,7 @@ class Destination:
 
     def _plan(
         self,
-        chips: ChipTable,
+        chips: RunChips,
         there: Description | None,
         block_chips: int,
         rows: Ints | None = None,
@@ -257,7 +257,7 @@ class Destination:
             origins=self.format.origins(chips),
         )
 
-    def _left_out(self, chips: ChipTable) -> NDArray[np.bool_]:
+    def _left_out(self, chips: RunChips) -> NDArray[np.bool_]:
         """Say which chips need no computing, of an output that is finished or new."""
         failed = chips.among(self.listed())
         held = chips.among(self.format.held())
@@ -324,7 +324,7 @@ def join_blocks(
     if missing and not partial:
         raise OutputError(
             f"'{store.url}' lacks {missing} of {run.blocks} blocks: go on with the run "
-            'to have all of them, or join what there is with --partial (partial=True)'
+            'to have all of them, or join what there is with partial=True'
         )
     names = [block_name(run, n, SUFFIX) for n in np.flatnonzero(done).tolist()]
     blocks = Blocks(store, names, run.word, run.chip_set, run.chips, run.provenance)

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.formats.base import ChipTable, Predictions
+from dynamicvis_geo.formats.base import Predictions, RunChips
 
 #: Dimensions of a batch of embeddings, by the task's output.
 BATCH_DIMENSIONS = {'pooled': 2, 'grid': 4}
@@ -65,7 +65,7 @@ def _numpy(tensor: Any, dtype: torch.dtype) -> npt.NDArray[Any]:
     return array
 
 
-def find_chip_table(dataloaders: Any) -> ChipTable:
+def find_chip_table(dataloaders: Any) -> RunChips:
     """Find the one chip table behind dataloaders, through subsets and concatenations.
 
     Args:
@@ -105,7 +105,7 @@ def _datasets(dataloaders: Any) -> list[Any]:
     return [getattr(loader, 'dataset', loader) for loader in _as_list(dataloaders)]
 
 
-def _tables_behind(dataloaders: Any) -> list[ChipTable]:
+def _tables_behind(dataloaders: Any) -> list[RunChips]:
     datasets = _datasets(dataloaders)
     tables = {id(table): table for dataset in datasets for table in _tables(dataset)}
     return list(tables.values())
@@ -123,7 +123,7 @@ def rows_behind(dataloaders: Any) -> npt.NDArray[np.int64]:
 
 
 def _rows(dataset: Any) -> npt.NDArray[np.int64]:
-    if isinstance(dataset, ChipTable):
+    if isinstance(dataset, RunChips):
         return np.arange(len(dataset.table))
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([_rows(child) for child in dataset.datasets])
@@ -131,8 +131,8 @@ def _rows(dataset: Any) -> npt.NDArray[np.int64]:
     return rows[np.asarray(dataset.indices)] if isinstance(dataset, Subset) else rows
 
 
-def _tables(dataset: Any) -> Iterator[ChipTable]:
-    if isinstance(dataset, ChipTable):
+def _tables(dataset: Any) -> Iterator[RunChips]:
+    if isinstance(dataset, RunChips):
         yield dataset
         return
     children = getattr(dataset, 'datasets', None)

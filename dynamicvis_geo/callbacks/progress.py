@@ -14,7 +14,7 @@ from dynamicvis_geo.callbacks.predictions import find_chip_table
 from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.datasets.batches import Batches
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.formats.base import ChipTable
+from dynamicvis_geo.formats.base import RunChips
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class ChipProgress(ProgressBar):
         super().__init__()
         self._enabled = True
         self._bar: Any = None
-        self._table: ChipTable | None = None
+        self._table: RunChips | None = None
         self._chips = 0
         self._failed = 0
 
@@ -128,7 +128,7 @@ def _share(trainer: Trainer) -> int | None:
     return total
 
 
-def _chips_of(trainer: Trainer) -> ChipTable | None:
+def _chips_of(trainer: Trainer) -> RunChips | None:
     try:
         return find_chip_table(trainer.predict_dataloaders)
     except OutputError:

@@ -66,7 +66,7 @@ class Shard:
             number, count = map(operator.index, given)
         except (TypeError, ValueError) as error:
             raise SpecError(
-                f'shard={given!r} (--shard) must be a number from 1 and how many there '
+                f'shard={given!r} must be a number from 1 and how many there '
                 'are, such as (3, 10)'
             ) from error
         return cls(number - 1, count)

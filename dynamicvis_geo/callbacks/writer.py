@@ -33,7 +33,7 @@ from dynamicvis_geo.callbacks.predictions import (
 )
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.errors import OutputError, SpecError
-from dynamicvis_geo.formats.base import ChipTable
+from dynamicvis_geo.formats.base import RunChips
 from dynamicvis_geo.formats.block_files import SUFFIX
 from dynamicvis_geo.paths import AnyPath, Place
 from dynamicvis_geo.provenance import run_provenance
@@ -238,7 +238,7 @@ class EmbeddingWriter(BasePredictionWriter):
         numbers = features[0] if pooled else math.prod(features)
         return numbers * np.dtype(self._output.dtype).itemsize
 
-    def remaining(self, chips: ChipTable) -> NDArray[np.int64]:
+    def remaining(self, chips: RunChips) -> NDArray[np.int64]:
         """Rows of the chips that are still to be computed, ascending.
 
         Args:
@@ -332,7 +332,7 @@ class EmbeddingWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         module: LightningModule,
-        chips: ChipTable,
+        chips: RunChips,
         rows: Ints | None = None,
     ) -> _Run:
         """Find out what there is to do, and what of it is done."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class ChipTable(Protocol):
+class RunChips(Protocol):
     """The part of :class:`~dynamicvis_geo.datasets.ChipDataset` that outputs need."""
 
     @property
@@ -109,7 +109,7 @@ class Work:
     store: Store
     word: str
     provenance: Mapping[str, Any]
-    chips: ChipTable
+    chips: RunChips
     block_of: NDArray[np.int64]
     square: int
 
@@ -154,14 +154,14 @@ class Format(ABC):
     def held(self) -> pa.StringArray:
         """Keys of the chips that the finished output holds; empty without one."""
 
-    def check(self, chips: ChipTable) -> None:  # noqa: B027
+    def check(self, chips: RunChips) -> None:  # noqa: B027
         """Refuse chips that it cannot hold, before their images are fetched.
 
         Raises:
             OutputError: If there are such chips.
         """
 
-    def origins(self, chips: ChipTable) -> Sequence[tuple[float, float] | None]:
+    def origins(self, chips: RunChips) -> Sequence[tuple[float, float] | None]:
         """Say from where the tiles of the plan hang, for each source of the chips.
 
         Returns:

@@ -20,7 +20,7 @@ import shapely
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.formats.base import ChipTable, Predictions
+from dynamicvis_geo.formats.base import Predictions, RunChips
 from dynamicvis_geo.formats.tables import (
     Extent,
     GeoParquetWriter,
@@ -51,7 +51,7 @@ _LISTED = ['id', 'point_id', 'reason', 'message', 'failed', 'start', 'end', 'crs
 
 
 def encode_block(
-    chips: ChipTable,
+    chips: RunChips,
     block: NDArray[np.int64],
     predictions: Sequence[Predictions],
     now: datetime,

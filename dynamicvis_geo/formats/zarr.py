@@ -50,7 +50,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError, SourceError, one_line
-from dynamicvis_geo.formats.base import ChipTable, Format, Predictions, Work
+from dynamicvis_geo.formats.base import Format, Predictions, RunChips, Work
 from dynamicvis_geo.formats.block_files import Blocks
 from dynamicvis_geo.formats.tables import (
     Extent,
@@ -123,7 +123,7 @@ class Zarr(Format):
         table = self._held(['id', 'point_id'])
         return pa.array([], pa.string()) if table is None else row_keys(table)
 
-    def check(self, chips: ChipTable) -> None:
+    def check(self, chips: RunChips) -> None:
         """Refuse chips that have no place in an array.
 
         Raises:
@@ -149,7 +149,7 @@ class Zarr(Format):
             if group is not None:
                 group.layout.check_chips(crs, table)
 
-    def origins(self, chips: ChipTable) -> Sequence[tuple[float, float] | None]:
+    def origins(self, chips: RunChips) -> Sequence[tuple[float, float] | None]:
         """Let tiles of the plan hang from the corner of all chips of a CRS."""
         origins: list[tuple[float, float] | None] = [None] * len(chips.source_crs)
         held = self._held_chips(chips.table.dtype)
@@ -352,7 +352,7 @@ def _attributes(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {**terms, PROVENANCE_KEY: to_json(provenance)}
 
 
-def _by_crs(chips: ChipTable) -> dict[str, Ints]:
+def _by_crs(chips: RunChips) -> dict[str, Ints]:
     """Return the rows of a chip table by the name of their CRS."""
     names = np.array([crs_name(crs) for crs in chips.source_crs], dtype=object)
     source = chips.table['source']

@@ -16,7 +16,7 @@ from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.datamodules import ChipDataModule
 from dynamicvis_geo.datasets import collate
 from dynamicvis_geo.errors import OutputError, SpecError
-from dynamicvis_geo.formats.base import ChipTable
+from dynamicvis_geo.formats.base import RunChips
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
 
@@ -30,7 +30,7 @@ def predict(
 ) -> None:
     options: dict[str, Any] = {'accelerator': 'cpu', 'devices': 1, **trainer}
     data: Any = DataLoader(dataset, batch_size=batch_size, collate_fn=collate)
-    if isinstance(dataset, ChipTable):
+    if isinstance(dataset, RunChips):
         data = ChipDataModule(batch_size=batch_size)
         data.chips = dataset
     Trainer(
