@@ -74,7 +74,7 @@ class Output:
 
     @property
     def kind(self) -> Literal['pooled', 'grid']:
-        """Whether it holds a vector each chip ('pooled'), or feature maps ('grid')."""
+        """'pooled' for a vector each chip, 'grid' for feature maps."""
         return self.format.output
 
     def embeddings(self) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The making of a file: software, run, model and source, written into every output.
+"""Provenance: the software, run, model and source of a file, written into it.
 
 A provenance is a plain dictionary that JSON can hold. Where they fit, its keys are
 terms of public proposals: ``processing:datetime`` and ``processing:software`` (STAC
@@ -216,7 +216,7 @@ def find_provenance(path: Place) -> dict[str, Any] | None:
 
 
 def carries_provenance(path: Place) -> bool:
-    """Tell a file that says that this package wrote it."""
+    """Return whether a file says that this package wrote it."""
     if kind_of(path) != 'file' or not path.stat().st_size:
         return False
     if isinstance(path, Path) and path.suffix.lower() in ('.tif', '.tiff'):
@@ -249,7 +249,7 @@ def refuse_others(paths: Iterable[Place]) -> None:
 
 
 def _names_us(provenance: Mapping[str, Any], path: Place) -> bool:
-    """Tell what this package wrote: a file of JSON could be anybody's."""
+    """Return whether this package wrote it: a file of JSON could be anybody's."""
     software = provenance.get('processing:software', provenance.get('software'))
     told = isinstance(software, Mapping) and 'dynamicvis-geo' in software
     return told or not (path.is_dir() or path.suffix == '.json')

@@ -210,7 +210,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Target:
-    """Where an output is: its name, and the folder that it is in.
+    """The place of an output: its name, and the folder that it is in.
 
     Attributes:
         parent: The folder.

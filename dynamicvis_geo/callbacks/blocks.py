@@ -1,4 +1,4 @@
-"""How the work of a run is divided, so that nobody has to be asked.
+"""Division of the work of a run into blocks, so that nobody has to be asked.
 
 Every process works out the same :class:`Plan` from the arguments of the run alone: the
 chips in their order, cut into blocks. A block is done when its file is there, so what
@@ -43,6 +43,17 @@ Ints = NDArray[np.int64]
 
 #: File that says what is being made, in the folder of the blocks.
 DESCRIPTION_FILE = 'run.json'
+
+#: Chips of a block if nothing else is said: about a minute of a CPU, and as many
+#: feature maps as are held in memory without harm.
+BLOCK_CHIPS = {
+    ('pooled', 'cpu'): 64,
+    ('pooled', 'gpu'): 4096,
+    ('grid', 'cpu'): 64,
+    ('grid', 'gpu'): 256,
+}
+#: Blocks that each process should have at least, to be done at the same time.
+LEAST_BLOCKS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +157,19 @@ def make_plan(
     return Plan(rows, starts, _fingerprint(chips, crs, point_ids, order), size, gone)
 
 
+def block_size(chips: int, output: str, device: str, workers: int) -> int:
+    """Return the chips that a block should have at most.
+
+    Args:
+        chips: Number of chips.
+        output: 'pooled' or 'grid'.
+        device: Type of the device that computes, such as 'cpu'.
+        workers: Number of processes that share the work.
+    """
+    most = BLOCK_CHIPS[output, 'cpu' if device == 'cpu' else 'gpu']
+    return max(1, min(most, chips // (LEAST_BLOCKS * workers)))
+
+
 def _pack(flags: NDArray[np.bool_]) -> str:
     """Write flags as a short text; none of them set as an empty one."""
     if not flags.any():
@@ -222,7 +246,7 @@ def _fingerprint(
 
 @dataclass(frozen=True)
 class Description:
-    """What is being made, as the first process of a run writes it down for all others.
+    """A run, as its first process writes it down for all others.
 
     Attributes:
         settings: What decides the numbers, as plain values by name.
@@ -247,7 +271,7 @@ class Description:
 
     @property
     def compared(self) -> dict[str, Any]:
-        """What must be equal in all processes that work on one output."""
+        """Settings that must be equal in all processes that work on one output."""
         return {
             **self.settings,
             'block_chips': self.block_chips,

@@ -67,7 +67,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Merged:
-    """What blocks have been joined into.
+    """The outcome of a merge.
 
     Attributes:
         rows: Chips of these blocks in the output.
@@ -82,7 +82,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where embeddings go, and how they are stored.
+    """An output to be: its place, its format, and the runs that make it.
 
     Attributes:
         path: File or folder to be, or a URL.
@@ -135,7 +135,7 @@ class Destination:
 
     @property
     def store(self) -> Store:
-        """Where blocks are until the output is made."""
+        """Folder of the blocks until the output is made."""
         return self.target.blocks
 
     @property
@@ -153,7 +153,7 @@ class Destination:
         check_place(self.path, is_folder, members, overwrite)
 
     def is_there(self) -> bool:
-        """Whether there is a finished output."""
+        """Return whether there is a finished output."""
         return self.path.exists() and made_by(self.path) is not None
 
     def listed(self) -> pa.StringArray:

@@ -1,4 +1,4 @@
-"""What lies where an output is to be written."""
+"""Checks of a place where an output is to be written, and of what lies there."""
 
 import fnmatch
 import re
@@ -129,7 +129,7 @@ def _is_temporary(path: Place) -> bool:
 
 
 def _is_ours(path: Place) -> bool:
-    """Whether an entry of an output says that this package wrote it."""
+    """Return whether an entry of an output says that this package wrote it."""
     # Of a Zarr store: what an older version staged, and a list of what it holds.
     if _is_temporary(path) or path.name in ('.staging', 'zarr.json'):
         return True

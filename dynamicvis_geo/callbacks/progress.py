@@ -1,4 +1,4 @@
-"""What a user sees of a run: a bar that counts chips."""
+"""A progress bar that counts chips."""
 
 import logging
 import sys

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from dynamicvis_geo import termination
 from dynamicvis_geo.callbacks.block_writer import BlockWriter
 from dynamicvis_geo.callbacks.blocks import (
+    BLOCK_CHIPS,
     DESCRIPTION_FILE,
     Ints,
+    block_size,
     finished,
     read_description,
     share,
@@ -40,21 +42,10 @@ from dynamicvis_geo.provenance import run_provenance
 
 _logger = logging.getLogger(__name__)
 
-#: Chips of a block if nothing else is said: about a minute of a CPU, and as many
-#: feature maps as are held in memory without harm.
-BLOCK_CHIPS = {
-    ('pooled', 'cpu'): 64,
-    ('pooled', 'gpu'): 4096,
-    ('grid', 'cpu'): 64,
-    ('grid', 'gpu'): 256,
-}
-#: Blocks that each process should have at least, to be done at the same time.
-LEAST_BLOCKS = 4
-
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What became of a run, all processes of a Trainer together.
+    """The outcome of a run, all processes of a Trainer together.
 
     Attributes:
         path: The output.
@@ -78,7 +69,7 @@ class RunSummary:
 
 @dataclass
 class _Run:
-    """What one process knows of the run that it is part of."""
+    """A run that one process is part of."""
 
     begun: Begun
     mine: Ints
@@ -339,10 +330,12 @@ class EmbeddingWriter(BasePredictionWriter):
         provenance = run_provenance(trainer, module, chips.provenance)
         # For an output without a chip.
         provenance['emb:dimensions'] = getattr(module, 'embedding_dim', None)
-        place = 'cpu' if trainer.strategy.root_device.type == 'cpu' else 'gpu'
-        most = BLOCK_CHIPS[self._output.format.output, place]
-        workers = trainer.world_size * self.shard.count
-        size = max(1, min(most, len(chips.table) // (LEAST_BLOCKS * workers)))
+        size = block_size(
+            len(chips.table),
+            self._output.format.output,
+            trainer.strategy.root_device.type,
+            trainer.world_size * self.shard.count,
+        )
         begun = self._output.begin(
             chips,
             provenance,

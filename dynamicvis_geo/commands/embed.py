@@ -116,8 +116,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def _add_output(group: _ActionsContainer) -> None:
     group.add_argument(
         '--format',
-        choices=('geoparquet', 'geotiff', 'zarr'),
-        help='of OUT (default: as its name says, geotiff for a folder)',
+        metavar='NAME',
+        help='format of OUT: geoparquet, geotiff or zarr (default: as its name says, '
+        'geotiff for a folder)',
     )
     group.add_argument(
         '--dtype',

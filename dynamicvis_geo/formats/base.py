@@ -4,6 +4,8 @@ A format stores the features of blocks, joins blocks into an output, and reads i
 outputs again. It knows nothing of Trainers, models or processes.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +18,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import find_provenance
 from dynamicvis_geo.store import Store, Target
 
 if TYPE_CHECKING:
+    from dynamicvis_geo.datasets.source import ChipFailure
     from dynamicvis_geo.formats.block_files import Blocks
-
-#: Row of the chip table, reason and message of a chip without an image.
 
 
 @runtime_checkable
@@ -82,7 +82,7 @@ class Predictions:
 
     def part(
         self, chips: NDArray[np.bool_], failures: Sequence[ChipFailure]
-    ) -> 'Predictions':
+    ) -> Predictions:
         """Return some of the chips, with some failures."""
         valid = self.valid_fraction
         return Predictions(
@@ -147,7 +147,7 @@ class Format(ABC):
 
     @property
     def is_folder(self) -> bool:
-        """Whether the output is a folder."""
+        """True if the output is a folder."""
         return True
 
     @abstractmethod
@@ -184,7 +184,7 @@ class Format(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def merge(self, blocks: 'Blocks') -> None:
+    def merge(self, blocks: Blocks) -> None:
         """Make the output of the blocks, from what is on disk alone.
 
         It goes through all rows of the blocks.

@@ -91,7 +91,7 @@ class GeoParquet(Format):
 
     @property
     def is_folder(self) -> bool:
-        """Whether the output is a folder of files."""
+        """True if the output is a folder of files."""
         return not self._folder.url.lower().endswith(self.suffixes)
 
     def held(self) -> pa.StringArray:

@@ -246,7 +246,7 @@ def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 class Extent:
-    """What the metadata of a file say of all its geometries.
+    """Kinds and bounds of all geometries of a file, for its metadata.
 
     Attributes:
         types: Kinds of geometries, such as 'Polygon'.

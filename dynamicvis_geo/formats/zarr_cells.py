@@ -5,6 +5,7 @@ A seam is the file in which a block keeps its cells of shards that are not its o
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ class Sites:
             Rows of `places`, ``[rows, columns]``; -1 where there is no chip.
         """
         near = self._near(shard)
-        owners = self.layout.owners(self.places[near], self.layout.window(shard))
+        owners = _owners(self.layout, self.places[near], self.layout.window(shard))
         return np.append(near, -1)[owners]
 
     def _near(self, shard: Shard) -> Ints:
@@ -86,6 +87,39 @@ class Sites:
             first + self.layout.map_size > window[:2]
         )
         return rows[there.all(axis=1)]
+
+
+def _owners(layout: Layout, places: Ints, window: tuple[int, int, int, int]) -> Ints:
+    """Say which chip each cell of a window takes its values from.
+
+    It is the chip whose centre is nearest; of several, the northernmost, and of
+    these the westernmost. This depends on the chips alone, not on their order.
+
+    Args:
+        layout: The array.
+        places: Chips of one time, ``[n, 3]``.
+        window: First row, first column, rows and columns.
+
+    Returns:
+        Rows of *places*, ``[rows, columns]``; -1 where there is no chip.
+    """
+    rows, columns = window[2:]
+    height, width = layout.map_size
+    aspect = layout.cells.yres / layout.cells.xres
+    # Whole numbers, where cells are square, so that ties are ties.
+    aspect = 1.0 if math.isclose(aspect, 1.0, rel_tol=1e-9) else aspect
+    owner = np.full((rows, columns), -1, np.int64)
+    nearest = np.full((rows, columns), np.inf)
+    # Half cells from the centre of a chip to the centres of its cells.
+    down = (2 * np.arange(height) + 1 - height) * aspect
+    across = 2 * np.arange(width) + 1 - width
+    distance = down[:, None] ** 2 + across[None, :] ** 2
+    for i in np.lexsort((places[:, 2], places[:, 1])).tolist():
+        here, inside = overlap(places[i, 1:], (height, width), window)
+        closer = distance[inside] < nearest[here]
+        nearest[here][closer] = distance[inside][closer]
+        owner[here][closer] = i
+    return owner
 
 
 def _key(layout: Layout, time: Any, down: Any, across: Any) -> Any:

@@ -342,37 +342,6 @@ class Layout:
             min(self.shard[1], self.cells.width - column),
         )
 
-    def owners(self, places: Ints, window: tuple[int, int, int, int]) -> Ints:
-        """Say which chip each cell of a window takes its values from.
-
-        It is the chip whose centre is nearest; of several, the northernmost, and of
-        these the westernmost. This depends on the chips alone, not on their order.
-
-        Args:
-            places: Chips of one time, ``[n, 3]``.
-            window: First row, first column, rows and columns.
-
-        Returns:
-            Rows of *places*, ``[rows, columns]``; -1 where there is no chip.
-        """
-        rows, columns = window[2:]
-        height, width = self.map_size
-        aspect = self.cells.yres / self.cells.xres
-        # Whole numbers, where cells are square, so that ties are ties.
-        aspect = 1.0 if math.isclose(aspect, 1.0, rel_tol=1e-9) else aspect
-        owner = np.full((rows, columns), -1, np.int64)
-        nearest = np.full((rows, columns), np.inf)
-        # Half cells from the centre of a chip to the centres of its cells.
-        down = (2 * np.arange(height) + 1 - height) * aspect
-        across = 2 * np.arange(width) + 1 - width
-        distance = down[:, None] ** 2 + across[None, :] ** 2
-        for i in np.lexsort((places[:, 2], places[:, 1])).tolist():
-            here, inside = overlap(places[i, 1:], (height, width), window)
-            closer = distance[inside] < nearest[here]
-            nearest[here][closer] = distance[inside][closer]
-            owner[here][closer] = i
-        return owner
-
 
 def overlap(
     corner: Ints, size: tuple[int, int], window: tuple[int, int, int, int]
