@@ -12,7 +12,7 @@ import pytest
 
 from tests.earthengine_server.fixtures import running_server, server
 from tests.processes import start
-from tests.stores import bucket, s3_server, upload, web
+from tests.stores import bucket, s3_server, store, upload, web
 
 # Of the session: a module that imports them has servers of its own.
 __all__ = (
@@ -21,6 +21,7 @@ __all__ = (
     's3_server',
     'server',
     'start',
+    'store',
     'upload',
     'web',
 )

@@ -17,6 +17,8 @@ import pytest
 from s3fs import S3FileSystem
 from upath import UPath
 
+from dynamicvis_geo.store import Store
+
 Upload = Callable[..., UPath]
 
 _S3 = """
@@ -84,3 +86,13 @@ def web(tmp_path: Path) -> Iterator[str]:
     """Serve the files of the test's folder; gives the address."""
     with _served(Path(__file__).with_name('web_server.py'), tmp_path) as address:
         yield address
+
+
+@pytest.fixture(params=['folder', 'memory'])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == 'folder':
+        yield Store(str(tmp_path / 'a::b' / 'out.partial'))
+        return
+    url = f'memory://{uuid.uuid4().hex}/out.partial'
+    yield Store(url)
+    fsspec.filesystem('memory').rm(url.rsplit('/', 1)[0], recursive=True)

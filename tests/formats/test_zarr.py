@@ -34,8 +34,8 @@ from dynamicvis_geo.outputs import Output, open_output
 from dynamicvis_geo.provenance import read_provenance
 from dynamicvis_geo.report import write_report
 from dynamicvis_geo.samplers import GridSampler, PointSampler
-from tests.callbacks.conftest import DatedImages, UndatedImages
-from tests.callbacks.mosaics import (
+from tests.formats.conftest import DatedImages, UndatedImages
+from tests.formats.mosaics import (
     PROVENANCE,
     D,
     Run,

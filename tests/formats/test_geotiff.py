@@ -12,9 +12,9 @@ from torchgeo.datasets import RasterDataset
 from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.formats.geotiff import encode_feature_map
 from dynamicvis_geo.provenance import read_provenance
-from tests.callbacks.conftest import MakeChips
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict
+from tests.formats.conftest import MakeChips
 
 
 class CellMeans(Task):

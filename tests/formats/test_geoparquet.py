@@ -14,9 +14,9 @@ import shapely
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.provenance import read_provenance
-from tests.callbacks.conftest import MakeChips
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict
+from tests.formats.conftest import MakeChips
 
 
 def write(tmp_path: Path, chips: Any, dtype: str = 'float32') -> Path:

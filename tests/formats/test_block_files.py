@@ -32,9 +32,8 @@ from dynamicvis_geo.formats.block_files import SUFFIX, Blocks, encode_block
 from dynamicvis_geo.formats.geoparquet import GeoParquet
 from dynamicvis_geo.provenance import read_provenance
 from dynamicvis_geo.store import Store, Target
-from tests.callbacks.dies import die_in_merge
-
-from .test_blocks import begin, grid, plan_of, points
+from tests.callbacks.test_blocks import begin, grid, plan_of, points
+from tests.formats.dies import die_in_merge
 
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
 SIDE = 640
