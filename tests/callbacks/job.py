@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Held(Task):
         return super().predict_step(batch, batch_idx)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('path', type=Path)
     parser.add_argument('--chips', type=int, default=40)
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument('--shard')
     parser.add_argument('--hold', type=Path, default=Path('/nowhere'))
     parser.add_argument('--hold-at', type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     processes = options.processes if options.nodes == 1 else 1
     distributed: dict[str, Any] = {'devices': processes, 'num_nodes': options.nodes}

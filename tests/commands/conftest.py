@@ -1,4 +1,7 @@
+import sys
 from collections.abc import Callable
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from dynamicvis_geo.cli import main
+from dynamicvis_geo.models import BackboneConfig, load_backbone
 
 MakeScene = Callable[..., Path]
 
@@ -16,6 +20,24 @@ MakeScene = Callable[..., Path]
 def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest backbone input, so that a chip costs little."""
     monkeypatch.setenv('RS_EMBED_DYNAMICVIS_IMG', '64')
+
+
+@cache
+def _load(config: BackboneConfig) -> tuple[Any, dict[str, Any]]:
+    return load_backbone(config)
+
+
+@pytest.fixture(autouse=True)
+def shared_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights are made once: they are frozen, and the same each time."""
+
+    def load(config: BackboneConfig) -> tuple[Any, dict[str, Any]]:
+        backbone, described = (_load if config.weights == 'random' else load_backbone)(
+            config
+        )
+        return backbone, dict(described)
+
+    monkeypatch.setattr('dynamicvis_geo.tasks.features.load_backbone', load)
 
 
 @pytest.fixture
@@ -54,5 +76,30 @@ def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
             code = int(exit_.code or 0)
         captured = capfd.readouterr()
         return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def run_apart(
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., tuple[int | None, str, str]]:
+    """Run a command as run_cli does, in a process that ends with it.
+
+    It is forked, so that nothing has to be imported again.
+    """
+
+    def run(
+        *arguments: str | Path, prepare: Callable[[], Any] = bool
+    ) -> tuple[int | None, str, str]:
+        def command() -> None:
+            prepare()
+            sys.exit(main([str(argument) for argument in arguments]))
+
+        process = get_context('fork').Process(target=command)
+        process.start()
+        process.join()
+        captured = capfd.readouterr()
+        return process.exitcode, captured.out, captured.err
 
     return run

@@ -1,6 +1,6 @@
-import subprocess
-import sys
+import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import geopandas as gpd
@@ -108,30 +108,20 @@ def test_what_was_fetched_ahead_needs_no_server(
     assert 'holds 0 chips' in out
 
 
-#: The command line in a process whose files end early, as on a full disk.
-FULL = """
-import resource, sys
-from dynamicvis_geo.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def test_fetching_onto_a_full_disk_fails_in_one_line(
-    options: tuple[str, ...], tmp_path: Path
+    run_apart: RunCli, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     cache = tmp_path / 'cache'
     where = ('--points', str(tmp_path / 'plots.csv'), '--cache', str(cache))
-    run = subprocess.run(
-        [sys.executable, '-c', FULL, 'fetch', *options, *where],
-        capture_output=True,
-        text=True,
-        check=False,
+    # Files end early, as on a full disk.
+    code, _, err = run_apart(
+        *('fetch', *options, *where),
+        prepare=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000)),
     )
-    assert run.returncode == 2, run.stderr
-    (line,) = [line for line in run.stderr.splitlines() if 'error' in line]
+    assert code == 2, err
+    (line,) = [line for line in err.splitlines() if 'error' in line]
     assert 'the chip cannot be kept (File too large); free some space' in line
-    assert 'Traceback' not in run.stderr
+    assert 'Traceback' not in err
     assert not list(cache.rglob('[!.]*.tif'))
 
 

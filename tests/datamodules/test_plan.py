@@ -83,10 +83,10 @@ def test_fetching_ahead(
 def test_requests_of_many_chips_are_counted_for_a_part(
     earth: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = EarthEngineDataModule(roi='10,50,10.4,50.3', **earth)
+    module = EarthEngineDataModule(roi='10,50,10.25,50.2', **earth)
     exact = module.plan()
-    monkeypatch.setattr('dynamicvis_geo.datamodules.chips.COUNTED', 500)
-    assert exact.chips > 2000
+    monkeypatch.setattr('dynamicvis_geo.datamodules.chips.COUNTED', 200)
+    assert exact.chips > 900
     assert module.plan().requests == pytest.approx(exact.requests, rel=0.05)
     assert module.plan().fetch_bytes == pytest.approx(exact.fetch_bytes, rel=0.05)
 
@@ -104,9 +104,13 @@ def test_the_whole_earth_is_told_from_its_area(earth: dict[str, Any]) -> None:
         assert plan.excess[0] == 'more than 1,000,000 chips'
 
 
-@pytest.mark.parametrize('stride', [None, 40])
 @pytest.mark.parametrize(
-    'roi', ['10,50,10.1,50.1', '179.85,-16.1,-179.95,-16', '5.9,63.95,6.1,64.05']
+    ('roi', 'stride'),
+    [
+        ('10,50,10.1,50.1', None),
+        ('179.85,-16.1,-179.95,-16', None),
+        ('5.9,63.95,6.1,64.05', 40),
+    ],
 )
 def test_the_area_tells_of_no_more_chips_than_there_are(
     earth: dict[str, Any],
