@@ -1,6 +1,7 @@
 import sys
+import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def _load(config: BackboneConfig) -> tuple[Any, dict[str, Any]]:
-    return load_backbone(config)
+def _load(config: BackboneConfig) -> tuple[Any, dict[str, Any], list[str]]:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        backbone, described = load_backbone(config)
+    return backbone, described, [str(warning.message) for warning in said]
 
 
 @pytest.fixture(autouse=True)
@@ -32,37 +36,39 @@ def shared_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights are made once: they are frozen, and the same each time."""
 
     def load(config: BackboneConfig) -> tuple[Any, dict[str, Any]]:
-        backbone, described = (_load if config.weights == 'random' else load_backbone)(
-            config
-        )
+        if config.weights != 'random':
+            return load_backbone(config)
+        backbone, described, said = _load(config)
+        for message in said:
+            warnings.warn(message, stacklevel=2)
         return backbone, dict(described)
 
     monkeypatch.setattr('dynamicvis_geo.tasks.features.load_backbone', load)
 
 
+def scene_in(folder: Path, name: str = 'scene.tif', **changes: Any) -> Path:
+    """Write a GeoTIFF whose corner is on the grid of 64-pixel chips of 10 m."""
+    bands, height, width = changes.pop('shape', (3, 128, 192))
+    profile = {
+        'driver': 'GTiff',
+        'count': bands,
+        'height': height,
+        'width': width,
+        'dtype': 'uint16',
+        'crs': 'EPSG:32633',
+        'transform': from_origin(640 * 600, 640 * 8000, 10, 10),
+    } | changes
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(0).integers(0, 4000, (bands, height, width))
+    with rasterio.open(path, 'w', **profile) as file:
+        file.write(values.astype(profile['dtype']))
+    return path
+
+
 @pytest.fixture
 def make_scene(tmp_path: Path) -> MakeScene:
-    """Write a GeoTIFF whose corner is on the grid of 64-pixel chips of 10 m."""
-
-    def make(name: str = 'scene.tif', **changes: Any) -> Path:
-        bands, height, width = changes.pop('shape', (3, 128, 192))
-        profile = {
-            'driver': 'GTiff',
-            'count': bands,
-            'height': height,
-            'width': width,
-            'dtype': 'uint16',
-            'crs': 'EPSG:32633',
-            'transform': from_origin(640 * 600, 640 * 8000, 10, 10),
-        } | changes
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.random.default_rng(0).integers(0, 4000, (bands, height, width))
-        with rasterio.open(path, 'w', **profile) as file:
-            file.write(values.astype(profile['dtype']))
-        return path
-
-    return make
+    return partial(scene_in, tmp_path)
 
 
 @pytest.fixture

@@ -211,7 +211,7 @@ def test_a_merge_that_was_cut_off_is_made_by_hand(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr('dynamicvis_geo.callbacks.output.Output.finish', killed)
+        patch.setattr('dynamicvis_geo.callbacks.output.Destination.finish', killed)
         assert embed('--output', output)[0] == 130
     assert blocks(output) == 6
     assert run_cli('merge', output)[1] == f'Wrote {output}: 6 chips joined.\n'
