@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 #: What is raised where memory ends. Of a process that gets images, and that the system
 #: ended, PyTorch says no more.
 _NO_MEMORY = re.compile(
-    r'^MemoryError|DataLoader worker .*(exited unexpectedly|killed by signal)|'
+    r'DataLoader worker .*(exited unexpectedly|signal: (Killed|Bus error))|'
     r'MemoryError|OutOfMemory|allocate memory|not enough memory'
 )
 
@@ -234,7 +234,7 @@ def _too_large(data: LightningDataModule, error: Exception) -> str:
             f'each, in {data.num_workers or 1} processes (take smaller numbers)'
         )
     (*_, reason) = str(error).split('\n')
-    return f'there is not enough memory for {what}: {reason}'
+    return f'there seems to be too little memory for {what}: {reason}'
 
 
 def summary_text(summary: RunSummary, output: str) -> str:
