@@ -95,7 +95,7 @@ def encode_block(
             features[place] = one.embedding
         table = _without(embedding_table(rows, features, valid, dtype), failed)
     told = [
-        (*failures[row], now) if row in failures else None for row in block.tolist()
+        (*failures[row][1:], now) if row in failures else None for row in block.tolist()
     ]
     for i, column in enumerate(FAILURE):
         values = [None if one is None else one[i] for one in told]
