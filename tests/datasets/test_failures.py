@@ -1,4 +1,7 @@
+import contextlib
 import errno
+import multiprocessing
+import resource
 import subprocess
 import sys
 import threading
@@ -18,6 +21,7 @@ from dynamicvis_geo.datasets import (
     ChipDataset,
     ChipFailure,
     EarthEngineDataset,
+    Scenes,
     collate,
 )
 from dynamicvis_geo.datasets.source import concerns_one_chip
@@ -31,6 +35,7 @@ from dynamicvis_geo.errors import (
 )
 from dynamicvis_geo.samplers import GridSampler
 from tests.earthengine_server import EarthEngineServer
+from tests.processes import HANG
 
 from .composites import (
     GAP,
@@ -312,39 +317,32 @@ def test_an_outage_is_told_in_one_line() -> None:
     assert 'trying again: 127.0.0.1:9: Connection refused; waiting for it' in line
 
 
-NO_FILES = """
-import resource, sys
-sys.path.insert(0, '.')
-from dynamicvis_geo.datasets import ChipDataset, Scenes
-from dynamicvis_geo.errors import SourceError
-from dynamicvis_geo.samplers import GridSampler
-scenes = Scenes(sys.argv[1])
-chips = ChipDataset([(scenes, GridSampler(scenes, 64))], on_error='skip')
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
-held = []
-try:
-    while True:
-        held.append(open(sys.argv[1]))
-except OSError:
-    pass
-try:
-    chips[0]
-except SourceError as error:
-    held.clear()
-    print(error)
-"""
+def read_without_files(path: Path, told: Any) -> None:
+    scenes = Scenes(path)
+    chips = ChipDataset([(scenes, GridSampler(scenes, 64))], on_error='skip')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    held: list[Any] = []
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(path.open())
+    try:
+        chips[0]
+    except SourceError as error:
+        held.clear()
+        told.send(str(error))
+    told.close()
 
 
 def test_too_many_open_files_are_no_failure_of_a_chip(tmp_path: Path) -> None:
     path = tmp_path / 'a.tif'
     write_geotiff(path, pattern(64, 64), 0, 640, 10, UTM)
-    run = subprocess.run(
-        [sys.executable, '-c', NO_FILES, str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert 'Too many open files' in run.stdout
+    context = multiprocessing.get_context('fork')
+    reader, writer = context.Pipe(duplex=False)
+    child = context.Process(target=read_without_files, args=(path, writer))
+    child.start()
+    writer.close()
+    child.join(HANG)
+    assert 'Too many open files' in reader.recv()
 
 
 @pytest.mark.parametrize('workers', [0, 2])

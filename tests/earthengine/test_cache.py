@@ -1,7 +1,6 @@
 import multiprocessing
 import os
-import subprocess
-import sys
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from dynamicvis_geo.earthengine.fetch import Chip
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.specs import SensorSpec
+from tests.processes import HANG
 
 SENSOR = SensorSpec()
 
@@ -177,28 +177,29 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         cache.write(SENSOR, chip(), pixels())
 
 
-#: Files of this process end here, as on a full disk.
-FULL = """
-import resource, sys
-sys.path.insert(0, '.')
-from tests.earthengine.test_cache import SENSOR, ChipCache, OutputError, chip, pixels
-cache = ChipCache(sys.argv[1])
-for limit in 6000, 1000, 0:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, 6000))
-    for i in range(3):
-        try:
-            cache.write(SENSOR, chip(i), pixels(i))
-        except OutputError as error:
-            print(error)
-"""
+def write_on_a_full_disk(path: Path, told: Any) -> None:
+    cache = ChipCache(path)
+    for limit in 6000, 1000, 0:
+        # Files of this process end here, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, 6000))
+        for i in range(3):
+            try:
+                cache.write(SENSOR, chip(i), pixels(i))
+            except OutputError as error:
+                told.send(str(error))
+    told.close()
 
 
 def test_nothing_broken_is_kept_on_a_full_disk(tmp_path: Path) -> None:
-    arguments = [sys.executable, '-c', FULL, str(tmp_path)]
-    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    lines = run.stdout.splitlines()
-    assert len(lines) == 9, run.stderr
-    assert all('the chip cannot be kept (File too large)' in line for line in lines)
+    context = multiprocessing.get_context('fork')
+    reader, writer = context.Pipe(duplex=False)
+    child = context.Process(target=write_on_a_full_disk, args=(tmp_path, writer))
+    child.start()
+    writer.close()
+    child.join(HANG)
+    assert child.exitcode == 0
+    for _ in range(9):
+        assert 'the chip cannot be kept (File too large)' in reader.recv()
     assert not list(tmp_path.rglob('*.tif'))
 
 

@@ -458,7 +458,7 @@ def test_no_project_says_what_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ('EARTHENGINE_PROJECT', 'GOOGLE_CLOUD_PROJECT'):
         monkeypatch.delenv(name, raising=False)
     credentials = google.auth.credentials.AnonymousCredentials()
-    with pytest.raises(ProjectError, match='--project'):
+    with pytest.raises(ProjectError, match='project='):
         fetch(EarthEngineClient(credentials=credentials))
 
 
