@@ -116,6 +116,8 @@ def test_all_zones_in_one_run(tmp_path: Path, workers: int) -> None:
     assert sorted(values) == [*range(len(module.chips))] == [*range(11)]
     for _, zone in module.chips.chips.sort_values('minx').groupby('crs'):
         assert (np.diff([values[row] for row in zone.index]) > 0).all()
+    # They can be had after a run as before.
+    assert module.chips[3]['chip'].tolist() == [3]
     # No batch has chips of two zones.
     zones = module.chips.table['source']
     assert all(len({*zones[rows]}) == 1 for rows in rows_of(batches))
