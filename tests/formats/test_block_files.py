@@ -152,7 +152,7 @@ def test_all_rows_in_the_order_of_the_plan(tmp_path: Path) -> None:
 def test_sharded_killed_and_undisturbed_runs_give_the_same_file(
     place: MakePlace,
 ) -> None:
-    chips = chips_of_two_times()
+    chips = grid((-3 * SIDE, -5 * SIDE, 5 * SIDE, 5 * SIDE), order='sampler')
     undisturbed = Run(place(), chips)
     undisturbed.do()
     undisturbed.merge()
@@ -192,7 +192,7 @@ def test_a_merge_that_is_killed_leaves_nothing_beside_the_output(
 def test_size_of_the_blocks_does_not_show(tmp_path: Path) -> None:
     contents = set()
     for size in (1, 7, 64):
-        run = Run(str(tmp_path / str(size)), points(100), size)
+        run = Run(str(tmp_path / str(size)), points(30), size)
         run.do()
         run.merge()
         contents.add(read(run.target, 'out.parquet'))
