@@ -203,7 +203,7 @@ class ChipDataset(Dataset[Found]):
         """
         # Memory that workers share with their parent, of which each writes one number:
         # the ids of processes that run at a time differ modulo a few hundred.
-        # A Trainer that predicts makes tensors that cannot be changed afterwards.
+
         with torch.inference_mode(False):
             self._retries = torch.zeros(RETRY_SLOTS, dtype=torch.int64).share_memory_()
         self._retries_reported = self._retries_here()
