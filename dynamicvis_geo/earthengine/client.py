@@ -6,6 +6,7 @@ import random
 import threading
 import time
 import warnings
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -64,24 +65,37 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_shared.clear)
 
 
-class Client:
+@dataclass(frozen=True)
+class Client(metaclass=ABCMeta):
     """The limits of requests to a server, and how it is asked.
 
     Subclasses are frozen dataclasses of plain values, so that they pickle. Equal ones
     share threads and limits in a process.
 
     Attributes:
-        max_concurrency: Requests in flight for the whole job: divided by the ranks of
-            a distributed run and by the workers of a DataLoader, at least 1 each.
-        timeout: Seconds for one request.
-        retry_for: Seconds for all tries of one request.
         server: Name of the server in messages.
     """
 
-    max_concurrency: int
-    timeout: float
-    retry_for: float
     server: ClassVar[str] = 'The server'
+
+    @property
+    @abstractmethod
+    def max_concurrency(self) -> int:
+        """Requests in flight for the whole job.
+
+        Divided by the ranks of a distributed run and by the workers of a DataLoader, at
+        least 1 each.
+        """
+
+    @property
+    @abstractmethod
+    def timeout(self) -> float:
+        """Seconds for one request."""
+
+    @property
+    @abstractmethod
+    def retry_for(self) -> float:
+        """Seconds for all tries of one request."""
 
     def __post_init__(self) -> None:
         for name in ('max_concurrency', 'timeout', 'retry_for'):
