@@ -468,7 +468,7 @@ def killed_everywhere(
     run(whole)
     changes = len(names)
     assert changes > 20
-    for number in range(0, changes, changes // 8):
+    for number in range(0, changes, changes // 5):
         target = tmp_path / f'killed-{number}.zarr'
         begin(target)
         kill(number)
