@@ -64,7 +64,6 @@ def command(start: Start, options: tuple[Any, ...]) -> Callable[..., Process]:
 @pytest.mark.parametrize(
     ('devices', 'workers', 'whom'),
     [
-        (1, 0, 'first'),
         (1, 2, 'child'),
         (2, 1, 'group'),
         (2, 0, 'child'),

@@ -114,7 +114,7 @@ def test_killed_processes_lose_nothing_that_is_finished(
     job.wait(HANG)
     # The other process goes on with its share.
     hold.unlink()
-    done = start(*command)
+    done = start(*command, '--processes', 1)
     log = done.communicate(timeout=HANG)[0]
     assert done.returncode == 0, log
     assert gpd.read_parquet(path).equals(undisturbed(tmp_path / 'b.parquet'))
