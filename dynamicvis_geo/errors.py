@@ -97,6 +97,6 @@ class UnavailableError(EarthEngineError):
     """Earth Engine could not be reached, or kept failing."""
 
 
-def one_line(error: Exception) -> str:
-    """Return what an error of a library says as one line."""
+def one_line(error: BaseException) -> str:
+    """Return the message of an error of a library on one line."""
     return ' '.join(str(error).split())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
 
-from dynamicvis_geo.errors import OutputError, SourceError, SpecError
+from dynamicvis_geo.errors import OutputError, SourceError, SpecError, one_line
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -173,7 +173,7 @@ def kind_of(path: Place) -> Literal['file', 'folder'] | None:
     # The library of each store has errors of its own.
     except Exception as error:
         raise SourceError(
-            f'{path}: cannot be reached ({" ".join(str(error).split())}): see to its '
+            f'{path}: cannot be reached ({one_line(error)}): see to its '
             'address, the network and your credentials'
         ) from error
     return 'folder' if found['type'] == 'directory' else 'file'

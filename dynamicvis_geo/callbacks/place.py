@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamicvis_geo.callbacks.blocks import DESCRIPTION_FILE
-from dynamicvis_geo.errors import DynamicVisGeoError, OutputError
+from dynamicvis_geo.errors import DynamicVisGeoError, OutputError, one_line
 from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import (
     PROVENANCE_KEY,
@@ -39,7 +39,7 @@ def _errors(path: Place) -> Iterator[None]:
         # The library of each store has errors of its own.
         if not isinstance(error, OSError) and isinstance(path, Path):
             raise
-        told = ' '.join(str(error).split())
+        told = one_line(error)
         raise OutputError(
             f"cannot write '{path}': {told}; make room or choose another output"
         ) from error

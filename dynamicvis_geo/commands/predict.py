@@ -22,7 +22,7 @@ from dynamicvis_geo.commands.options import log
 from dynamicvis_geo.commands.trainer import quieten_lightning, run_trainer
 from dynamicvis_geo.datamodules import ChipDataModule, EarthEngineDataModule
 from dynamicvis_geo.datamodules.chips import FEATURES
-from dynamicvis_geo.errors import DynamicVisGeoError, SpecError
+from dynamicvis_geo.errors import DynamicVisGeoError, SpecError, one_line
 from dynamicvis_geo.models.dynamicvis import DynamicVis
 from dynamicvis_geo.tasks import FeatureExtraction
 
@@ -120,7 +120,7 @@ def _assemble(arguments: Sequence[str]) -> PredictCLI:
         files = _configs(arguments)
         where = f'correct --config {" and ".join(files)}, or ' if files else ''
         raise SpecError(
-            f'{_one_line(error)}; {where}see dynamicvis-geo predict --help'
+            f'{_complaint(error)}; {where}see dynamicvis-geo predict --help'
         ) from error
 
 
@@ -141,8 +141,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _one_line(error: Exception) -> str:
-    """Say what is wrong, without all that jsonargparse tried."""
+def _complaint(error: Exception) -> str:
+    """Return the message of jsonargparse, without all that it tried."""
     lines = (line.strip().removeprefix('- ') for line in str(error).splitlines())
     told = [line for line in lines if line and not line.startswith(_TRIED)]
-    return ' '.join(told) or ' '.join(str(error).split())
+    return ' '.join(told) or one_line(error)

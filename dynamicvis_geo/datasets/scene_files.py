@@ -10,7 +10,7 @@ import pandas as pd
 from pyproj import CRS
 from rasterio.errors import RasterioError
 
-from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.errors import SourceError, one_line
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.paths import AnyPath, Place, image_path, input_path, kind_of
 from dynamicvis_geo.projections import crs_name
@@ -142,8 +142,3 @@ def window_of_name(name: str) -> TimeWindow:
         if not pd.isna(start):
             return TimeWindow(start, start + pd.Timedelta(days=1))
     return ALWAYS
-
-
-def one_line(error: Exception) -> str:
-    """Return what an error says as one line."""
-    return ' '.join(str(error).split())

@@ -26,13 +26,8 @@ from torchgeo.datasets.utils import GeoSlice
 from upath import UPath
 
 from dynamicvis_geo.datasets._torchgeo import georeference
-from dynamicvis_geo.datasets.scene_files import (
-    SceneFile,
-    find_images,
-    inspect,
-    one_line,
-)
-from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.datasets.scene_files import SceneFile, find_images, inspect
+from dynamicvis_geo.errors import SourceError, SpecError, one_line
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.paths import AnyPath
 from dynamicvis_geo.projections import crs_name

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.errors import SourceError, one_line
 from dynamicvis_geo.paths import Place, parquet_source
 
 LON_NAMES = ('lon', 'longitude', 'x')
@@ -41,7 +41,7 @@ def read_vector(path: Place, remedy: str) -> gpd.GeoDataFrame:
             table = read_by_gdal(path)
     except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
         # After the reason, GDAL's reader tells which of its own arguments may help.
-        reason, _, _ = ' '.join(str(error).split()).partition('; It might help')
+        reason, _, _ = one_line(error).partition('; It might help')
         raise SourceError(
             f'{path}: GeoPandas cannot read it ({reason}); {remedy}'
         ) from error
@@ -82,7 +82,7 @@ def read_csv(path: Place, text: Iterable[str] = ('id',)) -> pd.DataFrame:
         ) from error
     except (OSError, ValueError) as error:
         raise SourceError(
-            f'{path}: not a readable comma-separated file ({_one_line(error)}): save '
+            f'{path}: not a readable comma-separated file ({one_line(error)}): save '
             'it as CSV in UTF-8, with as many values in each row as there are columns'
         ) from error
     _warn_of_names(path)
@@ -155,7 +155,3 @@ def of_rows(positions: NDArray[np.int64]) -> str:
         return f'row {shown} has'
     more = f', ... ({len(positions)} in all)' if len(positions) > EXAMPLES else ''
     return f'rows {shown}{more} have'
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())

@@ -28,6 +28,7 @@ from dynamicvis_geo.errors import (
     QuotaError,
     RequestTooLargeError,
     UnavailableError,
+    one_line,
 )
 
 # The words of the service, as public reports quote them; they are no documented part
@@ -193,7 +194,7 @@ def _before_any_request(message: str) -> Failure:
 
 def _words(error: BaseException) -> str:
     """The message of an exception on one line, of bearable length."""
-    text = ' '.join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     return text if len(text) <= 500 else text[:500] + ' ...'
 
 

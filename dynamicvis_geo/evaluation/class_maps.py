@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
-from dynamicvis_geo.datasets.scene_files import find_files, one_line
-from dynamicvis_geo.errors import OutputError, SourceError
+from dynamicvis_geo.datasets.scene_files import find_files
+from dynamicvis_geo.errors import OutputError, SourceError, one_line
 from dynamicvis_geo.paths import AnyPath, Place, input_path, local_input, local_output
 from dynamicvis_geo.provenance import (
     METADATA_FILE,
