@@ -53,7 +53,7 @@ class Vector(nn.Module):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr('dynamicvis_geo.earthengine.client.FIRST_WAIT', 0.01)
+    monkeypatch.setattr('dynamicvis_geo.earthengine.web.FIRST_WAIT', 0.01)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with warnings.catch_warnings():

@@ -46,7 +46,6 @@ from dynamicvis_geo.datasets.source import (
     concerns_one_chip,
 )
 from dynamicvis_geo.earthengine import ChipCache
-from dynamicvis_geo.earthengine.client import Client, WebClient
 from dynamicvis_geo.earthengine.composite import (
     MASKED,
     Pixels,
@@ -55,6 +54,7 @@ from dynamicvis_geo.earthengine.composite import (
 from dynamicvis_geo.earthengine.failures import BrokenAnswerError
 from dynamicvis_geo.earthengine.fetch import Assembly, Chip, Outcome, Request, plan
 from dynamicvis_geo.earthengine.threads import in_background
+from dynamicvis_geo.earthengine.web import Client, WebClient
 from dynamicvis_geo.errors import NoImageryError, SpecError
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.specs import SensorSpec

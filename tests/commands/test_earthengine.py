@@ -30,7 +30,7 @@ NOWHERE = 'id,lon,lat\na,10.3,50.4\nnowhere,10.5,40.5\n'
 def options(
     server: EarthEngineServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, ...]:
-    monkeypatch.setattr('dynamicvis_geo.earthengine.client.FIRST_WAIT', 0.01)
+    monkeypatch.setattr('dynamicvis_geo.earthengine.web.FIRST_WAIT', 0.01)
     (tmp_path / 'plots.csv').write_text(PLOTS)
     (tmp_path / 'nowhere.csv').write_text(NOWHERE)
     place = ('--ee-url', server.url, '--project', 'test-project')

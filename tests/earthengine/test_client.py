@@ -45,7 +45,7 @@ WINDOW = ('2022-06-01', '2022-07-21')
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('dynamicvis_geo.earthengine.client.FIRST_WAIT', 0.01)
+    monkeypatch.setattr('dynamicvis_geo.earthengine.web.FIRST_WAIT', 0.01)
 
 
 def make_client(server: EarthEngineServer, **options: Any) -> EarthEngineClient:
@@ -194,7 +194,7 @@ def test_a_silence_is_told_once(
     caplog: pytest.LogCaptureFixture,
     scale: int,
 ) -> None:
-    monkeypatch.setattr('dynamicvis_geo.earthengine.client.POLL', 0.05)
+    monkeypatch.setattr('dynamicvis_geo.earthengine.web.POLL', 0.05)
     monkeypatch.setattr('dynamicvis_geo.earthengine.limiter.TELL_OF_FAILURES', 0.3)
     assert right(fetch(make_client(server)))
     client = make_client(server, retry_for=1.5)
