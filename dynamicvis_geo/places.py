@@ -23,6 +23,7 @@ from dynamicvis_geo.datasets.remote import RemoteDataset
 from dynamicvis_geo.datasets.requests import local_crs
 from dynamicvis_geo.datasets.source import Found, describe
 from dynamicvis_geo.earthengine import EarthEngineClient
+from dynamicvis_geo.earthengine.composite import no_imagery
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.samplers.place import PlaceSampler
@@ -103,7 +104,15 @@ class _Chips:
         valid = _valid_fraction(sample, dataset, chip)
         if not isinstance(sample, dict) or valid == 0:
             name, place = self.places[i]
-            raise _no_imagery(f'{name}: {place}', chip['chip_id'], start, end, sensor)
+            where, chip_id = f'{name}: {place}', chip['chip_id']
+            if sensor is None:
+                raise NoImageryError(
+                    f'{where}: the dataset has no valid pixel there; choose another '
+                    'place or dataset',
+                    chip=chip_id,
+                )
+            remedy = 'Widen temporal, or raise cloudy_pct in sensor.'
+            raise no_imagery(where, sensor, (start, end), remedy, chip_id)
         if 'image' not in sample:
             raise SpecError(
                 f"backend: samples of {type(dataset).__name__} have no 'image', only "
@@ -243,28 +252,6 @@ def given_image(
         'valid_fraction': None,
     }
     return pixels, Origin(meta, crs, bounds)
-
-
-def _no_imagery(
-    place: str,
-    chip_id: str,
-    start: str | None,
-    end: str | None,
-    sensor: SensorSpec | None,
-) -> NoImageryError:
-    if sensor is None:
-        return NoImageryError(
-            f'{place}: the dataset has no valid pixel there; choose another place or '
-            'dataset',
-            chip=chip_id,
-        )
-    clouds = sensor.cloudy_pct
-    few = '' if clouds is None else f' with at most {clouds:g} % of clouds'
-    return NoImageryError(
-        f'{place}: no imagery of {sensor.collection} from {start} to before '
-        f'{end}{few}. Widen temporal, or raise cloudy_pct in sensor.',
-        chip=chip_id,
-    )
 
 
 def _bounds(sides: Any) -> tuple[float, float, float, float]:

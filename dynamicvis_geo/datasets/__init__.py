@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.datasets.collate import collate
-from dynamicvis_geo.datasets.earthengine import EarthEngineDataset, FetchReport
+from dynamicvis_geo.datasets.earthengine import EarthEngineDataset
 from dynamicvis_geo.datasets.embeddings import PooledEmbeddings
 from dynamicvis_geo.datasets.feature_maps import FeatureMaps
+from dynamicvis_geo.datasets.prefetch import FetchReport
 from dynamicvis_geo.datasets.remote import RemoteDataset
 from dynamicvis_geo.datasets.requests import assign_points, read_points
 from dynamicvis_geo.datasets.scenes import Scenes, open_scenes
@@ -35,7 +36,7 @@ __all__ = (
 
 
 def __getattr__(name: str) -> Any:
-    # Labels are evaluation; this is where earlier versions had them.
+    # Labels are of evaluation, which builds on this: earlier versions had them here.
     if name in ('JoinedLabels', 'join_labels'):
         from dynamicvis_geo.evaluation import labels
 

@@ -11,11 +11,8 @@ from typing import Literal
 import ee
 from pyproj import CRS
 
-from dynamicvis_geo.datasets.remote import FetchReport, RemoteDataset
-from dynamicvis_geo.datasets.requests import (
-    Area,
-    Window,
-)
+from dynamicvis_geo.datasets.remote import RemoteDataset
+from dynamicvis_geo.datasets.requests import Area, Window
 from dynamicvis_geo.datasets.source import Query, Sample
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.earthengine.composite import (
@@ -31,8 +28,6 @@ from dynamicvis_geo.earthengine.fetch import Chip, Request, plan
 from dynamicvis_geo.errors import RequestTooLargeError, SpecError
 from dynamicvis_geo.grid import Grid, paste
 from dynamicvis_geo.specs import SensorSpec
-
-__all__ = ('EarthEngineDataset', 'FetchReport')
 
 #: Seconds that a question beside the run may take.
 PATIENCE = 30.0

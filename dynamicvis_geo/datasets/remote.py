@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time as clock
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import geopandas as gpd
@@ -19,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets import GeoDataset
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dynamicvis_geo.datasets._torchgeo import georeference
 from dynamicvis_geo.datasets.footprints import project_area
+from dynamicvis_geo.datasets.prefetch import FetchReport, fetch_ahead
 from dynamicvis_geo.datasets.queries import read_queries
 from dynamicvis_geo.datasets.requests import (
     Area,
@@ -46,11 +43,7 @@ from dynamicvis_geo.datasets.source import (
     concerns_one_chip,
 )
 from dynamicvis_geo.earthengine import ChipCache
-from dynamicvis_geo.earthengine.composite import (
-    MASKED,
-    Pixels,
-    no_pixels,
-)
+from dynamicvis_geo.earthengine.composite import MASKED, Pixels, no_imagery, no_pixels
 from dynamicvis_geo.earthengine.failures import BrokenAnswerError
 from dynamicvis_geo.earthengine.fetch import Assembly, Chip, Outcome, Request, plan
 from dynamicvis_geo.earthengine.threads import in_background
@@ -63,38 +56,13 @@ from dynamicvis_geo.time_window import TimeWindow
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Whether an error takes the place of what it is about.
+#: Says if an error takes the place of what it is about.
 Keep = Callable[[Exception], bool]
 
-#: Queries that `prefetch` plans at a time.
-SLAB = 20_000
 #: Most pixels of a request, where a server names no limit.
 NO_LIMIT = 2**62
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FetchReport:
-    """The work that :meth:`RemoteDataset.prefetch` did.
-
-    Attributes:
-        chips: Number of chips asked for.
-        fetched: How many were fetched; the others were in the cache.
-        without_imagery: How many of the fetched ones have no valid pixel.
-        requests: Requests sent.
-        retries: How many of them were repetitions.
-        bytes: Bytes received.
-        seconds: Time taken.
-    """
-
-    chips: int
-    fetched: int
-    without_imagery: int
-    requests: int
-    retries: int
-    bytes: int
-    seconds: float
 
 
 class RemoteDataset(GeoDataset):
@@ -156,14 +124,10 @@ class RemoteDataset(GeoDataset):
         area, windows = read_area(roi), read_windows(time)
         target = local_crs(area) if crs is None else read_crs(crs)
         area = project_area(area, target)
-        intervals = [window.interval for window in windows]
+        intervals = [window.interval for window in windows for _ in area]
         self.index = gpd.GeoDataFrame(
             geometry=np.tile(area.to_numpy(), len(windows)),
-            index=pd.IntervalIndex(
-                [interval for interval in intervals for _ in range(len(area))],
-                closed='both',
-                name='datetime',
-            ),
+            index=pd.IntervalIndex(intervals, closed='both', name='datetime'),
             crs=target,
         )
         self.sensor = sensor
@@ -266,19 +230,10 @@ class RemoteDataset(GeoDataset):
         on_error: OnError = 'skip',
         cancelled: threading.Event | None = None,
     ) -> Pending:
-        """Start to fetch a batch in the background; nothing is raised here.
+        """Start to fetch a batch in the background, as :class:`.Source` has it.
 
-        Args:
-            queries: As for a single chip.
-            on_error: ``'skip'`` puts a :class:`ChipFailure` in the place of a sample
-                whose error concerns one chip, ``'raise'`` raises the first one. That
-                there is no imagery is a failure in any case if ``on_missing='skip'``.
-            cancelled: Gives up when set.
-
-        Returns:
-            A function that waits, and returns samples and failures in the order of the
-            queries, or raises what a single chip does. Transforms run in the thread
-            that calls it.
+        That there is no imagery is a failure in any case if ``on_missing='skip'``.
+        Transforms run in the thread that waits for the samples.
         """
         check_on_error(on_error)
         keep = concerns_one_chip if on_error == 'skip' else _keep_none
@@ -301,14 +256,7 @@ class RemoteDataset(GeoDataset):
         return len(self._retried)
 
     def survey(self, queries: Sequence[Query]) -> Survey:
-        """Count the requests that fetching a batch of chips takes; none is made.
-
-        Args:
-            queries: As for a single chip.
-
-        Raises:
-            IndexError: As for a single chip.
-        """
+        """Count the requests that fetching a batch of chips takes; none is made."""
         chips = self._chips(queries)[1]
         missing = self._missing(chips)
         requests = self._plan(missing)
@@ -338,41 +286,7 @@ class RemoteDataset(GeoDataset):
         """
         if self.cache is None:
             raise SpecError('There is no cache to fetch into: give cache= a folder.')
-        started, before = clock.monotonic(), self.client.traffic.counts
-        total = fetched = empty = 0
-        count = len(queries) if isinstance(queries, Sized) else None
-        remaining = iter(queries)
-        with (
-            logging_redirect_tqdm(),
-            tqdm(total=count, unit='chip', disable=not progress) as bar,
-        ):
-            while slab := list(islice(remaining, SLAB)):
-                _, chips = self._chips(slab)
-                wanted = self._missing(chips)
-                total += len(chips)
-                bar.update(len(chips) - len(wanted))
-                for _, outcome in self._fetch(wanted, _keep_none):
-                    if isinstance(outcome, Exception):
-                        raise outcome
-                    fetched += 1
-                    empty += not self._valid(outcome).any()
-                    counts = self.client.traffic.counts
-                    bar.set_postfix(
-                        MB=f'{(counts.received - before.received) / 1e6:.1f}',
-                        retries=counts.retries - before.retries,
-                        refresh=False,
-                    )
-                    bar.update()
-        counts = self.client.traffic.counts
-        return FetchReport(
-            chips=total,
-            fetched=fetched,
-            without_imagery=empty,
-            requests=counts.requests - before.requests,
-            retries=counts.retries - before.retries,
-            bytes=counts.received - before.received,
-            seconds=clock.monotonic() - started,
-        )
+        return fetch_ahead(queries, self._into_cache, self.client, progress)
 
     def plot(
         self, sample: Sample, show_titles: bool = True, suptitle: str | None = None
@@ -432,6 +346,16 @@ class RemoteDataset(GeoDataset):
             )
         except NoImageryError:
             return no_pixels(self.sensor, grid)
+
+    def _into_cache(self, queries: Sequence[Query]) -> Iterator[bool | None]:
+        """Fetch what the cache lacks; give None for the rest, else if it is valid."""
+        chips = self._chips(queries)[1]
+        wanted = self._missing(chips)
+        yield from (None for _ in range(len(chips) - len(wanted)))
+        for _, outcome in self._fetch(wanted, _keep_none):
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield bool(self._valid(outcome).any())
 
     def _count_retry(self) -> None:
         self._retried.append(None)
@@ -510,7 +434,15 @@ class RemoteDataset(GeoDataset):
         found: dict[int, Found] = {}
         for i, outcome in outcomes:
             if isinstance(outcome, np.ndarray) and self._is_missing(outcome):
-                outcome = self._no_imagery(chips[i])
+                chip = chips[i]
+                outcome = no_imagery(
+                    chip.id,
+                    self.sensor,
+                    chip.window,
+                    "Widen the window, raise cloudy_pct, or set on_missing to 'fill' "
+                    "or 'skip'.",
+                    chip.id,
+                )
                 if self.on_missing != 'skip' and not keep(outcome):
                     raise outcome
             found[i] = (
@@ -535,20 +467,6 @@ class RemoteDataset(GeoDataset):
             **georeference(self, query),
         }
         return sample if self.transforms is None else self.transforms(sample)
-
-    def _no_imagery(self, chip: Chip) -> NoImageryError:
-        clouds = self.sensor.cloudy_pct
-        text = (
-            f'{chip.id}: no imagery of {self.sensor.collection} from {chip.window[0]} '
-            f'to before {chip.window[1]}'
-        )
-        if clouds is not None:
-            text += f' with at most {clouds:g} % of clouds'
-        return NoImageryError(
-            f'{text}. Widen the window, raise cloudy_pct, or set on_missing to '
-            "'fill' or 'skip'.",
-            chip=chip.id,
-        )
 
 
 def _keep_none(error: Exception) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamicvis_geo.earthengine.failures import BrokenAnswerError
+from dynamicvis_geo.errors import NoImageryError
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.specs import SensorSpec
 
@@ -190,6 +191,32 @@ def no_pixels(sensor: SensorSpec, grid: Grid) -> Pixels:
         (len(sensor.bands), *grid.shape), MASKED[sensor.dtype], sensor.dtype
     )
     return pixels
+
+
+def no_imagery(
+    place: str,
+    sensor: SensorSpec,
+    window: tuple[str | None, str | None],
+    remedy: str,
+    chip: str,
+) -> NoImageryError:
+    """Return the error of a place without a valid pixel.
+
+    Args:
+        place: The place in the words of the user.
+        sensor: What was asked for.
+        window: First moment, and first moment after.
+        remedy: What to do, the end of the message.
+        chip: Id of the chip.
+    """
+    clouds = sensor.cloudy_pct
+    few = '' if clouds is None else f' with at most {clouds:g} % of clouds'
+    start, end = window
+    return NoImageryError(
+        f'{place}: no imagery of {sensor.collection} from {start} to before {end}{few}.'
+        f' {remedy}',
+        chip=chip,
+    )
 
 
 def build_scene_count(
