@@ -20,7 +20,6 @@ from dynamicvis_geo.grid import TOLERANCE
 from dynamicvis_geo.samplers.coverage import areal, pixel_grid, time_windows
 from dynamicvis_geo.samplers.point import PointSampler
 from dynamicvis_geo.specs import BBox, PointBuffer, TemporalSpec
-from dynamicvis_geo.time_window import TimeWindow
 
 #: Longest side of a chip in pixels. Far more than the backbone sees; what is larger
 #: was meant in other units, or should be covered with several chips.
@@ -59,36 +58,39 @@ class PlaceSampler(Sampler[GeoSlice]):
             shown = self._around_point(dataset, spatial)
         else:
             shown = self._over_box(dataset, spatial)
-        self._slices = [query for query in shown if self._is_wanted(query[2])]
-        if temporal is not None and not self._slices:
-            dates = ', '.join(f'{t.start:%Y-%m-%d}' for _, _, t in shown[:5])
-            raise SpecError(
-                f'there are no data of {spatial} from {temporal.start} to before '
-                f'{temporal.end}, but such that begin on {dates}: change the dates'
+        self._chips = shown
+        if temporal is not None:
+            start, end = temporal.window.nanoseconds
+            columns = shown.columns
+            self._chips = shown.select(
+                (columns['start'] < end) & (start < columns['end'])
             )
+            if not len(self._chips):
+                begins = [f'{t.start:%Y-%m-%d}' for _, _, t in shown.queries()]
+                raise SpecError(
+                    f'there are no data of {spatial} from {temporal.start} to before '
+                    f'{temporal.end}, but such that begin on {", ".join(begins[:5])}: '
+                    'change the dates'
+                )
 
     def __len__(self) -> int:
         """Return the number of chips."""
-        return len(self._slices)
+        return len(self._chips)
 
     def __iter__(self) -> Iterator[GeoSlice]:
         """Yield the slices (x, y, t) of each chip, with steps (xres, yres, 1)."""
-        return iter(self._slices)
+        return self._chips.queries()
+
+    def table(self) -> ChipTable:
+        """Return all chips at once."""
+        return self._chips
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What is needed to lay out the same chip again."""
         return {type(self.spatial).__name__: asdict(self.spatial)}
 
-    def _is_wanted(self, time: slice) -> bool:
-        if self.temporal is None:
-            return True
-        shown = TimeWindow.closed(time.start, time.stop)
-        return self.temporal.window.overlaps(shown)
-
-    def _around_point(
-        self, dataset: GeoDataset, spatial: PointBuffer
-    ) -> list[GeoSlice]:
+    def _around_point(self, dataset: GeoDataset, spatial: PointBuffer) -> ChipTable:
         square = spatial.geometry
         west, south, east, north = square.total_bounds
         x, y = (west + east) / 2, (south + north) / 2
@@ -102,11 +104,11 @@ class PlaceSampler(Sampler[GeoSlice]):
         width, height = self._checked(np.hypot(*pixels.T), spatial)
         centre = gpd.GeoSeries.from_xy([spatial.lon], [spatial.lat], crs='EPSG:4326')
         try:
-            return list(PointSampler(dataset, centre, (height, width)))
+            return PointSampler(dataset, centre, (height, width)).table()
         except SpecError as error:
             raise _outside(dataset, spatial) from error
 
-    def _over_box(self, dataset: GeoDataset, spatial: BBox) -> list[GeoSlice]:
+    def _over_box(self, dataset: GeoDataset, spatial: BBox) -> ChipTable:
         grid = self._grid
         area = project_area(spatial.geometry, CRS.from_user_input(dataset.crs))
         edges = area.total_bounds.reshape(2, 2)
@@ -129,8 +131,7 @@ class PlaceSampler(Sampler[GeoSlice]):
             raise _outside(dataset, spatial)
         count = len(shown)
         rows, cols = np.tile(np.array([[-last[1]], [first[0]]], np.int64), count)
-        chips = ChipTable.parts_of(grid, rows, cols, (height, width), windows[shown])
-        return list(chips.queries())
+        return ChipTable.parts_of(grid, rows, cols, (height, width), windows[shown])
 
     def _checked(self, size: Any, spatial: BBox | PointBuffer) -> tuple[int, int]:
         if not np.isfinite(size).all() or max(size) > MAX_SIDE:
