@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,6 +57,15 @@ _DISTRIBUTIONS = (
     'numpy',
     'rasterio',
 )
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A dataset, sampler or datamodule that tells for provenances what it is."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Plain values for JSON."""
 
 
 def run_provenance(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import geopandas as gpd
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torchgeo.datasets import GeoDataset
+from upath import UPath
 
 from dynamicvis_geo.callbacks.blocks import make_plan, share
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datamodules.plan import Plan
-from dynamicvis_geo.datasets import ChipDataset, collate
+from dynamicvis_geo.datasets import ChipDataset, collate, read_points
 from dynamicvis_geo.datasets.batches import Batches, cut
 from dynamicvis_geo.datasets.source import OnError, Survey, check_on_error
 from dynamicvis_geo.errors import SpecError
@@ -255,3 +258,14 @@ class ChipDataModule(CopiesAhead):
             prefetch_factor=self.prefetch_factor if workers else None,
             pin_memory=self._pins_memory(),
         )
+
+
+def points_of(points: Any) -> gpd.GeoDataFrame:
+    """Return points as a table, read if they are the path of a file.
+
+    Raises:
+        SourceError: If the file cannot be used.
+    """
+    if isinstance(points, str | os.PathLike | UPath):
+        return read_points(points)
+    return points

@@ -11,11 +11,10 @@ from typing import Any, Literal
 import geopandas as gpd
 import numpy as np
 from pyproj import CRS
-from upath import UPath
 
-from dynamicvis_geo.datamodules.chips import COUNTED, ChipDataModule, Pairs
+from dynamicvis_geo.datamodules.chips import COUNTED, ChipDataModule, Pairs, points_of
 from dynamicvis_geo.datamodules.plan import Plan
-from dynamicvis_geo.datasets import EarthEngineDataset, read_points
+from dynamicvis_geo.datasets import EarthEngineDataset
 from dynamicvis_geo.datasets.batches import cut
 from dynamicvis_geo.datasets.requests import read_area, read_windows
 from dynamicvis_geo.datasets.source import OnError
@@ -164,7 +163,7 @@ class EarthEngineDataModule(ChipDataModule):
         """The area, or the points, of each UTM zone."""
         if self.points is None:
             return split_area(read_area(self.roi))
-        return split_points(self._read_points())
+        return split_points(points_of(self.points))
 
     def _outline(self, chip_bytes: int) -> Plan:
         height, width = as_pair('size', self.size)
@@ -198,15 +197,10 @@ class EarthEngineDataModule(ChipDataModule):
         a_pixel = len(self.sensor.bands) * np.dtype(self.sensor.dtype).itemsize
         return math.prod(as_pair('size', self.size)) * a_pixel
 
-    def _read_points(self) -> gpd.GeoDataFrame:
-        if isinstance(self.points, str | os.PathLike | UPath):
-            return read_points(self.points)
-        return self.points
-
     def _make_pairs(self) -> Pairs:
         if self.points is None:
             return grid_pairs(self._zones, self._dataset, self.size, self.stride)
-        return point_pairs(self._read_points(), self._dataset, self.size)
+        return point_pairs(points_of(self.points), self._dataset, self.size)
 
     def _dataset(self, area: gpd.GeoSeries, crs: CRS) -> EarthEngineDataset:
         return EarthEngineDataset(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torchgeo.datasets import GeoDataset
-from upath import UPath
 
-from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs
+from dynamicvis_geo.datamodules.chips import ChipDataModule, Pairs, points_of
 from dynamicvis_geo.datamodules.earthengine import CHIP_SIZE
 from dynamicvis_geo.datamodules.plan import Plan
-from dynamicvis_geo.datasets import Scenes, assign_points, open_scenes, read_points
+from dynamicvis_geo.datasets import Scenes, assign_points, open_scenes
 from dynamicvis_geo.datasets.chip_table import ChipSampler, bounds_of
 from dynamicvis_geo.datasets.source import OnError
 from dynamicvis_geo.errors import SpecError
@@ -118,12 +116,9 @@ class ScenesDataModule(ChipDataModule):
         if self.points is None:
             pairs = [(s, GridSampler(s, self.size, self.stride)) for s in self.scenes]
         else:
-            points = self.points
-            if isinstance(points, str | os.PathLike | UPath):
-                points = read_points(points)
             pairs = [
                 (scene, PointSampler(scene, near, self.size))
-                for scene, near in assign_points(self.scenes, points)
+                for scene, near in assign_points(self.scenes, points_of(self.points))
             ]
         for scene, sampler in pairs:
             _warn_of_padding(scene, sampler, self.size)

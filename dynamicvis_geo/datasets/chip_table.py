@@ -29,6 +29,7 @@ from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.formats.tables import chip_keys
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.projections import crs_name
+from dynamicvis_geo.provenance import Described
 from dynamicvis_geo.time_window import TimeWindow, recorded
 
 Ints = NDArray[np.int64]
@@ -58,11 +59,12 @@ _WGS84 = CRS.from_epsg(4326)
 
 
 @runtime_checkable
-class ChipSampler(Protocol):
+class ChipSampler(Described, Protocol):
     """A sampler that lays out all its chips at once.
 
-    Those of TorchGeo, which yield slices, serve as well, but make Python objects of
-    each chip, and know neither of points nor of strides.
+    Its provenance are the arguments that lay out the same chips again. Samplers of
+    TorchGeo, which yield slices, serve as well, but make Python objects of each chip,
+    and know neither of points nor of strides.
     """
 
     def __iter__(self) -> Iterator[GeoSlice]:
@@ -71,11 +73,6 @@ class ChipSampler(Protocol):
 
     def table(self) -> ChipTable:
         """All chips, of one source."""
-        ...
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """The arguments that lay out the same chips again, as plain values."""
         ...
 
 

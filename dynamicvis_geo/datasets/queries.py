@@ -51,7 +51,7 @@ def read_queries(
 
 
 def _windows(dataset: GeoDataset, queries: Sequence[Query]) -> NDArray[np.int64]:
-    """Return the window of each query: start and end in nanoseconds.
+    """Return the first and last moment of each query's window, in nanoseconds.
 
     A query has the window that it names, else all of those that it overlaps, else
     one that it touches.

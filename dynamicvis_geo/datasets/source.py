@@ -40,6 +40,7 @@ from dynamicvis_geo.errors import (
     UnavailableError,
 )
 from dynamicvis_geo.projections import crs_name
+from dynamicvis_geo.provenance import Described
 
 Sample = dict[str, Any]
 #: Slices of x, y and time that index a dataset.
@@ -104,15 +105,6 @@ class Survey(NamedTuple):
         """Add up, and take the sum so many times."""
         sums = map(sum, zip(cls(), *parts, strict=True))
         return cls(*(round(times * value) for value in sums))
-
-
-@runtime_checkable
-class Described(Protocol):
-    """A dataset or sampler that tells for the provenance of a file what it is."""
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Plain values for JSON."""
 
 
 @runtime_checkable

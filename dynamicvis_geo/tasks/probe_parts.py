@@ -25,6 +25,7 @@ from torchmetrics import (
 )
 
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.provenance import Described
 
 if TYPE_CHECKING:
     from sklearn.preprocessing import StandardScaler
@@ -167,9 +168,9 @@ def once(loader: Any) -> Iterable[Mapping[str, Any]]:
 
 def provenances(trainer: Trainer, loaders: Any) -> list[dict[str, Any]]:
     """Return what the datamodule, or else the datasets, say of their features."""
-    made = getattr(getattr(trainer, 'datamodule', None), 'provenance', None)
-    if made is not None:
-        return [made]
+    module = getattr(trainer, 'datamodule', None)
+    if isinstance(module, Described):
+        return [module.provenance]
     loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
     datasets = [getattr(loader, 'dataset', None) for loader in loaders]
     return [made for dataset in datasets for made in _provenances(dataset)]
@@ -177,10 +178,10 @@ def provenances(trainer: Trainer, loaders: Any) -> list[dict[str, Any]]:
 
 def _provenances(dataset: Any) -> list[dict[str, Any]]:
     """Return what a dataset, or the datasets that it joins, say of their features."""
-    made = getattr(dataset, 'provenance', None)
-    if made and 'model' in made:
-        return [made]
+    made = [dataset.provenance] if isinstance(dataset, Described) else []
+    if made and 'model' in made[0]:
+        return made
     # Chips and TorchGeo's intersections have several datasets, PyTorch's subsets one.
     parts = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     found = [m for part in parts if part is not None for m in _provenances(part)]
-    return found if found or made is None else [made]
+    return found or made
