@@ -187,10 +187,10 @@ def join_blocks(path: Path) -> tuple[float, float, float]:
     from dynamicvis_geo.callbacks.blocks import read_description
     from dynamicvis_geo.callbacks.output import join_blocks
     from dynamicvis_geo.formats.geoparquet import GeoParquet
-    from dynamicvis_geo.store import Target
+    from dynamicvis_geo.store import Location
 
     before = psutil.Process().memory_info().rss / 1e6
-    target = Target.of(str(path))
+    target = Location.of(str(path))
     run = read_description(target.blocks)
     assert run is not None
     started, used = time.perf_counter(), time.process_time()

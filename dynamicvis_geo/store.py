@@ -209,7 +209,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Target:
+class Location:
     """The place of an output: its name, and the folder that it is in.
 
     Attributes:
@@ -221,7 +221,7 @@ class Target:
     name: str
 
     @classmethod
-    def of(cls, url: str) -> 'Target':
+    def of(cls, url: str) -> 'Location':
         """Take apart a path or URL."""
         parent, name = url.rstrip('/').replace(os.sep, '/').rsplit('/', 1)
         # 's3://bucket' and '/' have no parent, and are no outputs.

@@ -53,7 +53,7 @@ class Terminated(SystemExit):
 def terminable() -> Iterator[None]:
     """Let SIGTERM raise :class:`Terminated` in a command, whatever that is doing."""
     _received.clear()
-    _run.ended = False
+    _processes.ended = False
     before = signal.getsignal(signal.SIGTERM)
     if not _can_handle(before):
         yield
@@ -123,7 +123,7 @@ def launch(trainer: Trainer) -> None:
     Args:
         trainer: The Trainer, before it runs.
     """
-    _run.launcher = trainer.strategy.launcher
+    _processes.launcher = trainer.strategy.launcher
     if os.environ.get('LOCAL_RANK') is None:
         os.environ[_FIRST] = str(os.getpid())
 
@@ -135,13 +135,13 @@ def join(trainer: Trainer) -> None:
         trainer: The Trainer that sets up the run.
     """
     _received.clear()
-    _run.launcher = trainer.strategy.launcher
-    _run.started.clear()
-    _run.ended = False
+    _processes.launcher = trainer.strategy.launcher
+    _processes.started.clear()
+    _processes.ended = False
     # The number says nothing on other machines.
     if trainer.num_nodes == 1:
-        _run.first = trainer.strategy.broadcast(os.getpid())
-    _run.before = signal.getsignal(signal.SIGTERM)
+        _processes.first = trainer.strategy.broadcast(os.getpid())
+    _processes.before = signal.getsignal(signal.SIGTERM)
 
 
 def begin(trainer: Trainer) -> None:
@@ -156,8 +156,8 @@ def begin(trainer: Trainer) -> None:
     Raises:
         Terminated: If SIGTERM has come already.
     """
-    if _can_handle(_run.before):
-        _set(_raise_after(_run.before))
+    if _can_handle(_processes.before):
+        _set(_raise_after(_processes.before))
         if trainer.received_sigterm:
             raise Terminated
 
@@ -177,7 +177,7 @@ def ending() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     _set(_ignore)
     # Nor what Python clears up after it: errors there are shown and lost.
-    _run.ended = True
+    _processes.ended = True
     _received.set()
     _end_started()
     try:
@@ -187,7 +187,7 @@ def ending() -> Iterator[None]:
         _set(before)
 
 
-class _Run:
+class _Processes:
     """The processes of the present run on this machine."""
 
     def __init__(self) -> None:
@@ -204,13 +204,13 @@ def _is_started() -> bool:
     return _FIRST in os.environ and os.environ.get('LOCAL_RANK', '0') != '0'
 
 
-_run = _Run()
+_processes = _Processes()
 
 
 def _raise_after(before: Handler) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
         _received.set()
-        if _run.ended:
+        if _processes.ended:
             return
         # Once: what follows is not to be disturbed.
         _set(_ignore)
@@ -240,22 +240,22 @@ def _guard(signals: socket.socket) -> None:
 
 
 def _tell_first() -> None:
-    if _run.first == os.getppid():
+    if _processes.first == os.getppid():
         os.kill(os.getppid(), signal.SIGTERM)
 
 
 def _end_started() -> None:
-    processes = getattr(_run.launcher, 'procs', [])
-    _run.started.extend(one for one in processes if isinstance(one, Popen))
+    processes = getattr(_processes.launcher, 'procs', [])
+    _processes.started.extend(one for one in processes if isinstance(one, Popen))
     # Lightning kills this process when one of those that it knows has ended.
     processes.clear()
-    for process in _run.started:
+    for process in _processes.started:
         process.terminate()
 
 
 def _wait_for_started() -> None:
     deadline = time.monotonic() + PATIENCE
-    for process in _run.started:
+    for process in _processes.started:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except TimeoutExpired:

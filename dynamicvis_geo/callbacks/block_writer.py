@@ -11,7 +11,7 @@ import numpy as np
 from dynamicvis_geo.callbacks.blocks import block_name, read_description, sweep
 from dynamicvis_geo.callbacks.output import Begun, Destination
 from dynamicvis_geo.errors import OutputError, RunEndedError
-from dynamicvis_geo.formats.base import Predictions, Work
+from dynamicvis_geo.formats.base import OpenRun, Predictions
 from dynamicvis_geo.formats.block_files import SUFFIX, encode_block
 
 _logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ class BlockWriter:
             mine: Numbers of the blocks to write; chips of others are dropped.
         """
         self._format, self._dtype = destination.format, destination.dtype
-        self._plan, self._run = begun.plan, begun.run
+        self._plan, self._description = begun.plan, begun.run
         self._block_of = begun.plan.block_of(len(begun.chips.table))
-        self._work = Work(
+        self._run = OpenRun(
             destination.store,
-            begun.run.word,
+            begun.run.id,
             begun.run.provenance,
             begun.chips,
             self._block_of,
@@ -149,26 +149,28 @@ class BlockWriter:
         Raises:
             RunEndedError: If it is not.
         """
-        store = self._work.store
+        store = self._run.store
         there = read_description(store)
         if there is None:
             sweep(store)
-        if there is None or there.word != self._run.word:
+        if there is None or there.id != self._description.id:
             raise RunEndedError(
                 f"the run in '{store.url}' is gone: another process has finished it, "
                 'removed it, or begun another one there'
             )
 
     def _put(self, number: int, parts: list[Predictions]) -> None:
-        work, pooled = self._work, self._format.output == 'pooled'
+        run, pooled = self._run, self._format.output == 'pooled'
         given = [part for part in parts if len(part.chip)]
         if given and not pooled:
-            self._format.write_maps(work, number, given)
+            self._format.write_maps(run, number, given)
         content = encode_block(
-            work.chips,
+            run.chips,
             self._plan.block(number),
             parts,
             datetime.now(UTC),
             self._dtype if pooled else None,
         )
-        work.store.put(block_name(self._run, number, SUFFIX), memoryview(content))
+        run.store.put(
+            block_name(self._description, number, SUFFIX), memoryview(content)
+        )

@@ -279,7 +279,7 @@ class Description:
         }
 
     @cached_property
-    def word(self) -> str:
+    def id(self) -> str:
         """Stands in the names of the blocks, so that no others are taken for them."""
         text = json.dumps(jsonable([self.compared, self.left_out]), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -386,7 +386,7 @@ def block_name(description: Description, number: int, suffix: str) -> str:
         number: Of the block, from 0.
         suffix: Of the format, such as '.parquet'.
     """
-    return f'block-{description.word}-{number:08d}{suffix}'
+    return f'block-{description.id}-{number:08d}{suffix}'
 
 
 def sweep(store: Store) -> None:
@@ -410,7 +410,7 @@ def finished(store: Store, description: Description, suffix: str) -> NDArray[np.
     Raises:
         OutputError: If the store cannot be listed.
     """
-    start, end = f'block-{description.word}-', suffix
+    start, end = f'block-{description.id}-', suffix
     middle = slice(len(start), -len(end) or None)
     numbers = [
         int(name[middle])

@@ -23,7 +23,7 @@ from dynamicvis_geo.callbacks.blocks import (
     require_same,
     sweep,
 )
-from dynamicvis_geo.callbacks.place import check_place, check_settings, made_by
+from dynamicvis_geo.callbacks.existing import check_place, check_settings, made_by
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.formats import FORMATS, resolve_format
 from dynamicvis_geo.formats.base import Format, RunChips
@@ -37,7 +37,7 @@ from dynamicvis_geo.formats.block_files import (
 from dynamicvis_geo.paths import AnyPath, Place, output_path
 from dynamicvis_geo.provenance import run_history
 from dynamicvis_geo.settings import settings_of
-from dynamicvis_geo.store import Store, Target
+from dynamicvis_geo.store import Location, Store
 
 _logger = logging.getLogger(__name__)
 
@@ -129,19 +129,19 @@ class Destination:
         return FORMATS[self.format_name](str(self.path), self.dtype)
 
     @property
-    def target(self) -> Target:
+    def location(self) -> Location:
         """Its name, and the folder that it is in."""
-        return Target.of(str(self.path))
+        return Location.of(str(self.path))
 
     @property
     def store(self) -> Store:
         """Folder of the blocks until the output is made."""
-        return self.target.blocks
+        return self.location.blocks
 
     @property
     def failures(self) -> Place:
         """File that lists the chips that have failed, if there are any."""
-        return self.path.parent / self.target.failures
+        return self.path.parent / self.location.failures
 
     def check(self, overwrite: bool) -> None:
         """Refuse a place that cannot be written, or holds something else.
@@ -158,7 +158,7 @@ class Destination:
 
     def listed(self) -> pa.StringArray:
         """Keys of the chips that are listed as failed."""
-        return listed_keys(self.target)
+        return listed_keys(self.location)
 
     def begin(
         self,
@@ -198,7 +198,7 @@ class Destination:
         fresh = there is None
         if there is None and (len(plan) or not self.is_there()):
             there = offer(self.store, mine)
-            if there.word != mine.word:
+            if there.id != mine.id:
                 # Another process was first.
                 plan, mine = planned(there)
         if there is not None:
@@ -296,7 +296,7 @@ class Destination:
         if missing and wait:
             if read_description(self.store) is not None:
                 return missing
-        elif _end(self.format, self.target, run, partial=False) is not None:
+        elif _end(self.format, self.location, run, partial=False) is not None:
             return 0
         _logger.info('another process has made %s meanwhile', self.path)
         sweep(self.store)
@@ -304,13 +304,13 @@ class Destination:
 
 
 def join_blocks(
-    made: Format, target: Target, run: Description, partial: bool = False
+    made: Format, location: Location, run: Description, partial: bool = False
 ) -> Merged:
     """Make an output of the blocks of a run, which stay.
 
     Args:
         made: Format of the output.
-        target: Where it is to be.
+        location: Where it is to be.
         run: The description of the run.
         partial: Whether to join what there is, if blocks are missing.
 
@@ -318,7 +318,7 @@ def join_blocks(
         OutputError: If blocks are missing that may not, or something cannot be read or
             written.
     """
-    store = target.blocks
+    store = location.blocks
     done = finished(store, run, SUFFIX)
     missing = int((~done).sum())
     if missing and not partial:
@@ -327,13 +327,13 @@ def join_blocks(
             'to have all of them, or join what there is with partial=True'
         )
     names = [block_name(run, n, SUFFIX) for n in np.flatnonzero(done).tolist()]
-    blocks = Blocks(store, names, run.word, run.chip_set, run.chips, run.provenance)
+    blocks = Blocks(store, names, run.id, run.chip_set, run.chips, run.provenance)
     made.merge(blocks)
-    return Merged(blocks.count, list_failures(target, blocks), missing)
+    return Merged(blocks.count, list_failures(location, blocks), missing)
 
 
 def _end(
-    made: Format, target: Target, run: Description, partial: bool
+    made: Format, location: Location, run: Description, partial: bool
 ) -> Merged | None:
     """Join blocks, and remove them if none is missing.
 
@@ -344,11 +344,11 @@ def _end(
         OutputError: As :func:`join_blocks` raises it.
     """
     try:
-        merged = join_blocks(made, target, run, partial)
+        merged = join_blocks(made, location, run, partial)
         if not merged.missing:
-            target.blocks.clear(DESCRIPTION_FILE)
+            location.blocks.clear(DESCRIPTION_FILE)
     except OutputError:
-        if read_description(target.blocks) is not None:
+        if read_description(location.blocks) is not None:
             raise
         return None
     return merged
@@ -372,17 +372,17 @@ def merge(path: AnyPath, partial: bool = False) -> Merged:
             may not, or something cannot be read or written.
     """
     place = output_path(path, 'path').resolve()
-    target = Target.of(str(place))
-    run = read_description(target.blocks)
+    location = Location.of(str(place))
+    run = read_description(location.blocks)
     if run is not None:
         made = FORMATS[run.settings['format']](str(place), run.settings['dtype'])
-        merged = _end(made, target, run, partial)
+        merged = _end(made, location, run, partial)
         if merged is not None:
             return merged
     if not (place.exists() and made_by(place) is not None):
         raise OutputError(
             f"'{place}' has no blocks to join: there is no unfinished run in "
-            f"'{target.blocks.url}'"
+            f"'{location.blocks.url}'"
         )
-    sweep(target.blocks)
-    return Merged(0, len(listed_keys(target)), 0)
+    sweep(location.blocks)
+    return Merged(0, len(listed_keys(location)), 0)

@@ -25,9 +25,9 @@ from dynamicvis_geo.callbacks.blocks import (
     read_description,
     share,
 )
+from dynamicvis_geo.callbacks.existing import remove_existing
 from dynamicvis_geo.callbacks.output import Begun, Destination
 from dynamicvis_geo.callbacks.peers import Peers
-from dynamicvis_geo.callbacks.place import remove_existing
 from dynamicvis_geo.callbacks.predictions import (
     find_chip_table,
     rows_behind,
@@ -68,8 +68,8 @@ class RunSummary:
 
 
 @dataclass
-class _Run:
-    """A run that one process is part of."""
+class _Share:
+    """The part of a run that is this process's."""
 
     begun: Begun
     mine: Ints
@@ -181,7 +181,7 @@ class EmbeddingWriter(BasePredictionWriter):
         self.written = 0
         self.failed = 0
         self.summary: RunSummary | None = None
-        self._run: _Run | None = None
+        self._run: _Share | None = None
 
     @property
     def path(self) -> Place:
@@ -325,7 +325,7 @@ class EmbeddingWriter(BasePredictionWriter):
         module: LightningModule,
         chips: RunChips,
         rows: Ints | None = None,
-    ) -> _Run:
+    ) -> _Share:
         """Find out what there is to do, and what of it is done."""
         provenance = run_provenance(trainer, module, chips.provenance)
         # For an output without a chip.
@@ -347,7 +347,7 @@ class EmbeddingWriter(BasePredictionWriter):
             self._say(begun)
         shard = self.shard.within(trainer.global_rank, trainer.world_size)
         mine = share(begun.done, shard)
-        self._run = _Run(begun, mine, Peers(), time.monotonic())
+        self._run = _Share(begun, mine, Peers(), time.monotonic())
         return self._run
 
     def _say(self, begun: Begun) -> None:
@@ -430,7 +430,7 @@ class EmbeddingWriter(BasePredictionWriter):
         if hasattr(module, 'take'):
             module.take(None)
 
-    def _complete(self, run: _Run, written: int) -> RunSummary:
+    def _complete(self, run: _Share, written: int) -> RunSummary:
         """Make the output if all blocks are done, in the first process."""
         missing = self._output.finish(run.begun.run, self.shard.count > 1)
         return RunSummary(
@@ -459,10 +459,10 @@ class EmbeddingWriter(BasePredictionWriter):
         if run is not None and trainer.is_global_zero:
             self._say_what_is_kept(run)
 
-    def _say_what_is_kept(self, run: _Run) -> None:
+    def _say_what_is_kept(self, run: _Share) -> None:
         store, begun = self._output.store, run.begun
         there = read_description(store)
-        if there is None or there.word != begun.run.word:
+        if there is None or there.id != begun.run.id:
             return
         done = finished(store, begun.run, SUFFIX)
         if done.any() or self.shard.count > 1:

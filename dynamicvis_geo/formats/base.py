@@ -20,7 +20,7 @@ from pyproj import CRS
 
 from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import find_provenance
-from dynamicvis_geo.store import Store, Target
+from dynamicvis_geo.store import Location, Store
 
 if TYPE_CHECKING:
     from dynamicvis_geo.datasets.source import ChipFailure
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class RunChips(Protocol):
-    """The part of :class:`~dynamicvis_geo.datasets.ChipDataset` that outputs need."""
+    """The part of :class:`~dynamicvis_geo.datasets.ChipDataset` that outputs need.
+
+    Formats import no datasets, and any dataset that has it may be embedded. The chips
+    themselves have one form, :class:`~.chip_table.ChipTable`, of which `table` holds
+    the columns.
+    """
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -94,12 +99,14 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """A run whose blocks are written.
+class OpenRun:
+    """A run whose blocks are being written.
+
+    Those that are finished are read as :class:`~.block_files.Blocks`.
 
     Attributes:
         store: Folder of the blocks, and of what a format keeps beside them.
-        word: Stands in the names of the run's files there.
+        id: Stands in the names of the run's files there.
         provenance: What goes into the output.
         chips: Where and when the chips are.
         block_of: int64, the block of each row of the chip table, -1 for those of none.
@@ -107,7 +114,7 @@ class Work:
     """
 
     store: Store
-    word: str
+    id: str
     provenance: Mapping[str, Any]
     chips: RunChips
     block_of: NDArray[np.int64]
@@ -141,7 +148,7 @@ class Format(ABC):
             url: File or folder; nothing is read.
             dtype: One of :attr:`dtypes`.
         """
-        self._target = Target.of(url)
+        self._location = Location.of(url)
         self._folder = Store(url)
         self._dtype = dtype
 
@@ -170,14 +177,14 @@ class Format(ABC):
         return [None] * len(chips.source_crs)
 
     def write_maps(
-        self, work: Work, number: int, predictions: Sequence[Predictions]
+        self, run: OpenRun, number: int, predictions: Sequence[Predictions]
     ) -> None:
         """Store the feature maps of a block; they are on disk when this returns.
 
         Called for formats of feature maps only, if a chip of the block has one.
 
         Args:
-            work: The run.
+            run: The run.
             number: Number of the block.
             predictions: Its chips that have not failed, at least one, in any order.
         """

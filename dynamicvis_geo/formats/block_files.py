@@ -31,7 +31,7 @@ from dynamicvis_geo.formats.tables import (
     row_keys,
     unharmed,
 )
-from dynamicvis_geo.store import Store, Target
+from dynamicvis_geo.store import Location, Store
 
 SUFFIX = '.parquet'
 #: Footers of blocks that are read at a time.
@@ -171,7 +171,7 @@ class Blocks:
     Attributes:
         store: Folder of the blocks, and of what a format keeps beside them.
         files: Names of the blocks' files, in the order of the plan.
-        word: Stands in the names of all files of the run there.
+        run_id: Stands in the names of all files of the run there.
         chip_set: Equal for runs of the same chips, whatever the size of their blocks.
         chips: Number of chips of the whole run.
         provenance: What goes into the output.
@@ -181,7 +181,7 @@ class Blocks:
 
     store: Store
     files: Sequence[str]
-    word: str
+    run_id: str
     chip_set: str
     chips: int
     provenance: Mapping[str, Any]
@@ -259,13 +259,13 @@ class Blocks:
         return row_keys(table.filter(pc.is_null(table['reason'])))
 
 
-def list_failures(target: Target, blocks: Blocks) -> int:
+def list_failures(location: Location, blocks: Blocks) -> int:
     """Bring the list of failures up to date.
 
     What was listed before stays, but for the chips of these blocks.
 
     Args:
-        target: The output.
+        location: The output.
         blocks: The blocks, all rows of which have been gone through.
 
     Returns:
@@ -273,7 +273,7 @@ def list_failures(target: Target, blocks: Blocks) -> int:
     """
     failed = blocks.failed()
     tables = [failed] if failed.num_rows else []
-    parent, name = target.parent, target.failures
+    parent, name = location.parent, location.failures
     content = parent.read(name)
     if content is not None:
         old = pq.read_table(pa.BufferReader(content))
@@ -299,19 +299,19 @@ def list_failures(target: Target, blocks: Blocks) -> int:
     return len(frame)
 
 
-def listed_keys(target: Target) -> pa.StringArray:
+def listed_keys(location: Location) -> pa.StringArray:
     """Return the keys of all chips in a list of failures; none if there is no list.
 
     Raises:
         OutputError: If it cannot be read.
     """
-    content = target.parent.read(target.failures)
+    content = location.parent.read(location.failures)
     if content is None:
         return pa.array([], pa.string())
     try:
         return row_keys(pq.read_table(pa.BufferReader(content)))
     except (pa.ArrowException, KeyError) as error:
         raise OutputError(
-            f"'{target.parent.url}/{target.failures}' is no list of failures "
+            f"'{location.parent.url}/{location.failures}' is no list of failures "
             f'({error}): move it away'
         ) from error

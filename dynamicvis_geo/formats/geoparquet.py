@@ -109,25 +109,25 @@ class GeoParquet(Format):
         Raises:
             OutputError: If blocks cannot be read, or the output cannot be written.
         """
-        target, files = self._files()
-        name, old = self._target.name, files
+        folder, files = self._files()
+        name, old = self._location.name, files
         if self.is_folder:
             # The file of this run, if it has been joined before.
-            mine = [file for file in files if _run_of(target, file) == blocks.chip_set]
+            mine = [file for file in files if _run_of(folder, file) == blocks.chip_set]
             name, old = mine[0] if mine else f'data-{len(files):05d}.parquet', []
         rows = blocks.rows()
         first = next(rows, None)
         if first is not None or name in files or not files:
-            self._write(blocks, first, rows, target, name, old)
+            self._write(blocks, first, rows, folder, name, old)
         if self.is_folder:
             provenance = self._provenance(blocks, blocks.schema)
             text = to_json(provenance, indent=2) + '\n'
-            target.put(PARQUET_METADATA_FILE, text.encode())
+            folder.put(PARQUET_METADATA_FILE, text.encode())
 
     def _files(self) -> tuple[Store, list[str]]:
         """Return the folder and the names of the files of the output."""
         if not self.is_folder:
-            parent, name = self._target.parent, self._target.name
+            parent, name = self._location.parent, self._location.name
             return parent, [name] if name in parent.names() else []
         names = [n for n in self._folder.names() if n.endswith('.parquet')]
         return self._folder, sorted(
@@ -149,7 +149,7 @@ class GeoParquet(Format):
         blocks: Blocks,
         first: pa.Table | None,
         others: Iterator[pa.Table],
-        target: Store,
+        folder: Store,
         name: str,
         old: Sequence[str],
     ) -> None:
@@ -157,24 +157,24 @@ class GeoParquet(Format):
         keys = blocks.keys() if old else pa.array([], pa.string())
         extent, held = blocks.extent(), blocks.chips
         for file in old:
-            with opened(target, file) as parquet:
+            with opened(folder, file) as parquet:
                 schemas.append(parquet.schema_arrow.remove_metadata())
                 extent.add(Extent.read(parquet.metadata.metadata))
-            held += sum(len(rows) for rows in _old_rows(target, file, keys, []))
+            held += sum(len(rows) for rows in _old_rows(folder, file, keys, []))
         if not schemas:
             size = blocks.provenance.get('emb:dimensions')
             schemas = [embedding_schema(size, points=False, dtype=self._dtype)]
         schema = common_schema(schemas)
         provenance = self._provenance(blocks, schema)
         tables = itertools.chain(
-            *(_old_rows(target, file, keys) for file in old),
+            *(_old_rows(folder, file, keys) for file in old),
             () if first is None else (first,),
             others,
         )
         fitting = (fit(table, schema) for table in tables)
         groups = _groups(fitting, _group_rows(held, schema))
         with (
-            target.whole(name, blocks.store) as temporary,
+            folder.whole(name, blocks.store) as temporary,
             GeoParquetWriter(
                 temporary, schema, extent, provenance, {_RUN_KEY: blocks.chip_set}
             ) as writer,

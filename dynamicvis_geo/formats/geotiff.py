@@ -14,7 +14,7 @@ from rasterio.io import MemoryFile
 from rasterio.transform import from_bounds
 
 from dynamicvis_geo.errors import SourceError, one_line
-from dynamicvis_geo.formats.base import Format, Predictions, Work, spread
+from dynamicvis_geo.formats.base import Format, OpenRun, Predictions, spread
 from dynamicvis_geo.formats.block_files import Blocks
 from dynamicvis_geo.paths import Place, kind_of
 from dynamicvis_geo.projections import crs_name
@@ -48,13 +48,13 @@ class GeoTIFF(Format):
         return pa.array(sorted(ids), pa.string())
 
     def write_maps(
-        self, work: Work, number: int, predictions: Sequence[Predictions]
+        self, run: OpenRun, number: int, predictions: Sequence[Predictions]
     ) -> None:
         """Write the feature maps of a block, each whole."""
         for some in predictions:
             valid = some.valid_fraction
-            provenance = _provenance(work.provenance, some.embedding.shape[1])
-            rows = work.chips.rows(some.chip)
+            provenance = _provenance(run.provenance, some.embedding.shape[1])
+            rows = run.chips.rows(some.chip)
             for i, (_, chip) in enumerate(rows.iterrows()):
                 content = encode_feature_map(
                     some.embedding[i],

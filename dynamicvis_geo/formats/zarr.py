@@ -50,7 +50,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError, SourceError, one_line
-from dynamicvis_geo.formats.base import Format, Predictions, RunChips, Work
+from dynamicvis_geo.formats.base import Format, OpenRun, Predictions, RunChips
 from dynamicvis_geo.formats.block_files import Blocks
 from dynamicvis_geo.formats.tables import (
     Extent,
@@ -162,7 +162,7 @@ class Zarr(Format):
         return origins
 
     def write_maps(
-        self, work: Work, number: int, predictions: Sequence[Predictions]
+        self, run: OpenRun, number: int, predictions: Sequence[Predictions]
     ) -> None:
         """Write the shards that are a block's alone, and keep its cells of others.
 
@@ -170,7 +170,7 @@ class Zarr(Format):
             OutputError: If the feature maps do not fit into the array, or have values
                 that the type cannot hold.
         """
-        mosaic = self._mosaic(work, predictions)
+        mosaic = self._mosaic(run, predictions)
         with ExitStack() as stack:
             seams = None
             for shard, alone, cells in mosaic.cells(number, predictions):
@@ -178,8 +178,8 @@ class Zarr(Format):
                     put_cells(mosaic.group, shard, cells)
                     continue
                 if seams is None:
-                    name = f'seam-{work.word}-{number:08d}.zip'
-                    path = stack.enter_context(work.store.whole(name))
+                    name = f'seam-{run.id}-{number:08d}.zip'
+                    path = stack.enter_context(run.store.whole(name))
                     seams = stack.enter_context(zipfile.ZipFile(path, 'w'))
                 write_seam(seams, (mosaic.name, shard), cells)
 
@@ -275,36 +275,36 @@ class Zarr(Format):
     def _group(self, crs: str) -> Group | None:
         return Group.open(f'{self._folder.url}/{group_name(crs)}')
 
-    def _mosaic(self, work: Work, predictions: Sequence[Predictions]) -> Mosaic:
+    def _mosaic(self, run: OpenRun, predictions: Sequence[Predictions]) -> Mosaic:
         """Return what a block is written into; begin it if nobody has."""
-        source = int(work.chips.table['source'][predictions[0].chip[0]])
-        crs = crs_name(work.chips.source_crs[source])
-        key = work.word, crs
+        source = int(run.chips.table['source'][predictions[0].chip[0]])
+        crs = crs_name(run.chips.source_crs[source])
+        key = run.id, crs
         for some in predictions:
             dimensions, height, width = some.embedding.shape[1:]
             maps = dimensions, height, width
             if key not in self._mosaics:
-                self._mosaics[key] = self._begin(work, crs, maps)
+                self._mosaics[key] = self._begin(run, crs, maps)
             self._mosaics[key].group.layout.check_same(crs, maps, self._dtype)
         return self._mosaics[key]
 
-    def _begin(self, work: Work, crs: str, maps: tuple[int, int, int]) -> Mosaic:
-        rows = _by_crs(work.chips)[crs]
-        table = open_times(work.chips.table[rows])
+    def _begin(self, run: OpenRun, crs: str, maps: tuple[int, int, int]) -> Mosaic:
+        rows = _by_crs(run.chips)[crs]
+        table = open_times(run.chips.table[rows])
         group = self._group(crs)
         if group is None:
-            strides = work.chips.strides
+            strides = run.chips.strides
             gridded = all(strides[i] is not None for i in np.unique(table['source']))
-            square = work.square if gridded else None
+            square = run.square if gridded else None
             grid = ChipGrid.of(crs, table)
             layout = Layout.plan(grid, table, maps, self._dtype, square)
             url = f'{self._folder.url}/{group_name(crs)}'
-            attributes = _attributes(self._provenance(work.provenance, maps[0]))
+            attributes = _attributes(self._provenance(run.provenance, maps[0]))
             group = Group.begin(url, layout, crs, attributes)
         group.layout.check_chips(crs, table)
         held = self._held_chips(table.dtype).get(crs, table[:0])
         none = np.full(len(held), -1)
-        block = work.block_of[rows]
+        block = run.block_of[rows]
         sites = Sites.of(
             group.layout,
             group.layout.place(np.concatenate([table, held])),
@@ -318,7 +318,7 @@ class Zarr(Format):
         store = blocks.store
         seams: dict[tuple[str, Shard], list[str]] = {}
         for name in sorted(store.names()):
-            if name.startswith(f'seam-{blocks.word}-'):
+            if name.startswith(f'seam-{blocks.run_id}-'):
                 for place in seam_places(store, name):
                     seams.setdefault(place, []).append(name)
         for name, places in itertools.groupby(sorted(seams), lambda place: place[0]):

@@ -225,7 +225,7 @@ def test_plan_of_some_chips() -> None:
     assert plan.rows.tolist() == order[np.isin(order, some)].tolist()
     assert plan.fingerprint == plan_of(chips, 8).fingerprint
     described = describe(plan, {}, {})
-    assert described.word != describe(plan_of(chips, 8), {}, {}).word
+    assert described.id != describe(plan_of(chips, 8), {}, {}).id
     again = plan_of(chips, 8, left_out=described.left_out)
     assert again.rows.tolist() == plan.rows.tolist()
     assert again.starts.tolist() == plan.starts.tolist()
@@ -251,7 +251,7 @@ def description(chips: ChipDataset, size: int, **settings: object) -> Descriptio
 def test_a_run_is_begun_by_one_and_joined_by_others(store: Store) -> None:
     assert read_description(store) is None
     mine = description(points(20), 4, weights='abc', bands=('B4', 'B3'), scale=0.1)
-    assert begin(store, mine).word == mine.word
+    assert begin(store, mine).id == mine.id
     again = replace(mine, provenance={'run': 'later'})
     there = begin(store, again)
     assert there == read_description(store)

@@ -28,10 +28,10 @@ from dynamicvis_geo.callbacks.output import Merged, join_blocks
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.datasets.source import ChipFailure
-from dynamicvis_geo.formats.base import Predictions, Work
+from dynamicvis_geo.formats.base import OpenRun, Predictions
 from dynamicvis_geo.formats.block_files import SUFFIX, encode_block
 from dynamicvis_geo.formats.zarr import Zarr
-from dynamicvis_geo.store import Target
+from dynamicvis_geo.store import Location
 from tests.callbacks.test_blocks import begin
 
 D = 3
@@ -87,7 +87,7 @@ class Run:
     ) -> None:
         self.chips, self.fails, self.cells = chips, set(fails), cells
         self.format = Zarr(str(target), dtype)
-        self.target = Target.of(str(target))
+        self.target = Location.of(str(target))
         self.store = self.target.blocks
         self.format.check(chips)
         there = read_description(self.store)
@@ -97,9 +97,9 @@ class Run:
         self.run = begin(self.store, describe(plan, settings, PROVENANCE))
         self.plan = self._plan(block_chips, self.run.left_out)
         assert self.plan.fingerprint == self.run.plan
-        self.work = Work(
+        self.work = OpenRun(
             self.store,
-            self.run.word,
+            self.run.id,
             self.run.provenance,
             chips,
             self.plan.block_of(len(chips.table)),

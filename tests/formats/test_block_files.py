@@ -31,7 +31,7 @@ from dynamicvis_geo.formats.base import Predictions
 from dynamicvis_geo.formats.block_files import SUFFIX, Blocks, encode_block
 from dynamicvis_geo.formats.geoparquet import GeoParquet
 from dynamicvis_geo.provenance import read_provenance
-from dynamicvis_geo.store import Store, Target
+from dynamicvis_geo.store import Location, Store
 from tests.callbacks.test_blocks import begin, grid, plan_of, points
 from tests.formats.dies import die_in_merge
 
@@ -91,13 +91,13 @@ class Run:
         told = self.description
         names = sorted(name for name in self.store.names() if name != DESCRIPTION_FILE)
         return Blocks(
-            self.store, names, told.word, told.chip_set, told.chips, told.provenance
+            self.store, names, told.id, told.chip_set, told.chips, told.provenance
         )
 
     def merge(self, partial: bool = False) -> Merged:
         path = f'{self.target.url}/out.parquet'
         output = GeoParquet(path, self.dtype)
-        return join_blocks(output, Target.of(path), self.description, partial)
+        return join_blocks(output, Location.of(path), self.description, partial)
 
 
 MakePlace = Callable[[], str]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.false_colour import plot_false_colours
 from dynamicvis_geo.formats import FORMATS
-from dynamicvis_geo.formats.base import Format, Predictions, Work
+from dynamicvis_geo.formats.base import Format, OpenRun, Predictions
 from dynamicvis_geo.formats.block_files import Blocks
 from dynamicvis_geo.formats.tables import Extent, GeoParquetWriter, row_keys
 from dynamicvis_geo.outputs import open_output
@@ -40,10 +40,10 @@ class NPY(Format):
         return pa.array([name.removesuffix('.npy') for name in names], pa.string())
 
     def write_maps(
-        self, work: Work, number: int, predictions: Sequence[Predictions]
+        self, run: OpenRun, number: int, predictions: Sequence[Predictions]
     ) -> None:
         for some in predictions:
-            names = work.chips.rows(some.chip)['chip_id']
+            names = run.chips.rows(some.chip)['chip_id']
             for name, features in zip(names, some.embedding, strict=True):
                 file = io.BytesIO()
                 np.save(file, features)

@@ -23,7 +23,7 @@ import rasterio
 import shapely
 from rasterio.transform import from_origin
 
-from dynamicvis_geo.callbacks.place import check_place
+from dynamicvis_geo.callbacks.existing import check_place
 from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.errors import OutputError

@@ -1,4 +1,4 @@
-"""Checks of a place where an output is to be written, and of what lies there."""
+"""Outputs that exist: whose they are, and whether they may be written or removed."""
 
 import fnmatch
 import re
@@ -20,7 +20,7 @@ from dynamicvis_geo.provenance import (
     read_provenance,
 )
 from dynamicvis_geo.settings import differences, settings_of, table
-from dynamicvis_geo.store import Target
+from dynamicvis_geo.store import Location
 
 #: Names of files on their way.
 _TEMPORARY = re.compile(r'\..+\.[0-9a-f]+\.partial')
@@ -97,19 +97,19 @@ def check_place(
 
 def _check_beside(path: Place) -> None:
     """Refuse a folder of blocks and a list of failures that are somebody else's."""
-    place = Target.of(str(path))
+    location = Location.of(str(path))
     folder = path.parent / f'{path.name}.partial'
     with _errors(path):
         if folder.is_file() or any(
             not any(fnmatch.fnmatch(name, one) for one in _OF_RUNS)
-            for name in (place.blocks.names() if folder.is_dir() else ())
+            for name in (location.blocks.names() if folder.is_dir() else ())
         ):
             raise OutputError(
                 f"cannot write '{path}': unfinished work would be kept in "
                 f"'{folder}', which is there and not of this package; choose "
                 'another name'
             )
-        failures = path.parent / place.failures
+        failures = path.parent / location.failures
         if not failures.exists():
             return
         try:
@@ -151,7 +151,7 @@ def made_by(path: Place) -> Mapping[str, Any] | None:
         is_dir = path.is_dir()
         there = any(path.iterdir()) if is_dir else path.exists()
     # Parts of a folder are there before its provenance is.
-    if not there or (is_dir and Target.of(str(path)).blocks.read(DESCRIPTION_FILE)):
+    if not there or (is_dir and Location.of(str(path)).blocks.read(DESCRIPTION_FILE)):
         return None
     try:
         return read_provenance(path)
@@ -182,9 +182,9 @@ def check_settings(
 
 def remove_existing(path: Place) -> None:
     """Remove an output, and all that unfinished runs have left of it."""
-    place = Target.of(str(path))
-    place.blocks.clear(DESCRIPTION_FILE)
-    place.parent.remove(place.failures)
+    location = Location.of(str(path))
+    location.blocks.clear(DESCRIPTION_FILE)
+    location.parent.remove(location.failures)
     with _errors(path):
         if not path.exists():
             return
