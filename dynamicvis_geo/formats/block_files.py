@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.formats.base import Predictions, RunChips
-from dynamicvis_geo.formats.tables import (
+from dynamicvis_geo.formats.parquet_files import (
     Extent,
     GeoParquetWriter,
+    opened,
+    unharmed,
+)
+from dynamicvis_geo.formats.tables import (
     chip_rows,
     embedding_table,
     join_keys,
-    opened,
     row_keys,
-    unharmed,
 )
 from dynamicvis_geo.store import Location, Store
 

@@ -28,7 +28,6 @@ The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the prove
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal
 
 import geopandas as gpd
@@ -42,15 +41,20 @@ from numpy.typing import NDArray
 from dynamicvis_geo.errors import SourceError, one_line
 from dynamicvis_geo.formats.base import Format
 from dynamicvis_geo.formats.block_files import Blocks
-from dynamicvis_geo.formats.tables import (
-    DTYPES,
+from dynamicvis_geo.formats.parquet_files import (
     Extent,
     GeoParquetWriter,
+    one_ahead,
+    opened,
+    row_group_size,
+    row_groups,
+)
+from dynamicvis_geo.formats.tables import (
+    DTYPES,
     common_schema,
     embedding_schema,
     fit,
     join_keys,
-    opened,
     row_keys,
 )
 from dynamicvis_geo.paths import Place, kind_of, parquet_source
@@ -64,8 +68,6 @@ from dynamicvis_geo.store import Store
 
 #: Column of the vectors, and of the factors of those that are stored as integers.
 EMBEDDING, SCALE = 'embedding', 'scale'
-#: Bytes of embeddings in a row group: a sixteenth of the file, within these bounds.
-ROW_GROUP_BYTES = (4 * 2**20, 16 * 2**20)
 #: Memory that the vectors decoded at a time take, bytes.
 _BATCH_BYTES = 16 * 2**20
 #: Key of the footer: of which run a file of a folder is.
@@ -172,14 +174,14 @@ class GeoParquet(Format):
             others,
         )
         fitting = (fit(table, schema) for table in tables)
-        groups = _groups(fitting, _group_rows(held, schema))
+        groups = row_groups(fitting, row_group_size(held, schema))
         with (
             folder.whole(name, blocks.store) as temporary,
             GeoParquetWriter(
                 temporary, schema, extent, provenance, {_RUN_KEY: blocks.chip_set}
             ) as writer,
         ):
-            for group in _ahead(groups):
+            for group in one_ahead(groups):
                 writer.write(group)
 
     @classmethod
@@ -233,40 +235,6 @@ def _keys(store: Store, name: str) -> pa.StringArray:
     with opened(store, name) as file:
         names = [n for n in ('id', 'point_id') if n in file.schema_arrow.names]
         return row_keys(file.read(names, use_threads=False))
-
-
-def _group_rows(rows: int, schema: pa.Schema) -> int:
-    """Return the rows of a row group, which depend on the plan alone."""
-    kind = schema.field('embedding').type
-    if not pa.types.is_fixed_size_list(kind):
-        return 1
-    size: int = max(1, kind.list_size * kind.value_type.bit_width // 8)
-    least, most = ROW_GROUP_BYTES
-    return max(1, int(np.clip(rows * size // 16, least, most)) // size)
-
-
-def _groups(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Cut a stream of rows anew."""
-    held: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        held.append(table)
-        count += table.num_rows
-        while count >= rows:
-            joined = pa.concat_tables(held)
-            yield joined.slice(0, rows).combine_chunks()
-            held, count = [joined.slice(rows)], count - rows
-    if count:
-        yield pa.concat_tables(held).combine_chunks()
-
-
-def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Have the next table made by a thread while one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, tables, None)
-        while (table := coming.result()) is not None:
-            coming = pool.submit(next, tables, None)
-            yield table
 
 
 def _parts_in(folder: Place) -> list[Place]:

@@ -1,10 +1,7 @@
-"""Chips and their embeddings as Arrow tables, and as GeoParquet files of these."""
+"""Chips and their embeddings as Arrow tables: their columns and keys."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -12,13 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import pyproj
 import shapely
 
 from dynamicvis_geo.errors import OutputError
-from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
-from dynamicvis_geo.store import Store
 from dynamicvis_geo.time_window import FIRST
 
 #: Types in which embeddings can be stored.
@@ -31,8 +24,6 @@ _ARROW_TYPES = {
 }
 _TIME = pa.timestamp('us', tz='UTC')
 _BBOX = pa.struct([(name, pa.float64()) for name in ('xmin', 'ymin', 'xmax', 'ymax')])
-#: Kinds of geometries in WKB, of which footprints are two.
-_KINDS = {1: 'Point', 2: 'LineString', 3: 'Polygon', 6: 'MultiPolygon'}
 #: What stands in columns of dates that must have one, where there is no limit.
 _UNDATED = FIRST.ceil('s').tz_localize('UTC')
 
@@ -243,167 +234,6 @@ def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     return pa.table(columns, names=schema.names).cast(schema)
-
-
-class Extent:
-    """Kinds and bounds of all geometries of a file, for its metadata.
-
-    Attributes:
-        types: Kinds of geometries, such as 'Polygon'.
-        lower: Least longitude and latitude, degrees; infinite without geometries.
-        upper: Greatest ones.
-    """
-
-    def __init__(self) -> None:
-        self.types: set[str] = set()
-        self.lower = np.full(2, np.inf)
-        self.upper = np.full(2, -np.inf)
-
-    @classmethod
-    def of(cls, rows: pa.Table) -> Self:
-        """Return that of some rows."""
-        extent = cls()
-        if not rows.num_rows:
-            return extent
-        outlines = rows.column('geometry')
-        # After the order of bytes (little endian): the kind.
-        kinds = pc.unique(pc.binary_slice(outlines, 1, 5)).to_pylist()
-        extent.types = {_KINDS[int.from_bytes(kind, 'little')] for kind in kinds}
-        columns = [pc.struct_field(rows.column('bbox'), [i]) for i in range(4)]
-        least = [pc.min(column).as_py() for column in columns[:2]]
-        most = [pc.max(column).as_py() for column in columns[2:]]
-        extent.lower, extent.upper = np.array(least, float), np.array(most, float)
-        return extent
-
-    @classmethod
-    def read(cls, metadata: Mapping[bytes, bytes]) -> Self:
-        """Read what the metadata of a file say."""
-        extent = cls()
-        column = json.loads(metadata[b'geo'])['columns']['geometry']
-        extent.types = set(column['geometry_types'])
-        if 'bbox' in column:
-            extent.lower, extent.upper = np.reshape(column['bbox'], (2, 2))
-        return extent
-
-    def add(self, other: Self) -> None:
-        """Take account of another one."""
-        self.types |= other.types
-        self.lower = np.fmin(self.lower, other.lower)
-        self.upper = np.fmax(self.upper, other.upper)
-
-
-class GeoParquetWriter:
-    """Writes tables of one schema into one GeoParquet file, a row group each."""
-
-    def __init__(
-        self,
-        path: Path | pa.NativeFile,
-        schema: pa.Schema,
-        extent: Extent,
-        provenance: Mapping[str, Any],
-        metadata: Mapping[str | bytes, str] | None = None,
-        compression: Literal['zstd', 'none'] = 'zstd',
-    ) -> None:
-        """Create the file.
-
-        Args:
-            path: The file, or what takes its bytes.
-            schema: As :func:`embedding_schema` gives it.
-            extent: That of all rows that will be written.
-            provenance: What made the embeddings.
-            metadata: More for the footer of the file.
-            compression: Of all columns.
-        """
-        # Not at the end: of a folder, readers see only what the schema holds.
-        self._schema = schema.with_metadata(
-            {
-                'geo': _geo_metadata(extent),
-                PROVENANCE_KEY: to_json(provenance),
-                **(metadata or {}),
-            }
-        )
-        names = [name for name in schema.names if name not in ('embedding', 'bbox')]
-        # Of a file without embeddings, no name is wrong.
-        floats = (
-            'embedding' in schema.names
-            and schema.field('embedding').type.value_type == pa.float32()
-        )
-        self._file = pq.ParquetWriter(
-            path,
-            self._schema,
-            compression=compression,
-            # Floats hardly repeat: a dictionary costs time and saves nothing. Their
-            # first bytes do, which puts a tenth less into the file.
-            use_dictionary=['crs'],
-            use_byte_stream_split=['embedding.list.element'] if floats else False,
-            # Nobody looks for rows by the least and greatest of all features.
-            write_statistics=[*names, *(f'bbox.{field.name}' for field in _BBOX)],
-        )
-
-    def write(self, table: pa.Table) -> None:
-        """Append a row group."""
-        if table.num_rows:
-            rows = table.replace_schema_metadata(self._schema.metadata)
-            self._file.write_table(rows, row_group_size=table.num_rows)
-
-    def __enter__(self) -> Self:
-        """Return the writer."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Finish the file, or let go of it if writing has failed."""
-        # Closing writes, and writing may be what has failed (a full disk).
-        with nullcontext() if kind is None else suppress(OSError):
-            self._file.close()
-
-
-def _geo_metadata(extent: Extent) -> str:
-    """Metadata of the GeoParquet specification 1.1.0, key 'geo'."""
-    column: dict[str, Any] = {
-        'encoding': 'WKB',
-        'geometry_types': sorted(extent.types),
-        'crs': pyproj.CRS('EPSG:4326').to_json_dict(),
-        'edges': 'planar',
-        'covering': {
-            'bbox': {name: ['bbox', name] for name in ('xmin', 'ymin', 'xmax', 'ymax')}
-        },
-    }
-    if extent.types:
-        column['bbox'] = [*extent.lower.tolist(), *extent.upper.tolist()]
-    return json.dumps(
-        {
-            'version': '1.1.0',
-            'primary_column': 'geometry',
-            'columns': {'geometry': column},
-        }
-    )
-
-
-@contextmanager
-def opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file to read parts of it.
-
-    Raises:
-        OutputError: If it cannot be read.
-    """
-    with store.open(name) as file, unharmed(store, name), pq.ParquetFile(file) as it:
-        yield it
-
-
-@contextmanager
-def unharmed(store: Store, name: str) -> Iterator[None]:
-    """Name a file whose content is found to be damaged.
-
-    Raises:
-        OutputError: If it is.
-    """
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise OutputError(
-            f"'{store.url}/{name}' cannot be read ({error}): it was damaged after "
-            'it was written; remove it, and its chips are computed again'
-        ) from error
 
 
 def chip_keys(

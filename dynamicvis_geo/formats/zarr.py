@@ -52,14 +52,8 @@ from numpy.typing import NDArray
 from dynamicvis_geo.errors import OutputError, SourceError, one_line
 from dynamicvis_geo.formats.base import Format, OpenRun, Predictions, RunChips
 from dynamicvis_geo.formats.block_files import Blocks
-from dynamicvis_geo.formats.tables import (
-    Extent,
-    GeoParquetWriter,
-    chip_schema,
-    fit,
-    opened,
-    row_keys,
-)
+from dynamicvis_geo.formats.parquet_files import Extent, GeoParquetWriter, opened
+from dynamicvis_geo.formats.tables import chip_schema, fit, row_keys
 from dynamicvis_geo.formats.zarr_cells import (
     Mosaic,
     Sites,

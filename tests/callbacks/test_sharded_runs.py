@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from dynamicvis_geo.callbacks import EmbeddingWriter, writer
 from dynamicvis_geo.callbacks.output import Destination, Merged, merge
 from dynamicvis_geo.errors import OutputError, SpecError
-from dynamicvis_geo.formats.tables import GeoParquetWriter
+from dynamicvis_geo.formats.parquet_files import GeoParquetWriter
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_resume import OUTPUTS, Failing, Noise, fail
 from tests.callbacks.test_writer import predict, values

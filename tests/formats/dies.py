@@ -3,7 +3,7 @@
 import os
 import signal
 
-from dynamicvis_geo.formats import tables
+from dynamicvis_geo.formats import parquet_files
 from dynamicvis_geo.formats.block_files import Blocks
 from dynamicvis_geo.formats.geoparquet import GeoParquet
 
@@ -14,5 +14,5 @@ def die_in_merge(blocks: Blocks, path: str) -> None:
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    tables.GeoParquetWriter.write = die  # type: ignore[assignment,method-assign]
+    parquet_files.GeoParquetWriter.write = die  # type: ignore[assignment,method-assign]
     GeoParquet(path, 'float32').merge(blocks)

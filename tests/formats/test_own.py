@@ -17,7 +17,8 @@ from dynamicvis_geo.false_colour import plot_false_colours
 from dynamicvis_geo.formats import FORMATS
 from dynamicvis_geo.formats.base import Format, OpenRun, Predictions
 from dynamicvis_geo.formats.block_files import Blocks
-from dynamicvis_geo.formats.tables import Extent, GeoParquetWriter, row_keys
+from dynamicvis_geo.formats.parquet_files import Extent, GeoParquetWriter
+from dynamicvis_geo.formats.tables import row_keys
 from dynamicvis_geo.outputs import open_output
 from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import to_json
