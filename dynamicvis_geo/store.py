@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,9 +74,9 @@ class Store:
         system, folder = self._place()
         with self._errors('write', name):
             if isinstance(system, LocalFileSystem):
-                with _temporary(Path(folder), name) as temporary:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                with whole_file(Path(folder, name)) as temporary:
                     temporary.write_bytes(content)
-                    _replace(temporary, Path(folder, name))
             else:
                 # Of views, S3 takes none.
                 system.pipe_file(f'{folder}/{name}', bytes(content))
@@ -95,21 +95,17 @@ class Store:
             OutputError: If it cannot be written.
         """
         system, folder = self._place()
-        local = isinstance(system, LocalFileSystem)
-        with self._errors('write', name, own=False), ExitStack() as stack:
-            if local:
-                way = Path(folder if scratch is None else scratch._place()[1])
+        with self._errors('write', name, own=False):
+            if isinstance(system, LocalFileSystem):
                 Path(folder).mkdir(parents=True, exist_ok=True)
+                way = Path(folder if scratch is None else scratch._place()[1])
                 way.mkdir(parents=True, exist_ok=True)
-                if way.stat().st_dev != os.stat(folder).st_dev:
-                    way = Path(folder)
-            else:
-                way = Path(stack.enter_context(TemporaryDirectory()))
-            temporary = stack.enter_context(_temporary(way, name))
-            yield temporary
-            if local:
-                _replace(temporary, Path(folder, name))
-            else:
+                with whole_file(Path(folder, name), way) as temporary:
+                    yield temporary
+                return
+            with TemporaryDirectory() as place:
+                temporary = Path(place, name)
+                yield temporary
                 with self._errors('write', name):
                     system.put_file(str(temporary), f'{folder}/{name}')
 
@@ -245,20 +241,33 @@ def failures_name(name: str) -> str:
 
 
 @contextmanager
+def whole_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Give a file to write to, which gets its name when it is on disk.
+
+    If it cannot be written, nothing is left of it, and what had the name stays.
+
+    Args:
+        path: The file to be, in a folder that is there.
+        scratch: Folder for the file until then, if it is on the same disk; that of
+            *path* by default.
+    """
+    folder = path.parent
+    if scratch is not None and scratch.stat().st_dev == folder.stat().st_dev:
+        folder = scratch
+    with _temporary(folder, path.name) as temporary:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+
+
+@contextmanager
 def _temporary(folder: Path, name: str) -> Iterator[Path]:
     """Give a name that no process on any machine has; what is left of it goes."""
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f'.{name}.{secrets.token_hex(8)}.partial'
     try:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Give a file its name when it is on disk."""
-    _sync(temporary)
-    os.replace(temporary, path)
 
 
 def _sync(path: Path) -> None:
@@ -267,6 +276,7 @@ def _sync(path: Path) -> None:
 
 
 def _link_new(folder: Path, name: str, content: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     with _temporary(folder, name) as temporary:
         temporary.write_bytes(content)
         _sync(temporary)

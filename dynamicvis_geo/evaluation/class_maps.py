@@ -28,6 +28,7 @@ from dynamicvis_geo.provenance import (
     to_json,
 )
 from dynamicvis_geo.rasters import open_raster
+from dynamicvis_geo.store import Store
 from dynamicvis_geo.tasks.probe import LinearProbe, load_probe
 
 #: Tags of a feature map that its class map keeps.
@@ -99,9 +100,9 @@ def predict_maps(
         if path.exists() and not overwrite and _is_ours(path, identity):
             skipped.append(path)
             continue
-        _write(path, _encode(file, model, made))
+        Store(str(path.parent)).put(path.name, _encode(file, model, made))
         written.append(path)
-    _write(target / METADATA_FILE, to_json(made, indent=2).encode())
+    Store(str(target)).put(METADATA_FILE, to_json(made, indent=2).encode())
     return written, skipped
 
 
@@ -220,16 +221,3 @@ def _colours(count: int) -> dict[int, tuple[int, ...]]:
     else:
         colours = matplotlib.colormaps['hsv'](np.arange(count) / count, bytes=True)
     return {i: tuple(map(int, colour)) for i, colour in enumerate(colours)}
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write '{path}': {error}; choose another --output"
-        ) from error

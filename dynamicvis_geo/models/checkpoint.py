@@ -8,7 +8,6 @@ import ast
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from dynamicvis_geo.models.safe_load import (
     read_head,
 )
 from dynamicvis_geo.paths import local_output
+from dynamicvis_geo.store import whole_file
 
 #: How the official "without token selection" models differ from the others. Their
 #: tensors have the same names and shapes, so the state dict itself does not tell it.
@@ -248,14 +248,11 @@ def convert(
         'settings': json.dumps(settings),
         'meta': json.dumps(checkpoint.meta),
     }
-    partial = out.with_name(f'.{out.name}.{os.getpid()}.partial')
     try:
-        safetensors.torch.save_file(checkpoint.state_dict, partial, metadata)
-        partial.replace(out)
+        with whole_file(out) as partial:
+            safetensors.torch.save_file(checkpoint.state_dict, partial, metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise OutputError(f'{out} cannot be written: {error}') from error
-    finally:
-        partial.unlink(missing_ok=True)
     return out
 
 
