@@ -21,3 +21,6 @@ COMMANDS = {
     'verify': 'compare this implementation with the official code',
     'convert': 'write the backbone of a checkpoint as safetensors',
 }
+
+#: What the shell sees if the images of some chips could not be had.
+SOME_FAILED = 3

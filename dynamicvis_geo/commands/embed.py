@@ -169,13 +169,12 @@ def _value_range(text: str) -> tuple[float, float]:
 def run(arguments: Namespace) -> int:
     """Embed what the arguments name, and print what was written."""
     from dynamicvis_geo.callbacks import EmbeddingWriter
-    from dynamicvis_geo.commands.trainer import (
+    from dynamicvis_geo.commands.backbone import (
         backbone_config,
         choose_device,
         feature_shape,
-        predict,
-        require_launcher,
     )
+    from dynamicvis_geo.commands.trainer import predict, require_launcher
     from dynamicvis_geo.datamodules import ScenesDataModule
     from dynamicvis_geo.models.safe_load import read_head
     from dynamicvis_geo.tasks import FeatureExtraction

@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Print the configuration, or what a checkpoint holds."""
-    from dynamicvis_geo.commands.trainer import (
+    from dynamicvis_geo.commands.backbone import (
         backbone_config,
         torch_device,
         weights_fields,

@@ -6,6 +6,7 @@ Exits with 3 if the images of some chips could not be had.
 
 from argparse import ArgumentParser, Namespace
 
+from dynamicvis_geo.commands import SOME_FAILED
 from dynamicvis_geo.commands.options import output
 
 
@@ -28,7 +29,6 @@ def run(arguments: Namespace) -> int:
         the exit code: 0, or :data:`SOME_FAILED`.
     """
     from dynamicvis_geo.callbacks.output import merge
-    from dynamicvis_geo.commands.trainer import SOME_FAILED
 
     merged = merge(arguments.out, arguments.partial)
     text = f'Wrote {arguments.out}: {merged.rows} chips joined'

@@ -1,14 +1,11 @@
-"""The backbone and the Trainer that options describe, and a run of them."""
+"""The Trainer that options describe, and a run of it."""
 
 import logging
 import os
 import re
 import warnings
 from argparse import Namespace
-from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.fabric.plugins.environments.lsf import LSFEnvironment
 from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -17,10 +14,11 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from dynamicvis_geo import termination
 from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter, RunSummary
+from dynamicvis_geo.commands import SOME_FAILED
+from dynamicvis_geo.commands.backbone import choose_device
 from dynamicvis_geo.commands.options import log
 from dynamicvis_geo.datamodules import ChipDataModule
 from dynamicvis_geo.errors import RunEndedError, SpecError
-from dynamicvis_geo.models.config import BackboneConfig
 from dynamicvis_geo.tasks import FeatureExtraction
 
 _logger = logging.getLogger(__name__)
@@ -31,35 +29,6 @@ _NO_MEMORY = re.compile(
     r'DataLoader worker .*(exited unexpectedly|signal: (Killed|Bus error))|'
     r'MemoryError|OutOfMemory|allocate memory|not enough memory'
 )
-
-#: What the shell sees if the images of some chips could not be had.
-SOME_FAILED = 3
-
-
-def weights_fields(weights: str) -> dict[str, Any]:
-    """Turn ``--weights`` into fields of :class:`BackboneConfig`."""
-    if weights == 'pretrained':
-        return {}
-    if weights == 'random':
-        return {'weights': 'random'}
-    return {'checkpoint': Path(weights)}
-
-
-def backbone_config(weights: str) -> BackboneConfig:
-    """Read the environment, and what ``--weights`` says.
-
-    Raises:
-        SpecError: if a variable has a value that cannot be used.
-    """
-    return BackboneConfig.from_env(**weights_fields(weights))
-
-
-def feature_shape(config: BackboneConfig) -> tuple[int, int, int]:
-    """Channels, height and width of the feature maps, without making the model."""
-    size = config.img_size
-    height, width = size if isinstance(size, tuple) else (size, size)
-    # A cell is 32 pixels wide.
-    return 1024 if config.named_arch == 'l' else 768, -(-height // 32), -(-width // 32)
 
 
 def require_launcher(nodes: int) -> None:
@@ -80,64 +49,6 @@ def require_launcher(nodes: int) -> None:
             'or torchrun on each, set MASTER_ADDR, MASTER_PORT and NODE_RANK on each, '
             'or leave out --nodes'
         )
-
-
-def choose_device(
-    device: str, processes: int | str = 1
-) -> tuple[str, str | int | list[int]]:
-    """Turn ``--device`` and ``--devices`` into Lightning's accelerator and devices.
-
-    Raises:
-        SpecError: if there is no such device here, or not so many.
-    """
-    kind, colon, number = device.partition(':')
-    if kind not in ('auto', 'cpu', 'cuda', 'mps') or (
-        colon and not (kind == 'cuda' and number.isdecimal())
-    ):
-        raise SpecError(
-            f'--device {device!r} is unknown: choose auto, cpu, cuda, cuda:N or mps'
-        )
-    if colon and processes != 1:
-        raise SpecError(
-            f'--device {device} is one device, and --devices {processes} asks for '
-            'several: give --device cuda, or leave out --devices'
-        )
-    if kind == 'cuda':
-        count = torch.cuda.device_count()
-        if not colon and count:
-            return 'cuda', _at_most(processes, count)
-        if int(number or 0) >= count:
-            raise SpecError(
-                f'--device {device}: PyTorch finds {count} CUDA devices here: choose '
-                'another, or --device cpu'
-            )
-        return 'cuda', [int(number or 0)]
-    if kind == 'mps' and not torch.backends.mps.is_available():
-        raise SpecError('--device mps: PyTorch finds no MPS here: choose --device cpu')
-    return kind, processes
-
-
-def _at_most(processes: int | str, count: int) -> int | str:
-    if isinstance(processes, int) and processes > count:
-        raise SpecError(
-            f'--devices {processes}: PyTorch finds {count} CUDA devices here: ask for '
-            'so many, or for auto'
-        )
-    return processes
-
-
-def torch_device(device: str) -> torch.device:
-    """Turn ``--device`` into PyTorch's.
-
-    Raises:
-        SpecError: if there is no such device here.
-    """
-    choose_device(device)
-    if device != 'auto':
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device('cuda')
-    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 
 def predict(

@@ -42,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Compare, print the report, and give the exit code."""
-    from dynamicvis_geo.commands.trainer import backbone_config, torch_device
+    from dynamicvis_geo.commands.backbone import backbone_config, torch_device
     from dynamicvis_geo.models.verify import format_report, verify
 
     device = torch_device(arguments.device)
