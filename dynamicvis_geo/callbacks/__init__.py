@@ -2,12 +2,13 @@
 
 import sys
 
+from dynamicvis_geo.callbacks.output import RunSummary
 from dynamicvis_geo.callbacks.progress import ChipProgress
-from dynamicvis_geo.callbacks.writer import EmbeddingWriter, RunSummary
+from dynamicvis_geo.callbacks.writer import EmbeddingWriter
 from dynamicvis_geo.formats import geoparquet, geotiff, zarr
 
 __all__ = ['ChipProgress', 'EmbeddingWriter', 'RunSummary']
 
-# The formats were modules of this folder, and may be imported from here.
+# The formats that have always been modules of this folder stay importable from it.
 for _format in (geoparquet, geotiff, zarr):
     sys.modules[f'{__name__}.{_format.__name__.rpartition(".")[2]}'] = _format

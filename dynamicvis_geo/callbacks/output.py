@@ -81,6 +81,30 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class RunSummary:
+    """The outcome of a run, all processes of a Trainer together.
+
+    Attributes:
+        path: The output.
+        written: Chips that this run has written.
+        before: Chips that were finished before it.
+        failed: Chips whose image could not be had, listed in `failures`.
+        failures: File that lists them, if there are any.
+        seconds: Time that it took.
+        missing: Blocks that are left to other shards; the output is made when there are
+            none.
+    """
+
+    path: Place
+    written: int
+    before: int
+    failed: int
+    failures: Place
+    seconds: float
+    missing: int = 0
+
+
+@dataclass(frozen=True)
 class Destination:
     """An output to be: its place, its format, and the runs that make it.
 

@@ -26,7 +26,7 @@ from dynamicvis_geo.callbacks.blocks import (
     share,
 )
 from dynamicvis_geo.callbacks.existing import remove_existing
-from dynamicvis_geo.callbacks.output import Begun, Destination
+from dynamicvis_geo.callbacks.output import Begun, Destination, RunSummary
 from dynamicvis_geo.callbacks.peers import Peers
 from dynamicvis_geo.callbacks.predictions import (
     find_chip_table,
@@ -41,30 +41,6 @@ from dynamicvis_geo.paths import AnyPath, Place
 from dynamicvis_geo.provenance import run_provenance
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """The outcome of a run, all processes of a Trainer together.
-
-    Attributes:
-        path: The output.
-        written: Chips that this run has written.
-        before: Chips that were finished before it.
-        failed: Chips whose image could not be had, listed in `failures`.
-        failures: File that lists them, if there are any.
-        seconds: Time that it took.
-        missing: Blocks that are left to other shards; the output is made when there are
-            none.
-    """
-
-    path: Place
-    written: int
-    before: int
-    failed: int
-    failures: Place
-    seconds: float
-    missing: int = 0
 
 
 @dataclass

@@ -9,13 +9,12 @@ pictures.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsContainer
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dynamicvis_geo.commands.options import (
@@ -217,26 +216,20 @@ def _staged(output: Path) -> Iterator[Path]:
     """Give a hidden folder, whose files are moved to their place if all went well."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(
-            tempfile.mkdtemp(
-                prefix=f'.{output.name}.', suffix='.partial', dir=output.parent
-            )
-        )
+        with TemporaryDirectory(
+            suffix='.partial',
+            prefix=f'.{output.name}.',
+            dir=output.parent,
+            ignore_cleanup_errors=True,
+        ) as folder:
+            yield Path(folder)
+            output.mkdir(exist_ok=True)
+            for file in sorted(Path(folder).iterdir()):
+                os.replace(file, output / file.name)
     except OSError as error:
         raise OutputError(
             f"cannot write '{output}': {error}; choose another --output"
         ) from error
-    try:
-        yield folder
-        output.mkdir(exist_ok=True)
-        for file in sorted(folder.iterdir()):
-            os.replace(file, output / file.name)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write '{output}': {error}; choose another --output"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _print_data(data: EmbeddingDataModule) -> None:

@@ -16,17 +16,19 @@ from torchmetrics import MetricCollection
 
 from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.settings import check_comparable
-from dynamicvis_geo.tasks.probe_parts import (
+from dynamicvis_geo.tasks.probe_inputs import (
     Optimizer,
     Standardize,
     check_arguments,
+    check_classes,
     copy_moments,
     find_key,
     flat,
+    label_rows,
     once,
-    probe_metrics,
     provenances,
 )
+from dynamicvis_geo.tasks.probe_scores import activated, probe_loss, probe_metrics
 
 #: Key of what this class adds to a Lightning checkpoint.
 CHECKPOINT_KEY = 'dynamicvis_geo_probe'
@@ -176,7 +178,7 @@ class LinearProbe(LightningModule):
         """
         out: Tensor = self(features)
         known = features.isfinite().all(1, keepdim=True)
-        return self._activated(out.masked_fill(~known, torch.nan))
+        return activated(self.task, out.masked_fill(~known, torch.nan))
 
     def fit_statistics(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Fit on the training data what is not learnt by gradients.
@@ -348,27 +350,12 @@ class LinearProbe(LightningModule):
         scores: Tensor = self.linear(rows)
         return scores
 
-    def _activated(self, scores: Tensor) -> Tensor:
-        """Turn scores ``[n, C, ...]`` into probabilities, or values ``[n, ...]``."""
-        if self.task == 'regression':
-            return scores.squeeze(1)
-        return scores.sigmoid() if self.task == 'multilabel' else scores.softmax(1)
-
     def _labelled(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Give the rows that count, and their labels."""
         features = batch[find_key(batch, _FEATURES)]
         rows, labels = self._rows(features), batch[find_key(batch, _LABELS)]
-        cells = features.shape[:1] + features.shape[2:]
+        labels = label_rows(labels, features, self.task, len(self.classes))
         several = self.task == 'multilabel'
-        expected = (cells[0], len(self.classes), *cells[1:]) if several else (*cells,)
-        if not several and labels.ndim == len(cells) + 1 and labels.shape[1] == 1:
-            labels = labels.squeeze(1)
-        if tuple(labels.shape) != expected:
-            raise SpecError(
-                f'labels have shape {tuple(labels.shape)}, but features of shape '
-                f'{tuple(features.shape)} need labels {expected}'
-            )
-        labels = flat(labels) if several else labels.reshape(-1)
         valid = ~labels.isnan()
         if self.ignore_index is not None:
             valid &= labels != self.ignore_index
@@ -376,26 +363,15 @@ class LinearProbe(LightningModule):
         rows, labels = rows[kept], labels[kept]
         if self.task == 'regression':
             return rows, labels.float()
-        top = 1 if several else len(self.classes) - 1
-        if len(labels) and (labels.min() < 0 or labels.max() > top):
-            raise SpecError(
-                f'labels run from {labels.min().item():g} to {labels.max().item():g}, '
-                f'but a {self.task} probe of {len(self.classes)} classes takes 0 to '
-                f'{top}: number them anew, or name the one to leave out by ignore_index'
-            )
+        check_classes(labels, self.task, len(self.classes))
         return rows, labels.float() if several else labels.long()
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         if not len(labels):
             return scores.sum() * 0
         if self.task == 'regression':
-            wanted = (labels - self.target_mean) / self.target_scale
-            return F.mse_loss(scores.squeeze(1), wanted)
-        if self.task == 'multilabel':
-            return F.binary_cross_entropy_with_logits(
-                scores, labels, pos_weight=self.class_weight
-            )
-        return F.cross_entropy(scores, labels, self.class_weight)
+            labels = (labels - self.target_mean) / self.target_scale
+        return probe_loss(self.task, scores, labels, self.class_weight)
 
     def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
         rows, labels = self._labelled(batch)
@@ -408,7 +384,7 @@ class LinearProbe(LightningModule):
         else:
             labels = labels.long()
         cast(MetricCollection, self.metrics[stage]).update(
-            self._activated(scores), labels
+            activated(self.task, scores), labels
         )
 
     def _log_metrics(self, stage: str) -> None:

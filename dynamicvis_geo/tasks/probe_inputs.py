@@ -1,4 +1,4 @@
-"""Parts of a probe: checks of its arguments, metrics, and batches with labels."""
+"""Inputs of a probe, checked: its arguments, and the batches that it learns from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-import torchmetrics.classification as tm
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import (
@@ -15,13 +14,6 @@ from torch.utils.data import (
     DistributedSampler,
     RandomSampler,
     SequentialSampler,
-)
-from torchmetrics import (
-    MeanAbsoluteError,
-    MeanSquaredError,
-    Metric,
-    MetricCollection,
-    R2Score,
 )
 
 from dynamicvis_geo.errors import SpecError
@@ -92,44 +84,6 @@ def check_arguments(
         )
 
 
-def probe_metrics(task: str, classes: int) -> MetricCollection:
-    """Return the metrics that take probabilities ``[n, C]``, or values, and labels.
-
-    Accuracy, micro (share of right samples) and macro (mean over classes); F1, average
-    precision and Jaccard index, means over classes, of binary one value a class; the
-    expected calibration error of the winning class in 15 bins. Of multilabel every
-    sample and class is a decision, at 0.5: accuracy and calibration error are those of
-    all decisions. Other than in ``evaluation``, a class that was predicted and has no
-    sample counts as 0 in the means.
-    """
-    metrics: dict[str, Metric | MetricCollection]
-    if task == 'regression':
-        metrics = {
-            'r2': R2Score(),
-            'mae': MeanAbsoluteError(),
-            'rmse': MeanSquaredError(squared=False),
-        }
-    elif task == 'multilabel':
-        metrics = {
-            'accuracy_micro': tm.MultilabelAccuracy(classes, average='micro'),
-            'f1': tm.MultilabelF1Score(classes),
-            'average_precision': tm.MultilabelAveragePrecision(classes),
-            'jaccard': tm.MultilabelJaccardIndex(classes),
-            'calibration_error': tm.BinaryCalibrationError(n_bins=15),
-        }
-    else:
-        average: Any = 'none' if task == 'binary' else 'macro'
-        metrics = {
-            'accuracy_micro': tm.MulticlassAccuracy(classes, average='micro'),
-            'accuracy_macro': tm.MulticlassAccuracy(classes, average='macro'),
-            'f1': tm.MulticlassF1Score(classes, average=average),
-            'average_precision': tm.MulticlassAveragePrecision(classes, average),
-            'jaccard': tm.MulticlassJaccardIndex(classes, average=average),
-            'calibration_error': tm.MulticlassCalibrationError(classes, n_bins=15),
-        }
-    return MetricCollection(metrics)
-
-
 def copy_moments(scaler: StandardScaler, mean: Tensor, scale: Tensor) -> None:
     """Copy mean and standard deviation, 1 where all is rounding of float32."""
     constant = scaler.scale_ <= np.finfo(np.float32).eps * np.abs(scaler.mean_)
@@ -151,6 +105,49 @@ def find_key(batch: Mapping[str, Any], names: tuple[str, str]) -> str:
 def flat(maps: Tensor) -> Tensor:
     """Turn ``[B, D, h, w]`` into one row a cell; rows stay as they are."""
     return maps if maps.ndim == 2 else maps.movedim(1, -1).reshape(-1, maps.shape[1])
+
+
+def label_rows(labels: Tensor, features: Tensor, task: str, classes: int) -> Tensor:
+    """Turn labels ``[B]`` or ``[B, h, w]`` into one a row of :func:`flat` features.
+
+    Args:
+        labels: One each sample or cell; of multilabel C, as the second dimension.
+        features: ``[B, D]`` or ``[B, D, h, w]``.
+        task: Task of the probe.
+        classes: C, number of its classes.
+
+    Returns:
+        ``[n]``, or ``[n, C]`` for multilabel.
+
+    Raises:
+        SpecError: If their shapes do not fit together.
+    """
+    cells = features.shape[:1] + features.shape[2:]
+    several = task == 'multilabel'
+    expected = (cells[0], classes, *cells[1:]) if several else (*cells,)
+    if not several and labels.ndim == len(cells) + 1 and labels.shape[1] == 1:
+        labels = labels.squeeze(1)
+    if tuple(labels.shape) != expected:
+        raise SpecError(
+            f'labels have shape {tuple(labels.shape)}, but features of shape '
+            f'{tuple(features.shape)} need labels {expected}'
+        )
+    return flat(labels) if several else labels.reshape(-1)
+
+
+def check_classes(labels: Tensor, task: str, classes: int) -> None:
+    """Refuse numbers that are of no class.
+
+    Raises:
+        SpecError: If there is one.
+    """
+    top = 1 if task == 'multilabel' else classes - 1
+    if len(labels) and (labels.min() < 0 or labels.max() > top):
+        raise SpecError(
+            f'labels run from {labels.min().item():g} to {labels.max().item():g}, '
+            f'but a {task} probe of {classes} classes takes 0 to '
+            f'{top}: number them anew, or name the one to leave out by ignore_index'
+        )
 
 
 def once(loader: Any) -> Iterable[Mapping[str, Any]]:

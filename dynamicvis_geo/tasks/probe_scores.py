@@ -1,0 +1,80 @@
+"""Probabilities, loss and metrics of the scores of a probe, by its task."""
+
+from typing import Any
+
+import torch.nn.functional as F
+import torchmetrics.classification as tm
+from torch import Tensor
+from torchmetrics import (
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Metric,
+    MetricCollection,
+    R2Score,
+)
+
+
+def activated(task: str, scores: Tensor) -> Tensor:
+    """Turn scores ``[n, C, ...]`` into probabilities, or values ``[n, ...]``."""
+    if task == 'regression':
+        return scores.squeeze(1)
+    return scores.sigmoid() if task == 'multilabel' else scores.softmax(1)
+
+
+def probe_loss(
+    task: str, scores: Tensor, labels: Tensor, class_weight: Tensor
+) -> Tensor:
+    """Mean loss of scores ``[n, C]``: squared error, or cross entropy.
+
+    Args:
+        task: 'binary', 'multiclass', 'multilabel' or 'regression'.
+        scores: Of each class, before the activation; or standardised values ``[n, 1]``.
+        labels: int64 ``[n]``; of multilabel 0 and 1, float32 ``[n, C]``; standardised
+            values float32 ``[n]`` of a regression.
+        class_weight: Weight of each class ``[C]``; of multilabel, of its positives.
+    """
+    if task == 'regression':
+        return F.mse_loss(scores.squeeze(1), labels)
+    if task == 'multilabel':
+        return F.binary_cross_entropy_with_logits(
+            scores, labels, pos_weight=class_weight
+        )
+    return F.cross_entropy(scores, labels, class_weight)
+
+
+def probe_metrics(task: str, classes: int) -> MetricCollection:
+    """Return the metrics that take probabilities ``[n, C]``, or values, and labels.
+
+    Accuracy, micro (share of right samples) and macro (mean over classes); F1, average
+    precision and Jaccard index, means over classes, of binary one value a class; the
+    expected calibration error of the winning class in 15 bins. Of multilabel every
+    sample and class is a decision, at 0.5: accuracy and calibration error are those of
+    all decisions. Other than in ``evaluation``, a class that was predicted and has no
+    sample counts as 0 in the means.
+    """
+    metrics: dict[str, Metric | MetricCollection]
+    if task == 'regression':
+        metrics = {
+            'r2': R2Score(),
+            'mae': MeanAbsoluteError(),
+            'rmse': MeanSquaredError(squared=False),
+        }
+    elif task == 'multilabel':
+        metrics = {
+            'accuracy_micro': tm.MultilabelAccuracy(classes, average='micro'),
+            'f1': tm.MultilabelF1Score(classes),
+            'average_precision': tm.MultilabelAveragePrecision(classes),
+            'jaccard': tm.MultilabelJaccardIndex(classes),
+            'calibration_error': tm.BinaryCalibrationError(n_bins=15),
+        }
+    else:
+        average: Any = 'none' if task == 'binary' else 'macro'
+        metrics = {
+            'accuracy_micro': tm.MulticlassAccuracy(classes, average='micro'),
+            'accuracy_macro': tm.MulticlassAccuracy(classes, average='macro'),
+            'f1': tm.MulticlassF1Score(classes, average=average),
+            'average_precision': tm.MulticlassAveragePrecision(classes, average),
+            'jaccard': tm.MulticlassJaccardIndex(classes, average=average),
+            'calibration_error': tm.MulticlassCalibrationError(classes, n_bins=15),
+        }
+    return MetricCollection(metrics)
