@@ -90,7 +90,7 @@ def blocks(options: argparse.Namespace) -> None:
     print(f'{count} chips in two tables, {peak() - before:.0f} MB with all ids\n')
     print('| plan | s | peak MB, tables included |\n|---|---|---|')
 
-    def measure(name: str, do: Callable[[], of.Plan]) -> of.Plan:
+    def measure(name: str, do: Callable[[], of.BlockPlan]) -> of.BlockPlan:
         started = time.perf_counter()
         plan = do()
         took = time.perf_counter() - started

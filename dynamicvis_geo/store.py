@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dynamicvis_geo.errors import DynamicVisGeoError, OutputError
+from dynamicvis_geo.errors import DynamicVisGeoError, OutputError, one_line
 from dynamicvis_geo.paths import is_url
 
 #: What a file system answers that has no hard links.
@@ -200,7 +200,7 @@ class Store:
             if not isinstance(error, OSError) and not (own and is_url(self.url)):
                 raise
             place = f'{self.url.rstrip("/")}/{name}' if name else self.url
-            told = ' '.join(str(error).split())
+            told = one_line(error)
             raise OutputError(f"cannot {doing} '{place}': {told}") from error
 
 

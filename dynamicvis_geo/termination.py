@@ -200,7 +200,7 @@ class _Processes:
 
 
 def _is_started() -> bool:
-    """Whether Lightning has started this process for a run of another one."""
+    """True if Lightning has started this process for a run of another one."""
     return _FIRST in os.environ and os.environ.get('LOCAL_RANK', '0') != '0'
 
 
@@ -263,7 +263,7 @@ def _wait_for_started() -> None:
 
 
 def _can_handle(before: Handler) -> bool:
-    """Whether SIGTERM may be handled: here, and neither ignored nor handled in C."""
+    """True if SIGTERM may be handled: here, and neither ignored nor handled in C."""
     here = threading.current_thread() is threading.main_thread()
     return here and before not in (signal.SIG_IGN, None)
 

@@ -1,8 +1,8 @@
 """Division of the work of a run into blocks, so that nobody has to be asked.
 
-Every process works out the same :class:`Plan` from the arguments of the run alone: the
-chips in their order, cut into blocks. A block is done when its file is there, so what
-is left is a listing, and who does what is arithmetic (:func:`share`). There are no
+Every process works out the same :class:`BlockPlan` from the arguments of the run alone:
+the chips in their order, cut into blocks. A block is done when its file is there, so
+what is left is a listing, and who does what is arithmetic (:func:`share`). There are no
 locks and no owners: a block done twice is the same file twice.
 
 What a block's file holds is not known here.
@@ -57,7 +57,7 @@ LEAST_BLOCKS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class BlockPlan:
     """The chips of a run in their order, cut into blocks.
 
     Attributes:
@@ -115,7 +115,7 @@ def make_plan(
     origins: Origins = (),
     point_ids: pa.StringArray | None = None,
     left_out: NDArray[np.bool_] | str = '',
-) -> Plan:
+) -> BlockPlan:
     """Bring chips into an order and cut it into blocks.
 
     The order is by source, by time window, and along a Hilbert curve. Of a grid, a
@@ -154,7 +154,9 @@ def make_plan(
         gone = left_out[order]
     rows = order[~gone]
     starts = _starts(chips, rows, distance[rows], strides, size)
-    return Plan(rows, starts, _fingerprint(chips, crs, point_ids, order), size, gone)
+    return BlockPlan(
+        rows, starts, _fingerprint(chips, crs, point_ids, order), size, gone
+    )
 
 
 def block_size(chips: int, output: str, device: str, workers: int) -> int:
@@ -292,7 +294,7 @@ class Description:
 
 
 def describe(
-    plan: Plan, settings: Mapping[str, Any], provenance: Mapping[str, Any]
+    plan: BlockPlan, settings: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> Description:
     """Describe a run by its plan, what decides its numbers, and where all came from."""
     return Description(

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from dynamicvis_geo.callbacks.blocks import (
     DESCRIPTION_FILE,
+    BlockPlan,
     Description,
     Ints,
-    Plan,
     block_name,
     describe,
     finished,
@@ -57,7 +57,7 @@ class Begun:
     """
 
     chips: RunChips
-    plan: Plan
+    plan: BlockPlan
     run: Description
     done: NDArray[np.bool_]
     before: int
@@ -212,7 +212,7 @@ class Destination:
         provenance = {**provenance, 'runs': run_history(existing or {}, provenance)}
         settings = {**settings_of(provenance, self.dtype), 'format': self.format_name}
 
-        def planned(there: Description | None) -> tuple[Plan, Description]:
+        def planned(there: Description | None) -> tuple[BlockPlan, Description]:
             size = block_chips if there is None or fixed else there.block_chips
             plan = self._plan(chips, there, size, rows)
             return plan, describe(plan, settings, provenance)
@@ -260,7 +260,7 @@ class Destination:
         there: Description | None,
         block_chips: int,
         rows: Ints | None = None,
-    ) -> Plan:
+    ) -> BlockPlan:
         """Plan the chips, as the first process of the run has if there was one."""
         left_out: NDArray[np.bool_] | str
         if there is None:

@@ -19,7 +19,7 @@ from dynamicvis_geo.commands.options import add_running, local_output_path
 from dynamicvis_geo.errors import OutputError
 
 if TYPE_CHECKING:
-    from dynamicvis_geo.tasks.features import Output
+    from dynamicvis_geo.tasks.features import OutputMode
 
 Plane = NDArray[np.float32]
 
@@ -74,7 +74,7 @@ def run(arguments: Namespace) -> None:
 
     folder = arguments.output
     scene = folder / 'scene.tif'
-    outputs: dict[str, Output] = {
+    outputs: dict[str, OutputMode] = {
         'embeddings.parquet': 'pooled',
         'feature-maps': 'grid',
     }

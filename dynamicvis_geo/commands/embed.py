@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dynamicvis_geo.callbacks.shards import Shard
     from dynamicvis_geo.datamodules import ChipDataModule
     from dynamicvis_geo.datasets import Scenes
-    from dynamicvis_geo.tasks.features import Output
+    from dynamicvis_geo.tasks.features import OutputMode
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -179,7 +179,7 @@ def run(arguments: Namespace) -> int:
     from dynamicvis_geo.models.safe_load import read_head
     from dynamicvis_geo.tasks import FeatureExtraction
 
-    output: Output = arguments.output
+    output: OutputMode = arguments.output
     if output == 'grid' and arguments.pooling is not None:
         raise SpecError(
             f'--pooling {arguments.pooling} makes one vector a chip, and --grid writes '

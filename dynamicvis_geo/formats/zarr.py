@@ -70,10 +70,10 @@ from dynamicvis_geo.formats.zarr_group import (
     require_zarr,
 )
 from dynamicvis_geo.formats.zarr_layout import (
+    ArrayShard,
     ChipGrid,
     Ints,
     Layout,
-    Shard,
     open_times,
 )
 from dynamicvis_geo.paths import Place, parquet_source
@@ -310,7 +310,7 @@ class Zarr(Format):
     def _join_seams(self, blocks: Blocks) -> None:
         """Write the shards of which several blocks have kept cells."""
         store = blocks.store
-        seams: dict[tuple[str, Shard], list[str]] = {}
+        seams: dict[tuple[str, ArrayShard], list[str]] = {}
         for name in sorted(store.names()):
             if name.startswith(f'seam-{blocks.run_id}-'):
                 for place in seam_places(store, name):

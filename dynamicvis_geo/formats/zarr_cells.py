@@ -19,7 +19,7 @@ from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.formats.base import Predictions
 from dynamicvis_geo.formats.block_files import SUFFIX
 from dynamicvis_geo.formats.zarr_group import Group
-from dynamicvis_geo.formats.zarr_layout import Ints, Layout, Shard, overlap
+from dynamicvis_geo.formats.zarr_layout import ArrayShard, Ints, Layout, overlap
 from dynamicvis_geo.store import Store
 
 #: Positions in a shard, ``[n]``, and the values there, ``[D, n]``.
@@ -56,7 +56,7 @@ class Sites:
         order = order[~again]
         return cls(layout, places[order], chip[order], block[order], keys[order])
 
-    def owners(self, shard: Shard) -> Ints:
+    def owners(self, shard: ArrayShard) -> Ints:
         """Say which chip each cell of a shard takes its values from.
 
         Returns:
@@ -66,7 +66,7 @@ class Sites:
         owners = _owners(self.layout, self.places[near], self.layout.window(shard))
         return np.append(near, -1)[owners]
 
-    def _near(self, shard: Shard) -> Ints:
+    def _near(self, shard: ArrayShard) -> Ints:
         """Return the chips that reach into a shard, as rows of `places`."""
         time, down, across = shard
         reach = (np.array(self.layout.map_size) - 2) // self.layout.shard + 1
@@ -149,7 +149,7 @@ class Mosaic:
 
     def cells(
         self, number: int, predictions: Sequence[Predictions]
-    ) -> Iterator[tuple[Shard, bool, Iterator[Cells]]]:
+    ) -> Iterator[tuple[ArrayShard, bool, Iterator[Cells]]]:
         """Yield shards, whether their cells are this block's alone, and its cells."""
         sites = self.sites
         given = {
@@ -172,7 +172,7 @@ class Mosaic:
                 yield shard, alone, self._cells(shard, owners, own)
 
     def _cells(
-        self, shard: Shard, owners: Ints, maps: Mapping[int, NDArray[np.float32]]
+        self, shard: ArrayShard, owners: Ints, maps: Mapping[int, NDArray[np.float32]]
     ) -> Iterator[Cells]:
         """Yield what chips own of a shard, chip by chip."""
         layout = self.group.layout
@@ -185,7 +185,7 @@ class Mosaic:
             yield position[here][own], _cast(features[:, *inside][:, own], self.dtype)
 
 
-def put_cells(group: Group, shard: Shard, cells: Iterable[Cells]) -> None:
+def put_cells(group: Group, shard: ArrayShard, cells: Iterable[Cells]) -> None:
     """Put cells into a shard, all others of which stay as they are."""
     block = group.read(shard)
     flat = block.reshape(len(block), -1)
@@ -195,7 +195,7 @@ def put_cells(group: Group, shard: Shard, cells: Iterable[Cells]) -> None:
 
 
 def write_seam(
-    archive: zipfile.ZipFile, place: tuple[str, Shard], cells: Iterable[Cells]
+    archive: zipfile.ZipFile, place: tuple[str, ArrayShard], cells: Iterable[Cells]
 ) -> None:
     """Add the cells that a block has in a shard of a group to its seam."""
     places, values = zip(*cells, strict=True)
@@ -205,7 +205,7 @@ def write_seam(
             np.lib.format.write_array(file, array)
 
 
-def read_seam(store: Store, name: str, place: tuple[str, Shard]) -> Cells:
+def read_seam(store: Store, name: str, place: tuple[str, ArrayShard]) -> Cells:
     """Return the cells that a block has kept of a shard of a group.
 
     Raises:
@@ -219,7 +219,7 @@ def read_seam(store: Store, name: str, place: tuple[str, Shard]) -> Cells:
     return parts[0], parts[1]
 
 
-def seam_places(store: Store, name: str) -> Iterator[tuple[str, Shard]]:
+def seam_places(store: Store, name: str) -> Iterator[tuple[str, ArrayShard]]:
     """Return group and shard of all cells in a file of a block."""
     with _archive(store, name) as archive:
         names = archive.namelist()
@@ -230,7 +230,7 @@ def seam_places(store: Store, name: str) -> Iterator[tuple[str, Shard]]:
             yield group, (time, down, across)
 
 
-def _entry(place: tuple[str, Shard], what: str) -> str:
+def _entry(place: tuple[str, ArrayShard], what: str) -> str:
     return f'{place[0]}/{".".join(map(str, place[1]))}/{what}'
 
 

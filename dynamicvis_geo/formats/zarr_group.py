@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from dynamicvis_geo.errors import OutputError, SourceError, one_line
-from dynamicvis_geo.formats.zarr_layout import Layout, Shard, overlap
+from dynamicvis_geo.formats.zarr_layout import ArrayShard, Layout, overlap
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.store import Store
@@ -173,7 +173,7 @@ class Group:
         return group
 
     def read(
-        self, shard: Shard, part: tuple[slice, slice] | None = None
+        self, shard: ArrayShard, part: tuple[slice, slice] | None = None
     ) -> NDArray[Any]:
         """Return values of a shard, ``[D, rows, columns]``; NaN if it has none.
 
@@ -218,7 +218,7 @@ class Group:
                 ) from error
         return features
 
-    def put(self, shard: Shard, values: NDArray[Any]) -> None:
+    def put(self, shard: ArrayShard, values: NDArray[Any]) -> None:
         """Write a shard, which is on disk when this returns.
 
         Args:
@@ -238,7 +238,7 @@ class Group:
         return require_zarr().open_array(memory.store, mode='r+')
 
     def _index(
-        self, shard: Shard, part: tuple[slice, slice] | None = None
+        self, shard: ArrayShard, part: tuple[slice, slice] | None = None
     ) -> tuple[int, slice, slice, slice]:
         top, left, rows, columns = self.layout.window(shard)
         down, across = part or (slice(0, rows), slice(0, columns))
@@ -249,11 +249,11 @@ class Group:
             slice(left + across.start, left + across.stop),
         )
 
-    def _file(self, shard: Shard) -> tuple[Store, str]:
+    def _file(self, shard: ArrayShard) -> tuple[Store, str]:
         return _split(self.url, f'{ARRAY}/{_chunk_name(shard)}')
 
 
-def _chunk_name(shard: Shard) -> str:
+def _chunk_name(shard: ArrayShard) -> str:
     time, down, across = shard
     return f'c/{time}/0/{down}/{across}'
 

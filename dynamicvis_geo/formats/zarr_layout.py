@@ -16,7 +16,8 @@ from dynamicvis_geo.time_window import recorded
 
 Ints = NDArray[np.int64]
 Window = tuple[int, int]
-Shard = tuple[int, int, int]
+#: A shard of an array: number along time, down and across.
+ArrayShard = tuple[int, int, int]
 
 #: A time that is not limited: chips whose window has no start, or no end. It is what
 #: NumPy and xarray read as NaT.
@@ -312,7 +313,7 @@ class Layout:
         cells = np.round(self._cells(chips)).astype(np.int64)
         return np.column_stack([index.get_indexer(windows), cells])
 
-    def shards_of(self, places: Ints) -> list[Shard]:
+    def shards_of(self, places: Ints) -> list[ArrayShard]:
         """Return all shards that chips reach into, in their order.
 
         Args:
@@ -332,7 +333,7 @@ class Layout:
         shards = np.unique(np.concatenate(found), axis=0).tolist()
         return [(time, down, across) for time, down, across in shards]
 
-    def window(self, shard: Shard) -> tuple[int, int, int, int]:
+    def window(self, shard: ArrayShard) -> tuple[int, int, int, int]:
         """Return first row, first column, rows and columns of a shard."""
         row, column = shard[1] * self.shard[0], shard[2] * self.shard[1]
         return (

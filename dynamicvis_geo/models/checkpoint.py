@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dynamicvis_geo.errors import CheckpointError, OutputError, SpecError
+from dynamicvis_geo.errors import CheckpointError, OutputError, SpecError, one_line
 from dynamicvis_geo.models.config import TRAINED_ARGUMENTS
 from dynamicvis_geo.models.safe_load import (
     is_safetensors,
@@ -198,7 +198,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> dict[str, int]:
     try:
         model.load_state_dict(state_dict)
     except (RuntimeError, SpecError) as error:
-        reason = ' '.join(str(error).split())
+        reason = one_line(error)
         raise CheckpointError(
             f'{checkpoint.path} does not fit the model: {reason}'
         ) from error

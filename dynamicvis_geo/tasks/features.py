@@ -14,7 +14,8 @@ from dynamicvis_geo.models.graphs import GraphedForward
 from dynamicvis_geo.models.weights import load_backbone
 from dynamicvis_geo.transforms import Preprocess
 
-Output = Literal['pooled', 'grid']
+#: A vector each chip, or its feature map.
+OutputMode = Literal['pooled', 'grid']
 Pooling = Literal['mean', 'max']
 
 
@@ -40,13 +41,13 @@ class FeatureExtraction(LightningModule):
     def __init__(
         self,
         backbone: BackboneConfig | nn.Module = BackboneConfig(),  # noqa: B008 - frozen
-        output: Output = 'pooled',
+        output: OutputMode = 'pooled',
         pooling: Pooling = 'mean',
         input_range: tuple[float, float] = (0.0, 10000.0),
     ) -> None:
         super().__init__()
         for name, value, choices in (
-            ('output', output, get_args(Output)),
+            ('output', output, get_args(OutputMode)),
             ('pooling', pooling, get_args(Pooling)),
         ):
             if value not in choices:

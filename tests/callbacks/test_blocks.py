@@ -11,8 +11,8 @@ import shapely
 
 from dynamicvis_geo.callbacks.blocks import (
     DESCRIPTION_FILE,
+    BlockPlan,
     Description,
-    Plan,
     block_name,
     describe,
     finished,
@@ -46,7 +46,7 @@ def begin(store: Store, mine: Description) -> Description:
     return there
 
 
-def plan_of(chips: ChipDataset, block_chips: int, **options: object) -> Plan:
+def plan_of(chips: ChipDataset, block_chips: int, **options: object) -> BlockPlan:
     return make_plan(
         chips.table,
         chips.source_crs,
@@ -78,7 +78,7 @@ def points(count: int, name: str = 'plot') -> ChipDataset:
     return ChipDataset([(dataset, PointSampler(dataset, frame, 32))])
 
 
-def assert_covers(plan: Plan, chips: ChipDataset) -> None:
+def assert_covers(plan: BlockPlan, chips: ChipDataset) -> None:
     assert sorted(plan.rows) == list(range(len(chips)))
     block_of = plan.block_of(len(chips))
     for number in range(len(plan)):

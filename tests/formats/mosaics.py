@@ -16,7 +16,7 @@ from rasterio.transform import from_origin
 
 from dynamicvis_geo.callbacks.blocks import (
     DESCRIPTION_FILE,
-    Plan,
+    BlockPlan,
     block_name,
     describe,
     finished,
@@ -106,7 +106,7 @@ class Run:
             self.plan.square,
         )
 
-    def _plan(self, block_chips: int, left_out: Any) -> Plan:
+    def _plan(self, block_chips: int, left_out: Any) -> BlockPlan:
         return make_plan(
             self.chips.table,
             self.chips.source_crs,

@@ -15,8 +15,8 @@ import pytest
 
 from dynamicvis_geo.callbacks.blocks import (
     DESCRIPTION_FILE,
+    BlockPlan,
     Description,
-    Plan,
     block_name,
     describe,
     finished,
@@ -53,7 +53,7 @@ class Run:
         fails: frozenset[int] = frozenset(),
     ) -> None:
         self.chips, self.dtype, self.fails = chips, dtype, fails
-        self.plan: Plan = plan_of(chips, block_chips)
+        self.plan: BlockPlan = plan_of(chips, block_chips)
         self.store, self.target = Store(f'{place}/out.parquet.partial'), Store(place)
         described = describe(self.plan, {'dtype': dtype}, PROVENANCE)
         self.description: Description = begin(self.store, described)
