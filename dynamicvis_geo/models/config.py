@@ -148,6 +148,9 @@ class BackboneConfig:
         Args:
             arch: 'b' or 'l'.
             trained: Arguments with which the checkpoint was trained.
+
+        Returns:
+            Keyword arguments of the backbone's class, native or official.
         """
         values = {name: getattr(self, name) for name in _ARGUMENTS}
         return {**values, 'arch': arch, **following(trained)}
@@ -161,6 +164,9 @@ class BackboneConfig:
         Args:
             environ: The variables; None means ``os.environ``. Empty ones are as unset.
             **arguments: Fields that are given directly.
+
+        Returns:
+            The configuration.
 
         Raises:
             SpecError: If a variable or an argument has a value that cannot be used.
@@ -183,7 +189,14 @@ class BackboneConfig:
 
 
 def following(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Give those arguments of the backbone that always follow the checkpoint."""
+    """Pick the arguments of the backbone that always follow the checkpoint.
+
+    Args:
+        trained: Arguments with which the checkpoint was trained.
+
+    Returns:
+        Those of them that no field of :class:`BackboneConfig` sets.
+    """
     return {name: trained[name] for name in _FOLLOWING if name in trained}
 
 
@@ -216,6 +229,9 @@ def arch_of_name(name: str | Path) -> str | None:
 
     Args:
         name: A file's name or path, such as ``pretrain_dynamicvis_b_bf16_mamba.pth``.
+
+    Returns:
+        ``'b'``, ``'l'``, or None.
     """
     base = Path(name).name.lower()
     found = re.findall(r'dynamicvis_([bl])(?=[_.])', base)

@@ -238,10 +238,16 @@ class DynamicVis(nn.Module):
     def numerics(self, device: torch.device) -> dict[str, Any]:
         """Describe the computation of features on a device, ready for JSON.
 
+        Args:
+            device: where the backbone is to run.
+
         Returns:
             ``kernel``, that of the scan which runs there, and ``tf32``, whether
             products or convolutions are rounded to TF32: never, see
             :func:`~dynamicvis_geo.models.precision.float32_products`.
+
+        Raises:
+            SpecError: if the kernel that was chosen cannot run there.
         """
         return {'kernel': resolve_scan(self.scan, device.type), 'tf32': False}
 
@@ -255,6 +261,12 @@ class DynamicVis(nn.Module):
 
         They serve the configurations that were released, without gradients; see
         :func:`dynamicvis_geo.models.fused_triton.can_fuse`.
+
+        Args:
+            x: normalised image, ``[B, in_channels, H, W]``.
+
+        Returns:
+            True if :meth:`forward` would take them.
         """
         if not x.is_cuda or torch.compiler.is_compiling():
             return False

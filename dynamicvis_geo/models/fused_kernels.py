@@ -43,7 +43,43 @@ def tokens_kernel(
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Make or mix a run of tokens, and what the next mixer wants to know of them."""
+    """Make or mix a run of tokens, and the logits and means that the next mixer needs.
+
+    A program does *run* tokens of one image, *TILE* at a time, with all their channels.
+
+    Args:
+        x: patches, if *EMBED*, else tokens; float32.
+        tokens: written, float32 ``[B, count, width]``; may be *x*.
+        added: what the Mamba block gave for *sequence*, ``[B, length, width]``.
+        rank: place of each token in the order of the weights, ``[B, count]``.
+        weights: softmax of the logits, float32 ``[B, count]``.
+        patch_bias: of the convolution of patches, ``[width]``, or None.
+        scale: weight of the LayerNorm of the patches or of the stage, ``[width]``.
+        shift: bias of that LayerNorm.
+        position: position embedding, ``[count, width]``, or None.
+        gate: weight of the next mixer's gate, ``[width]``.
+        logits: written unless *LAST*, float32 ``[B, count]``.
+        block_scale: weight of the RMSNorm of the next Mamba block, ``[width]``.
+        sequence: input of that block, ``[B, length, width]``; its global tokens are
+            written.
+        count: number of tokens.
+        run: tokens of a program, which one global token averages.
+        keep: number of chosen tokens.
+        pooled: number of global tokens.
+        length: *pooled* + *keep*.
+        width: channels.
+        x_sample: stride of the images in *x*.
+        x_token: stride of the tokens in *x*.
+        x_channel: stride of the channels in *x*.
+        norm_eps: added to the variance by LayerNorm.
+        block_eps: added to the mean square by RMSNorm.
+        EMBED: whether *x* holds patches.
+        MIXES_ALL: whether tokens that were not chosen are scaled by ``1 + weight``.
+        POOLED: whether there are global tokens.
+        LAST: whether no mixer follows, so that the norm of the stage is applied.
+        TILE: tokens at a time, a power of 2.
+        WIDTH: the next power of 2 from *width*.
+    """
     part = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, WIDTH)
@@ -120,7 +156,23 @@ def gather_kernel(
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Copy a tile of chosen tokens through RMSNorm."""
+    """Copy a tile of chosen tokens through RMSNorm, behind the global tokens.
+
+    Args:
+        tokens: float32 ``[B, count, width]``.
+        ids: numbers of the chosen tokens, ``[B, keep]``.
+        scale: weight of the RMSNorm, ``[width]``.
+        sequence: written, ``[B, length, width]``, from token *pooled* on.
+        ids_sample: stride of the images in *ids*.
+        count: number of tokens.
+        keep: number of chosen tokens.
+        pooled: number of global tokens.
+        length: *pooled* + *keep*.
+        width: channels.
+        eps: added to the mean square.
+        TILE: tokens of a program, a power of 2.
+        WIDTH: the next power of 2 from *width*.
+    """
     place = tl.program_id(0) * TILE + tl.arange(0, TILE)
     sample = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, WIDTH)
@@ -141,10 +193,19 @@ def gather_kernel(
 def rank_kernel(
     weights, ids, rank, count, keep, BLOCK: tl.constexpr, TILE: tl.constexpr
 ):
-    """Count for each token of a block how many come before it.
+    """Count for each token of a block the tokens that come before it.
 
     Weights are compared as integers, whose order is that of floats that are not
     negative, and which NaN cannot make contradict each other.
+
+    Args:
+        weights: float32 ``[B, count]``, not negative.
+        ids: written, numbers of the chosen tokens, int32 ``[B, keep]``.
+        rank: written, place of each token in the order, int32 ``[B, count]``.
+        count: number of tokens.
+        keep: number of chosen tokens.
+        BLOCK: tokens of a program.
+        TILE: tokens that they are compared with at a time.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sample = tl.program_id(1).to(tl.int64)
@@ -175,7 +236,19 @@ def join_kernel(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Average the directions of a [ROWS, CHANNELS] piece, and gate it."""
+    """Average the directions of ``[ROWS, CHANNELS]`` of a scan, times SiLU of the gate.
+
+    Args:
+        y: the scan, ``[DIRECTIONS, rows, channels]``.
+        gate: before SiLU, ``[rows, channels]``.
+        joined: written, ``[rows, channels]``.
+        rows: tokens of all images.
+        channels: channels.
+        gate_token: stride of the tokens in *gate*.
+        DIRECTIONS: 1 or 2.
+        ROWS: tokens of a program.
+        CHANNELS: channels of a program.
+    """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     i = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     has = (row < rows) & (i < channels)

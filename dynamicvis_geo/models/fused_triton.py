@@ -60,6 +60,9 @@ def can_fuse(stages: Iterable[nn.Module], x: Tensor) -> bool:
     Args:
         stages: a patch embedding, mixers and norm each.
         x: the image.
+
+    Returns:
+        True if it can.
     """
     if x.dtype != torch.float32 or torch.is_grad_enabled() or not x.numel():
         return False

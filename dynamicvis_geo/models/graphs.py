@@ -97,5 +97,13 @@ def _kind(image: Tensor) -> _Kind:
 
 
 def state_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """Give what differs once tensors are replaced or written to."""
+    """List address and version of tensors: others once they are replaced or written to.
+
+    Args:
+        tensors: such as the parameters of a model.
+
+    Returns:
+        A pair for each; the version of tensors made under inference mode, which have
+        none, is 0.
+    """
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

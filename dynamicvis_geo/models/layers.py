@@ -18,7 +18,15 @@ GLOBAL_TOKEN_POSITIONS = ('head', 'none', 'headtail', 'mid')
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches as tokens: a convolution, row-major flattening, LayerNorm."""
+    """Overlapping patches as tokens: a convolution, row-major flattening, LayerNorm.
+
+    Args:
+        in_channels: bands of the image, or channels of the stage before.
+        width: channels of the tokens.
+        patch_size: pixels of a side of a patch; padding is half of it.
+        stride: pixels between patches.
+        eps: added to the variance by the LayerNorm.
+    """
 
     def __init__(
         self, in_channels: int, width: int, patch_size: int, stride: int, eps: float
@@ -32,11 +40,17 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Embed ``[B, C, H, W]`` into ``[B, h * w, width]`` and ``(h, w)``.
+        """Embed an image, or the map of the stage before, as tokens.
 
         In the dtype of the weights also under autocast: nearly all that bfloat16 would
         cost features, it would cost here. From a contiguous tensor, since convolutions
         of channels-last ones round about twice as much.
+
+        Args:
+            x: ``[B, in_channels, H, W]``.
+
+        Returns:
+            Tokens ``[B, h * w, width]``, and ``(h, w)``.
         """
         with torch.autocast(x.device.type, enabled=False):
             x = self.projection(x.to(self.projection.weight.dtype).contiguous())
@@ -45,13 +59,27 @@ class PatchEmbed(nn.Module):
 
 
 class Gate(nn.Linear):
-    """One routing logit a token, never in reduced precision: order decides features."""
+    """The routing logit of a token, by which it is chosen or not.
+
+    It is computed in float32 (float64 for float64 tokens) also under autocast, since
+    the order of the logits decides the features.
+
+    Args:
+        width: channels of the tokens.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score ``[B, N, width]`` as ``[B, N, 1]``, float32 also under autocast."""
+        """Score tokens.
+
+        Args:
+            x: ``[B, N, width]``.
+
+        Returns:
+            ``[B, N, 1]``, float32, or float64 if *x* is.
+        """
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(dtype), self.weight.to(dtype))
@@ -95,7 +123,15 @@ class SparseMixer(nn.Module):
         self.spatial_mamba_mixer: Callable[..., Tensor] = block
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Mix ``[B, N, width]``."""
+        """Mix tokens.
+
+        Args:
+            x: ``[B, N, width]``.
+            generator: a CPU generator for the permutations of the ``shuffle`` paths.
+
+        Returns:
+            ``[B, N, width]``, in the order of *x*.
+        """
         if self.reduction <= 0:
             return self._mix(x, x, generator)
         weights = F.softmax(self.spatial_gate(x)[..., 0], dim=-1)
@@ -154,7 +190,17 @@ def _average_runs(x: Tensor, count: int) -> Tensor:
 def resize_tokens(
     tokens: Tensor, old: Sequence[int], new: Sequence[int], mode: str
 ) -> Tensor:
-    """Interpolate ``[1, h * w, C]`` of one grid ``(h, w)`` on another, in float32."""
+    """Interpolate tokens of one grid on another, in float32.
+
+    Args:
+        tokens: ``[1, h * w, C]``.
+        old: rows and columns that they have.
+        new: rows and columns of the result.
+        mode: of :func:`torch.nn.functional.interpolate`.
+
+    Returns:
+        The tokens of the new grid, in the dtype of the old.
+    """
     image = tokens.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     smooth = {} if mode == 'nearest' else {'align_corners': False}
     resized = F.interpolate(image, tuple(new), mode=mode, **smooth)
@@ -162,12 +208,28 @@ def resize_tokens(
 
 
 def conv_size(pixels: int, kernel: int, stride: int) -> int:
-    """Count the outputs of a convolution that is padded by half its kernel."""
+    """Count the outputs of a convolution that is padded by half its kernel.
+
+    Args:
+        pixels: size of the input along one axis.
+        kernel: size of the kernel.
+        stride: stride of the convolution.
+
+    Returns:
+        Size of the output along that axis.
+    """
     return (pixels + 2 * (kernel // 2) - kernel) // stride + 1
 
 
 def read_global_tokens(config: Mapping[str, Any] | None) -> tuple[str, int]:
     """Read position and number of the global tokens from ``global_token_cfg``.
+
+    Args:
+        config: ``{'pos': position, 'num': count}``; what is missing, or all if None, is
+            ``'head'`` and -1.
+
+    Returns:
+        Position, one of :data:`GLOBAL_TOKEN_POSITIONS`, and number.
 
     Raises:
         SpecError: if it holds anything else.

@@ -33,7 +33,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``[..., channels]``."""
+        """Divide by the root mean square of the channels.
+
+        Args:
+            x: ``[..., channels]``.
+
+        Returns:
+            The same shape.
+        """
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -113,7 +120,14 @@ class MambaMixer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix ``[B, L, width]`` in forward direction."""
+        """Mix tokens in forward direction.
+
+        Args:
+            x: normalised tokens, ``[B, L, width]``.
+
+        Returns:
+            ``[B, L, width]``.
+        """
         output: Tensor = self.out_proj(self.inner(x, directions=1)[0])
         return output
 
@@ -174,7 +188,15 @@ class MambaBlock(nn.Module):
             self.gate_layer = None
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Mix ``[B, L, width]``; *generator* (CPU) draws the permutation, if any."""
+        """Mix tokens along the paths of the block.
+
+        Args:
+            x: ``[B, L, width]``.
+            generator: a CPU generator for the permutation of the ``shuffle`` paths.
+
+        Returns:
+            ``[B, L, width]``, in the order of *x*.
+        """
         normed = self.pre_norm(x)
         branches = []
         if self.directions:
@@ -203,7 +225,15 @@ class MambaBlock(nn.Module):
 def mixer_settings(
     mixer: type[nn.Module], layer_cfgs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Give those arguments of a mixer's class that decide its features."""
+    """Pick the arguments of a mixer's class that decide its features.
+
+    Args:
+        mixer: the class.
+        layer_cfgs: arguments that replace its defaults.
+
+    Returns:
+        Values by the names of the arguments.
+    """
     return {
         name: layer_cfgs.get(name, parameter.default)
         for name, parameter in inspect.signature(mixer).parameters.items()
@@ -212,7 +242,11 @@ def mixer_settings(
 
 
 def init_time_step_bias_(bias: Tensor) -> None:
-    """Set time steps log-uniform in 0.001..0.1 after softplus, as Mamba starts them."""
+    """Draw time steps, log-uniform in 0.001 to 0.1 after softplus, as in Mamba's code.
+
+    Args:
+        bias: of the time steps, ``[I]``; changed in place.
+    """
     with torch.no_grad():
         low, high = math.log(1e-3), math.log(1e-1)
         dt = torch.exp(torch.empty_like(bias).uniform_(low, high))

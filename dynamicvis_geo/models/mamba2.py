@@ -103,7 +103,14 @@ class Mamba2Mixer(nn.Module):
         return normed.to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix ``[B, L, width]`` in forward direction."""
+        """Mix tokens in forward direction.
+
+        Args:
+            x: normalised tokens, ``[B, L, width]``.
+
+        Returns:
+            ``[B, L, width]``.
+        """
         output: Tensor = self.out_proj(self.inner(x, directions=1)[0])
         return output
 
@@ -135,7 +142,12 @@ class Mamba2Mixer(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm over all channels of ``x * silu(gate)``, computed in float32."""
+    """RMSNorm over all channels of ``x * silu(gate)``, computed in float32.
+
+    Args:
+        channels: number of channels.
+        eps: added to the mean square.
+    """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -143,7 +155,15 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """Normalise ``[..., channels]``, gated by a tensor that broadcasts to it."""
+        """Gate, then divide by the root mean square of the channels.
+
+        Args:
+            x: ``[..., channels]``.
+            gate: before SiLU, of a shape that broadcasts to *x*.
+
+        Returns:
+            The shape of *x*.
+        """
         gated = x * F.silu(gate.to(x.dtype))
         scale = torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (gated * scale)

@@ -23,7 +23,10 @@ _TF32_MASK = tl.constexpr(-(1 << 13))
 
 
 def split_filters(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Give the filters in the two parts and the order that the kernel takes.
+    """Split filters into a high and a low part, in the order that the kernel takes.
+
+    Args:
+        conv: the convolution.
 
     Returns:
         High and low part, ``[outputs, kernel * kernel * channels]`` each.

@@ -53,7 +53,14 @@ def clone_repository(url: str, commit: str, cache: Path) -> Path:
 
 
 def repository_commit(root: Path) -> str | None:
-    """Read the commit that is checked out at *root*; None if that is no repository."""
+    """Read the commit that is checked out in a folder.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        The full hash; None if the folder is no repository.
+    """
     head = root / '.git' / 'HEAD'
     text = head.read_text().strip() if head.is_file() else ''
     if _is_hash(text):
@@ -63,7 +70,14 @@ def repository_commit(root: Path) -> str | None:
 
 
 def is_edited(root: Path) -> bool | None:
-    """Look for changed files of the commit at *root*; None if nobody can tell."""
+    """Look for changed files of the commit that is checked out in a folder.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        True if there are any; None if it is no repository, or there is no git.
+    """
     changed = _ask_git(root, 'status', '--porcelain', '--untracked-files=no')
     return None if changed is None else bool(changed)
 
@@ -77,7 +91,14 @@ def _ask_git(root: Path, *question: str) -> str | None:
 
 
 def clone_folder(cache: Path, commit: str) -> Path:
-    """Give the place of the clone at *commit* in *cache*.
+    """Name the folder of the clone at a commit.
+
+    Args:
+        cache: folder of the clones.
+        commit: full hash.
+
+    Returns:
+        The folder, be it there or not.
 
     Raises:
         UpstreamError: if *commit* is not a full hash.
@@ -91,7 +112,14 @@ def clone_folder(cache: Path, commit: str) -> Path:
 
 
 def checked_clone(root: Path, commit: str) -> Path:
-    """Return *root* if *commit* is checked out there.
+    """Return a folder if a commit is checked out there.
+
+    Args:
+        root: the folder.
+        commit: full hash.
+
+    Returns:
+        The folder.
 
     Raises:
         UpstreamError: if it is not.

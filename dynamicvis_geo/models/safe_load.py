@@ -61,6 +61,12 @@ _DAMAGED = (
 def read_head(path: Path) -> bytes:
     """Read the first bytes of a file.
 
+    Args:
+        path: The file.
+
+    Returns:
+        Up to 512 bytes.
+
     Raises:
         CheckpointError: If it cannot be a checkpoint; it says what it is instead.
     """
@@ -94,7 +100,14 @@ def read_head(path: Path) -> bytes:
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Tell a safetensors file by its first bytes."""
+    """Tell a safetensors file by its first bytes.
+
+    Args:
+        head: The first 9 bytes, or more.
+
+    Returns:
+        True if a header of JSON begins where safetensors has it.
+    """
     # Eight bytes of the JSON header's length, little-endian, then the header.
     return head[4:9] == b'\0\0\0\0{'
 

@@ -138,6 +138,13 @@ def run_scan(scan: str, *tensors: Tensor) -> Tensor:
     Args:
         scan: one of :data:`~dynamicvis_geo.models.config.SCANS`.
         *tensors: the arguments of :func:`selective_scan`.
+
+    Returns:
+        ``[K, B, L, I]`` in the dtype of the first.
+
+    Raises:
+        SpecError: if the kernel cannot run on the device of the tensors.
+        ValueError: if the shapes do not fit each other.
     """
     if _runs_in_pytorch(scan, *tensors):
         return selective_scan(*tensors)
@@ -148,7 +155,22 @@ def run_scan(scan: str, *tensors: Tensor) -> Tensor:
 def run_conv(
     scan: str, x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> Tensor:
-    """Run :func:`causal_conv` by a kernel, as :func:`run_scan` does the scan."""
+    """Run :func:`causal_conv` by a kernel, as :func:`run_scan` does the scan.
+
+    Args:
+        scan: one of :data:`~dynamicvis_geo.models.config.SCANS`.
+        x: ``[B, L, I]``.
+        weight: one filter a channel, ``[I, 1, taps]``.
+        bias: ``[I]`` or None.
+        directions: 1 or 2.
+
+    Returns:
+        ``[directions, B, L, I]``.
+
+    Raises:
+        SpecError: if the kernel cannot run on the device of the tensors.
+        ValueError: if the shapes do not fit each other.
+    """
     if _runs_in_pytorch(scan, x, weight, bias):
         return causal_conv(x, weight, bias, directions)
     y: Tensor = conv_operator(x, weight, bias, directions)
@@ -164,12 +186,23 @@ def _runs_in_pytorch(scan: str, x: Tensor, *others: Tensor | None) -> bool:
 
 
 def unavailable_kernels() -> dict[str, str | None]:
-    """Give each kernel, and why it cannot run on this machine (None if it can)."""
+    """List all kernels, and what keeps each from running on this machine.
+
+    Returns:
+        A reason by the name of the kernel; None if it can run.
+    """
     return {'torch': None} | {name: _unavailable(name) for name in _MODULES}
 
 
 def check_scan(scan: str) -> None:
-    """Raise SpecError unless *scan* is 'auto' or names a kernel that can run here."""
+    """Refuse a kernel that is unknown, or cannot run on this machine.
+
+    Args:
+        scan: 'auto', or the name of a kernel.
+
+    Raises:
+        SpecError: if it is refused; it says what to do.
+    """
     if scan not in SCANS:
         raise SpecError(f'scan={scan!r} is unknown: choose one of {", ".join(SCANS)}')
     reason = _unavailable(scan) if scan in _MODULES else None
@@ -220,7 +253,12 @@ def resolve_scan(scan: str, device_type: str) -> str:
 
 @functools.cache
 def tell_cost_of_gradients(scan: str, device_type: str) -> None:
-    """Warn, once in a process, if gradients take another kernel than features do."""
+    """Warn, once for each kernel, if gradients take another one than features do.
+
+    Args:
+        scan: one of :data:`~dynamicvis_geo.models.config.SCANS`.
+        device_type: type of a torch device, such as 'cpu' or 'cuda'.
+    """
     fastest = resolve_scan(scan, device_type)
     if fastest != 'torch':
         warnings.warn(
@@ -253,14 +291,28 @@ def _module(kernel: str) -> Any:
 
 
 def needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
-    """Decide if a result of these tensors has to be differentiable."""
+    """Decide if a result of these tensors has to be differentiable.
+
+    Args:
+        tensors: arguments of an operation; None counts as none.
+
+    Returns:
+        True if gradients are on, and one of them requires some.
+    """
     return torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     )
 
 
 def check_scan_shapes(*tensors: Tensor) -> None:
-    """Raise ValueError unless a kernel can run on the arguments of a scan."""
+    """Refuse arguments of a scan whose shapes do not fit each other.
+
+    Args:
+        *tensors: the arguments of :func:`selective_scan`.
+
+    Raises:
+        ValueError: if they do not.
+    """
     (directions, batch, length, channels), states = (
         tensors[0].shape,
         tensors[2].shape[1],
@@ -278,7 +330,17 @@ def check_scan_shapes(*tensors: Tensor) -> None:
 def check_conv_shapes(
     x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> None:
-    """Raise ValueError unless a kernel can run on the arguments of a convolution."""
+    """Refuse arguments of a convolution whose shapes do not fit each other.
+
+    Args:
+        x: ``[B, L, I]``.
+        weight: ``[I, 1, taps]``.
+        bias: ``[I]`` or None.
+        directions: 1 or 2.
+
+    Raises:
+        ValueError: if they do not.
+    """
     channels, taps = x.shape[-1], weight.shape[-1]
     if (
         directions not in (1, 2)

@@ -60,7 +60,11 @@ class _Conv(ctypes.Structure):
 
 
 def unavailable() -> str | None:
-    """Say why these kernels cannot run here, or None if they can."""
+    """Tell what keeps these kernels from running here.
+
+    Returns:
+        The reason; None if they can run.
+    """
     try:
         _library()
     except OSError as error:
@@ -70,7 +74,11 @@ def unavailable() -> str | None:
 
 @functools.cache
 def instruction_set() -> str:
-    """Name the best of :data:`INSTRUCTION_SETS` that this processor has."""
+    """Name the best of :data:`INSTRUCTION_SETS` that this processor has.
+
+    Returns:
+        One of them.
+    """
     return INSTRUCTION_SETS[_library().instruction_sets() - 1]
 
 

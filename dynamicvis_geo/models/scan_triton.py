@@ -55,7 +55,11 @@ _BUSY, _FULL = 4, 8
 
 
 def unavailable() -> str | None:
-    """Say why these kernels cannot run here, or None if they can."""
+    """Tell what keeps these kernels from running here.
+
+    Returns:
+        The reason; None if they can run.
+    """
     if _INTERPRETED:
         return None
     if not torch.cuda.is_available():
@@ -72,12 +76,15 @@ def unavailable() -> str | None:
 
 
 def count_chunks(programs: int, length: int, processors: int) -> int:
-    """Say into how many chunks a sequence is cut, 1 for one pass.
+    """Count the chunks into which a sequence is cut, 1 for one pass.
 
     Args:
         programs: programs that one pass would launch.
         length: tokens.
         processors: multiprocessors of the GPU.
+
+    Returns:
+        1, or 3 and more.
     """
     if programs >= _BUSY * processors:
         return 1
@@ -97,7 +104,21 @@ def launch_scan(
     dt_bias: Tensor,
     gate: Tensor | None,
 ) -> Tensor:
-    """Run the kernels of the scan, without its gate if there is none."""
+    """Run the kernels of the scan.
+
+    Args:
+        u: input, ``[K, B, L, I]``.
+        dt: time steps before bias and softplus, ``[K, B, L, I]``.
+        A: decay rates, ``[I, N]``.
+        B: input projection, ``[K, B, L, N]``.
+        C: output projection, ``[K, B, L, N]``.
+        D: skip connection, ``[I]``.
+        dt_bias: bias of the time steps, ``[I]``.
+        gate: gate before SiLU, ``[B, L, I]``; None leaves the result as it is.
+
+    Returns:
+        ``[K, B, L, I]`` in the dtype of *u*.
+    """
     directions, batch, length, channels = u.shape
     states = A.shape[1]
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
@@ -151,7 +172,17 @@ def _selective_scan(*tensors: Tensor) -> Tensor:
 def launch_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, directions: int
 ) -> Tensor:
-    """Run the kernel of the convolution."""
+    """Run the kernel of the convolution.
+
+    Args:
+        x: ``[B, L, I]``.
+        weight: ``[I, 1, taps]``.
+        bias: ``[I]`` or None.
+        directions: 1 or 2.
+
+    Returns:
+        ``[directions, B, L, I]`` in the dtype of *x*.
+    """
     batch, length, channels = x.shape
     taps = weight.shape[-1]
     out = torch.empty((directions, *x.shape), dtype=x.dtype, device=x.device)
@@ -347,7 +378,14 @@ def _follow(decay_1, state_1, decay_2, state_2):
 
 @triton.jit
 def silu(x):  # noqa: ANN201
-    """Multiply by the logistic function."""
+    """Multiply a block by its logistic function.
+
+    Args:
+        x: float32.
+
+    Returns:
+        The same shape.
+    """
     return x / (1 + tl.exp2(-x * _LOG2_E))
 
 

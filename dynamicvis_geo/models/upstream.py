@@ -79,6 +79,9 @@ def load_upstream_class(
         repo_cache: folder of the clones; that of `BackboneConfig` if None.
         auto_download: whether cloning is allowed.
 
+    Returns:
+        The class, a :class:`torch.nn.Module`.
+
     Raises:
         UpstreamError: if the code cannot be found, fetched or imported, or a package
             that it needs is missing or has the wrong version.
@@ -116,6 +119,9 @@ def build_upstream(
         arch: 'b' or 'l'.
         trained: arguments with which the checkpoint was trained.
         out_indices: stages whose maps are returned.
+
+    Returns:
+        The backbone, on the CPU, with its initial weights.
 
     Raises:
         UpstreamError: if the code cannot be had, or refuses the settings.
@@ -180,7 +186,14 @@ class UpstreamSource:
 
 
 def upstream_source(cls: type) -> UpstreamSource:
-    """Tell the origin of an official class."""
+    """Find the origin of an official class.
+
+    Args:
+        cls: what :func:`load_upstream_class` gave.
+
+    Returns:
+        File, commit, and whether it was edited.
+    """
     file = Path(cls.__init__.__code__.co_filename)  # type: ignore[misc]
     root = file.parents[2]
     return UpstreamSource(file, repository_commit(root), is_edited(root))

@@ -123,6 +123,9 @@ def verify(
         count: number of generated images.
         seed: of the generated images.
 
+    Returns:
+        The differences, and whether the two agree.
+
     Raises:
         CheckpointError: if the weights cannot be loaded.
         UpstreamError: if the official code cannot be run.
@@ -185,6 +188,9 @@ def compare(
         images: normalised images ``[N, 3, H, W]``, on the device of both.
         precision: of ours, '32-true' or 'bf16-mixed', as a Trainer takes it.
 
+    Returns:
+        The differences, and whether the two agree.
+
     Raises:
         SpecError: if *images* is no batch of images, or *precision* is another.
     """
@@ -215,7 +221,14 @@ def compare(
 
 
 def format_report(report: Report) -> str:
-    """Write a report as lines for a terminal."""
+    """Write a report as lines for a terminal.
+
+    Args:
+        report: what :func:`verify` or :func:`compare` gave.
+
+    Returns:
+        Lines, joined.
+    """
     lines = [f'{name}: {value}' for name, value in report.about.items()]
     lines += [
         '',
@@ -242,6 +255,11 @@ def format_report(report: Report) -> str:
 
 def example_images(count: int, img_size: int | tuple[int, int], seed: int) -> Tensor:
     """Make images with the statistics of normalised ones: fields, edges and noise.
+
+    Args:
+        count: number of images.
+        img_size: pixels of a side, or (height, width).
+        seed: the same seed gives the same images.
 
     Returns:
         float32 ``[count, 3, H, W]``.

@@ -108,6 +108,9 @@ def fetch_checkpoint(
         revision: Branch, tag or commit.
         *others: Further names, tried in order if there is no such file.
 
+    Returns:
+        The file in the cache.
+
     Raises:
         CheckpointError: If the file is not to be had; it says what to do, and what the
             repository holds instead.
@@ -137,6 +140,13 @@ def fetch_checkpoint(
 
 def list_checkpoints(hf_repo: str, revision: str = 'main') -> list[str]:
     """Name the files of a Hugging Face repository that may be checkpoints.
+
+    Args:
+        hf_repo: Repository, as ``owner/name``.
+        revision: Branch, tag or commit.
+
+    Returns:
+        Names of files, sorted.
 
     Raises:
         CheckpointError: If the repository cannot be looked into; it says what to do.
