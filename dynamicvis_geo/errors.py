@@ -54,7 +54,14 @@ class EarthEngineError(DynamicVisGeoError):
         status: int | None = None,
         server_message: str | None = None,
     ) -> None:
-        """Keep the parts beside the message, which tells them all."""
+        """Keep the message and its parts.
+
+        Args:
+            message: All of it, in one line.
+            chip: The chip that was being fetched.
+            status: HTTP status of the last answer.
+            server_message: Words of the server.
+        """
         super().__init__(message)
         self.chip = chip
         self.status = status

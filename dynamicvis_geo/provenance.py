@@ -134,7 +134,12 @@ def describe_embeddings(
 
 
 def software_versions() -> dict[str, str]:
-    """Name the versions of Python and of the packages that decide the numbers."""
+    """Name the versions of Python and of the packages that decide the numbers.
+
+    Returns:
+        Versions by the names of the packages, 'not installed' for those that are
+        missing.
+    """
     import torch
 
     # torch.__version__ also names the build, such as '+cu130'.
@@ -152,6 +157,12 @@ def jsonable(value: Any) -> Any:
 
     Dataclasses and mappings become dictionaries, sequences and arrays lists, dates ISO
     strings; numbers that JSON lacks become None, and anything else its ``str``.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        Dictionaries, lists, texts, numbers, booleans and None.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
@@ -174,7 +185,15 @@ def jsonable(value: Any) -> Any:
 
 
 def to_json(provenance: Mapping[str, Any], indent: int | None = None) -> str:
-    """Write a provenance as JSON, strictly: no NaN, no infinity."""
+    """Write a provenance as JSON, strictly: no NaN, no infinity.
+
+    Args:
+        provenance: Any dictionary; see :func:`jsonable`.
+        indent: Spaces of a level; None writes one line.
+
+    Returns:
+        The JSON.
+    """
     return json.dumps(
         jsonable(provenance), allow_nan=False, ensure_ascii=False, indent=indent
     )
@@ -208,7 +227,13 @@ def read_provenance(path: AnyPath) -> dict[str, Any]:
 
 
 def find_provenance(path: Place) -> dict[str, Any] | None:
-    """Return what made an output that is there; None if it carries no provenance.
+    """Read the provenance of an output that is there.
+
+    Args:
+        path: A file, or a folder or Zarr store.
+
+    Returns:
+        The provenance; None if it carries none that names this package.
 
     Raises:
         OutputError: If it cannot be read.
@@ -225,7 +250,14 @@ def find_provenance(path: Place) -> dict[str, Any] | None:
 
 
 def carries_provenance(path: Place) -> bool:
-    """Return whether a file says that this package wrote it."""
+    """Tell if a file says that this package wrote it.
+
+    Args:
+        path: The file, be it there or not.
+
+    Returns:
+        True if it does; False also for a folder.
+    """
     if kind_of(path) != 'file' or not path.stat().st_size:
         return False
     if isinstance(path, Path) and path.suffix.lower() in ('.tif', '.tiff'):
@@ -245,6 +277,9 @@ def carries_provenance(path: Place) -> bool:
 
 def refuse_others(paths: Iterable[Place]) -> None:
     """Refuse to replace files that this package did not write.
+
+    Args:
+        paths: Files that would be replaced.
 
     Raises:
         OutputError: If there is one; names it.

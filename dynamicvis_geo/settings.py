@@ -69,7 +69,7 @@ _POOLING = ('model.output', 'model.pooling')
 
 
 def settings_of(provenance: Mapping[str, Any], dtype: str | None = None) -> Settings:
-    """Give what must be equal in all runs that write one output.
+    """Collect the settings that must be equal in all runs that write one output.
 
     Args:
         provenance: What made an output, as ``run_provenance`` gives it.
@@ -89,7 +89,7 @@ def settings_of(provenance: Mapping[str, Any], dtype: str | None = None) -> Sett
 
 
 def feature_settings(provenance: Mapping[str, Any]) -> Settings:
-    """Give what decides features, whatever images they are of.
+    """Collect the settings that decide features, whatever images they are of.
 
     Args:
         provenance: What made an output, also as earlier versions wrote it.
@@ -115,7 +115,16 @@ def feature_settings(provenance: Mapping[str, Any]) -> Settings:
 
 
 def differing(one: Settings, other: Settings) -> list[str]:
-    """Name the settings that differ."""
+    """Name the settings that differ.
+
+    Args:
+        one: Some settings.
+        other: Those to compare.
+
+    Returns:
+        Names. Settings of which earlier versions said nothing differ only if both have
+        them.
+    """
     return [
         name
         for name in dict.fromkeys([*one, *other])
@@ -128,7 +137,15 @@ def differing(one: Settings, other: Settings) -> list[str]:
 
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, str, str]]:
-    """Give name, old value and new value of each setting that differs."""
+    """List the settings that differ, with their values.
+
+    Args:
+        old: Settings of what is there.
+        new: Those that were asked for.
+
+    Returns:
+        Name, old and new value, sorted by name.
+    """
     return [
         (name, _text(old.get(name)), _text(new.get(name)))
         for name in sorted(differing(old, new))
@@ -136,7 +153,15 @@ def differences(old: Settings, new: Settings) -> list[tuple[str, str, str]]:
 
 
 def table(rows: list[tuple[str, str, str]], titles: tuple[str, str, str]) -> str:
-    """Write rows as text in aligned columns."""
+    """Write rows as text in aligned columns.
+
+    Args:
+        rows: Three texts each.
+        titles: Those of the columns.
+
+    Returns:
+        Lines, joined.
+    """
     cells = [titles, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(2)]
     return '\n'.join(

@@ -15,7 +15,7 @@ _CHUNK = 2**22
 
 
 class Interval(NamedTuple):
-    """A metric of the test split, and the interval around it."""
+    """A metric of the test split, and the interval around it; NaN where not defined."""
 
     value: float
     low: float

@@ -167,11 +167,24 @@ class EmbeddingDataModule(LightningDataModule):
 
         Returns:
             int64 ``[n]``, ascending; none if the split has no samples.
+
+        Raises:
+            SpecError: If there is no such split.
         """
         return self._divided.rows[self._members(split)]
 
     def subset(self, split: str) -> PooledEmbeddings:
-        """Return a split ('train', 'val' or 'test') as a dataset."""
+        """Return a split as a dataset.
+
+        Args:
+            split: 'train', 'val' or 'test'.
+
+        Returns:
+            Its chips with their labels, in the order of :meth:`rows`.
+
+        Raises:
+            SpecError: If there is no such split.
+        """
         labels, members = self._divided.labels, self._members(split)
         chosen = Labels(labels.values[members], labels.classes, labels.task)
         return self.dataset.select(self.rows(split), chosen)

@@ -21,7 +21,14 @@ TIE_M = 1e-3
 
 
 def has_places(labels: pd.DataFrame) -> bool:
-    """Say whether a table has geometries, or columns of longitudes and latitudes."""
+    """Tell if a table has geometries, or columns of longitudes and latitudes.
+
+    Args:
+        labels: The table.
+
+    Returns:
+        True if it has.
+    """
     if isinstance(labels, gpd.GeoDataFrame):
         return True
     try:

@@ -58,6 +58,9 @@ def as_problem(
         task: Of arrays: 'binary', 'multiclass', 'multilabel' or 'regression'.
         classes: Of arrays: names of the classes; their numbers if left out.
 
+    Returns:
+        The problem, all of whose features are finite.
+
     Raises:
         SpecError: If there is nothing to learn or to test on, or the arrays do not fit
             each other.

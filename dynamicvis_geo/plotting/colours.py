@@ -114,6 +114,9 @@ class PCAColours:
             vectors: ``[N, D]``; those that are not finite are left out.
             percentiles: Which coordinates become 0 and 1.
 
+        Returns:
+            The colours.
+
         Raises:
             SpecError: If no vector is finite.
         """
@@ -187,7 +190,14 @@ def fit_map_colours(
     maps: Sequence[NDArray[np.floating]],
     percentiles: tuple[float, float] = (1.0, 99.0),
 ) -> PCAColours:
-    """Fit colours to the cells of feature maps ``[D, h, w]`` of one model.
+    """Fit colours to the cells of feature maps of one model.
+
+    Args:
+        maps: ``[D, h, w]`` each.
+        percentiles: Those of the coordinates that become 0 and 1.
+
+    Returns:
+        The colours.
 
     Raises:
         SpecError: As :func:`pca_false_colour`.
@@ -211,13 +221,29 @@ def fit_map_colours(
 
 
 def map_picture(colours: PCAColours, features: NDArray[np.floating]) -> Picture:
-    """Colour a feature map ``[D, h, w]``: ``[h, w, 3]``, white where not finite."""
+    """Colour a feature map.
+
+    Args:
+        colours: Fitted to maps of the same model.
+        features: ``[D, h, w]``.
+
+    Returns:
+        ``[h, w, 3]`` in 0..1; white where a feature is not finite.
+    """
     coloured = colours(np.moveaxis(features, 0, -1))
     return np.nan_to_num(coloured, nan=MISSING)
 
 
 def sample_rows(rows: NDArray[np.floating], count: int) -> NDArray[np.floating]:
-    """Return *count* random rows, always the same; all if there are fewer."""
+    """Draw rows at random, always the same.
+
+    Args:
+        rows: ``[N, D]``.
+        count: Most rows to return.
+
+    Returns:
+        ``[n, D]``, in their order; all if there are no more.
+    """
     if len(rows) <= count:
         return rows
     chosen = np.random.default_rng(0).choice(len(rows), count, replace=False)

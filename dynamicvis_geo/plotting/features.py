@@ -62,6 +62,10 @@ def plot_features(
 
     Returns:
         The figure.
+
+    Raises:
+        SpecError: If the image has neither 1 nor 3 bands, or the map fewer than 3
+            channels or 3 cells.
     """
     figure = Figure(figsize=(10, 5.4), layout='compressed')
     left, right = figure.subplots(1, 2)
@@ -105,7 +109,16 @@ def plot_sheet(
 
 
 def sheet(count: int, columns: int, title: str | None) -> tuple[Figure, list[Axes]]:
-    """Make a figure with *count* panels, without ticks."""
+    """Make a figure of panels without ticks.
+
+    Args:
+        count: Number of panels.
+        columns: Panels in a row.
+        title: Written above all.
+
+    Returns:
+        The figure and its panels.
+    """
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(
@@ -121,13 +134,23 @@ def sheet(count: int, columns: int, title: str | None) -> tuple[Figure, list[Axe
 
 
 def show(axes: Axes, picture: Picture) -> None:
-    """Show a picture without ticks, its pixels as they are."""
+    """Show a picture without ticks, its pixels as they are.
+
+    Args:
+        axes: The panel.
+        picture: ``[H, W, 3]`` in 0..1.
+    """
     axes.imshow(picture, interpolation='nearest')
     _bare(axes)
 
 
 def caption(axes: Axes, text: str) -> None:
-    """Write under a panel."""
+    """Write under a panel.
+
+    Args:
+        axes: The panel.
+        text: May have several lines.
+    """
     # As the label of an axis, the text gets its room in the layout.
     axes.set_xlabel(text, fontsize=7, parse_math=False)
 
@@ -140,7 +163,15 @@ def _bare(axes: Axes) -> None:
 
 
 def chip_label(name: str, width: int = 30) -> str:
-    """Break the id of a chip at its underscores, so that it fits under a panel."""
+    """Break the id of a chip at its underscores into at most three lines.
+
+    Args:
+        name: The id.
+        width: Characters of a line.
+
+    Returns:
+        The lines; of a longer id, the last ends in an ellipsis.
+    """
     lines = ['']
     for word in ' '.join(name.split()).replace('_', '_\0').split('\0'):
         for part in [word[i : i + width] for i in range(0, len(word), width)]:

@@ -70,7 +70,14 @@ class Features:
 
     @classmethod
     def of(cls, output: Output) -> 'Features':
-        """Read those of an output."""
+        """Read the features of an output.
+
+        Args:
+            output: Pooled embeddings or feature maps.
+
+        Returns:
+            All embeddings, or cells drawn from some of the maps.
+        """
         if output.kind == 'pooled':
             vectors = output.embeddings()
             colours = None

@@ -23,7 +23,15 @@ _MOST_CRS = 12
 
 
 def overview(output: Output, failures: Failures | None) -> list[Row]:
-    """Return the table of what was made."""
+    """Count and bound what was made.
+
+    Args:
+        output: The output.
+        failures: Chips without an embedding; None if none are listed.
+
+    Returns:
+        Names and values.
+    """
     chips = output.chips
     kind = {
         'pooled': 'pooled embeddings, one vector a chip',
@@ -52,12 +60,15 @@ def overview(output: Output, failures: Failures | None) -> list[Row]:
 def notes(
     output: Output, failures: Failures | None, vectors: NDArray[np.float32]
 ) -> list[str]:
-    """Return what a reader must know before using the output; none if all is well.
+    """List what a reader must know before using the output.
 
     Args:
         output: The output.
         failures: Chips without an embedding.
         vectors: Embeddings, or cells of feature maps, ``[N, D]``.
+
+    Returns:
+        Sentences; none if all is well.
     """
     found = []
     if not output.provenance:
@@ -95,7 +106,14 @@ def notes(
 
 
 def random_weights(provenance: Mapping[str, Any]) -> bool:
-    """Say whether the weights were random."""
+    """Tell if features are those of random weights.
+
+    Args:
+        provenance: Of an output.
+
+    Returns:
+        True if it says so.
+    """
     return 'random' in (
         _find(provenance, 'model', 'backbone', 'weights'),
         _find(provenance, 'model', 'weights'),
@@ -125,7 +143,14 @@ _SUMMARY = (
 
 
 def summary(provenance: Mapping[str, Any]) -> list[Row]:
-    """Return the table of what readers look for first in a provenance."""
+    """Pick what readers look for first in a provenance.
+
+    Args:
+        provenance: Of an output.
+
+    Returns:
+        Names and values.
+    """
     found: dict[str, str] = {}
     for name, keys in _SUMMARY:
         value = _find(provenance, *keys)
@@ -135,7 +160,14 @@ def summary(provenance: Mapping[str, Any]) -> list[Row]:
 
 
 def sections(provenance: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
-    """Return a provenance completely, as tables with their titles."""
+    """Write a provenance completely, as tables.
+
+    Args:
+        provenance: Of an output.
+
+    Returns:
+        Title and rows of each.
+    """
     tables = [
         (title, list(_flat(provenance[key])))
         for key, title in _SECTIONS.items()

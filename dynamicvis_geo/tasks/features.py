@@ -100,7 +100,14 @@ class FeatureExtraction(LightningModule):
         return channels[-1] if channels else None
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: the features are of a frozen model."""
+        """Stay in evaluation mode: the features are of a frozen model.
+
+        Args:
+            mode: Not used.
+
+        Returns:
+            The module.
+        """
         return super().train(False)
 
     # Not inference_mode: its tensors could not enter the training of a probe.
@@ -113,6 +120,9 @@ class FeatureExtraction(LightningModule):
 
         Returns:
             float32 ``[B, D]`` if pooled, ``[B, D, h, w]`` if a grid.
+
+        Raises:
+            SpecError: if there are not 3 bands, or the dtype is a 16-bit float.
         """
         return self.reduce(self.features(self.preprocess(image)))
 

@@ -150,6 +150,9 @@ class LinearProbe(LightningModule):
     def forward(self, features: Tensor) -> Tensor:
         """Map features ``[B, D]`` or ``[B, D, h, w]`` to logits, or to the target.
 
+        Args:
+            features: ``[B, D]`` or ``[B, D, h, w]``.
+
         Returns:
             ``[B, C]`` or ``[B, C, h, w]``; for regression C is 1, in units of the
             target.
@@ -175,6 +178,9 @@ class LinearProbe(LightningModule):
         Returns:
             ``[B, C]`` or ``[B, C, h, w]``, C classes also for binary; for regression
             ``[B]`` or ``[B, h, w]``. NaN where features are not finite.
+
+        Raises:
+            SpecError: As :meth:`forward`.
         """
         out: Tensor = self(features)
         known = features.isfinite().all(1, keepdim=True)
@@ -259,7 +265,19 @@ class LinearProbe(LightningModule):
         check_comparable(self.provenance, provenance, what, any_pooling=any_pooling)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of a batch, and log it as ``train_loss``."""
+        """Return the loss of a batch, and log it as ``train_loss``.
+
+        Args:
+            batch: Features and labels.
+            batch_idx: Position of the batch.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            SpecError: If the batch lacks features or labels, they do not fit the probe,
+                or batch normalisation has fewer than two samples.
+        """
         rows, labels = self._labelled(batch)
         if self.standardize == 'batchnorm' and len(rows) < 2:
             raise SpecError(
@@ -271,11 +289,21 @@ class LinearProbe(LightningModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Add a batch to ``val_loss`` and to the metrics."""
+        """Add a batch to ``val_loss`` and to the metrics.
+
+        Args:
+            batch: Features and labels.
+            batch_idx: Position of the batch.
+        """
         self._evaluate(batch, 'val')
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Add a batch to ``test_loss`` and to the metrics."""
+        """Add a batch to ``test_loss`` and to the metrics.
+
+        Args:
+            batch: Features and labels.
+            batch_idx: Position of the batch.
+        """
         self._evaluate(batch, 'test')
 
     def on_validation_epoch_end(self) -> None:
@@ -289,13 +317,21 @@ class LinearProbe(LightningModule):
     def predict_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Any]:
-        """Replace the features of a batch by what the probe says of them.
+        """Replace the features of a batch by the probe's predictions.
+
+        Args:
+            batch: Holds the features.
+            batch_idx: Position of the batch.
+            dataloader_idx: Position of the DataLoader.
 
         Returns:
             ``prediction``: int64 class numbers ``[B]`` or ``[B, h, w]`` (-1 where the
             features are not finite), bool ``[B, C]`` or ``[B, C, h, w]`` for
             multilabel, or float32 values for regression; ``probability`` ``[B, C]`` or
             ``[B, C, h, w]`` unless it is a regression; and the batch's other keys.
+
+        Raises:
+            SpecError: If the batch has no features, or they are of another length.
         """
         key = find_key(batch, _FEATURES)
         values = self.probabilities(batch[key])
@@ -309,7 +345,11 @@ class LinearProbe(LightningModule):
         return {'prediction': chosen, 'probability': values, **rest}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimizer; the intercept does not decay."""
+        """Make the optimizer; the intercept does not decay.
+
+        Returns:
+            AdamW, or SGD with momentum 0.9.
+        """
         groups = [
             {'params': [self.linear.weight], 'weight_decay': self.weight_decay},
             {'params': [self.linear.bias], 'weight_decay': 0.0},
@@ -319,11 +359,19 @@ class LinearProbe(LightningModule):
         return torch.optim.AdamW(groups, lr=self.lr)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the provenance of the features."""
+        """Write the provenance of the features.
+
+        Args:
+            checkpoint: What a Trainer is about to save.
+        """
         checkpoint[CHECKPOINT_KEY] = {'features': self.provenance}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the provenance of the features."""
+        """Read the provenance of the features.
+
+        Args:
+            checkpoint: What a Trainer has read.
+        """
         self.provenance = checkpoint.get(CHECKPOINT_KEY, {}).get('features', {})
 
     def _rows(self, features: Tensor) -> Tensor:

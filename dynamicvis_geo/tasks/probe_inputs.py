@@ -44,7 +44,22 @@ def check_arguments(
     weight_decay: float,
     optimizer: str,
 ) -> None:
-    """Refuse arguments of a probe that cannot be used."""
+    """Refuse arguments of a probe that cannot be used.
+
+    Args:
+        task: As :class:`~dynamicvis_geo.LinearProbe` takes it, as all others.
+        in_features: Length of a vector.
+        classes: Names of the classes.
+        standardize: Way to standardise.
+        class_weights: Weights in the loss.
+        lr: Learning rate.
+        weight_decay: Of the weights.
+        optimizer: Name of the optimizer.
+
+    Raises:
+        SpecError: If one cannot be used; it names the argument, the value and the
+            choices.
+    """
     for name, value, choices in (
         ('task', task, tuple(_CLASSES)),
         ('standardize', standardize, get_args(Standardize)),
@@ -85,14 +100,31 @@ def check_arguments(
 
 
 def copy_moments(scaler: StandardScaler, mean: Tensor, scale: Tensor) -> None:
-    """Copy mean and standard deviation, 1 where all is rounding of float32."""
+    """Copy mean and standard deviation, 1 where that is rounding of float32.
+
+    Args:
+        scaler: Fitted.
+        mean: ``[D]``, overwritten.
+        scale: ``[D]``, overwritten.
+    """
     constant = scaler.scale_ <= np.finfo(np.float32).eps * np.abs(scaler.mean_)
     mean.copy_(torch.from_numpy(scaler.mean_))
     scale.copy_(torch.from_numpy(np.where(constant, 1.0, scaler.scale_)))
 
 
 def find_key(batch: Mapping[str, Any], names: tuple[str, str]) -> str:
-    """Return the one of two keys that a batch has."""
+    """Find the one of two keys that a batch has.
+
+    Args:
+        batch: The batch.
+        names: The keys, of which the first goes before.
+
+    Returns:
+        The key.
+
+    Raises:
+        SpecError: If it has neither.
+    """
     for name in names:
         if name in batch:
             return name
@@ -103,7 +135,14 @@ def find_key(batch: Mapping[str, Any], names: tuple[str, str]) -> str:
 
 
 def flat(maps: Tensor) -> Tensor:
-    """Turn ``[B, D, h, w]`` into one row a cell; rows stay as they are."""
+    """Turn feature maps into rows, one a cell; rows stay as they are.
+
+    Args:
+        maps: ``[B, D, h, w]`` or ``[B, D]``.
+
+    Returns:
+        ``[n, D]``.
+    """
     return maps if maps.ndim == 2 else maps.movedim(1, -1).reshape(-1, maps.shape[1])
 
 
@@ -154,6 +193,12 @@ def once(loader: Any) -> Iterable[Mapping[str, Any]]:
     """Give all training data once: in order, and without leaving out a last batch.
 
     Every process of a distributed run sees all of them, and so fits the same.
+
+    Args:
+        loader: The training data.
+
+    Returns:
+        Batches; a loader with a sampler of its own as it is.
     """
     known = RandomSampler, SequentialSampler, DistributedSampler
     if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, known):
