@@ -1,4 +1,4 @@
-"""Features of the frozen DynamicVis backbone for any place and any date range."""
+"""Features of the frozen DynamicVis backbone for any place and any dates."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -58,11 +58,11 @@ class Embedding:
             - ``backend``: ``'gee'``, ``'input_chw'``, or the class of the dataset.
             - ``source``: Id of the Earth Engine collection, else as ``backend``.
             - ``sensor``: Fields of the :class:`SensorSpec`; None if there is none.
-            - ``start``, ``end``: Window of time in UTC, the end exclusive; None where
+            - ``start``, ``end``: Time window in UTC, the end exclusive; None where
               it is unknown.
             - ``input_time``: The day in the middle of it. The image is a composite of
               the window, not of that day.
-            - ``chip_id``: Name of the chip, as in the files of a run.
+            - ``chip_id``: Id of the chip, as in the files of a run.
             - ``crs``, ``bounds``: Where the chip lies: minx, miny, maxx, maxy.
             - ``image_shape``: Bands, rows and columns of the raw image.
             - ``valid_fraction``: Share of its pixels that hold data, 0 to 1; None for

@@ -152,7 +152,7 @@ def _timestamp(name: str, value: Any) -> pd.Timestamp:
 
 @dataclass(frozen=True)
 class TemporalSpec:
-    """A window of time: from the start on, up to but without the end.
+    """A time window: from the start on, up to but without the end.
 
     Args:
         start: First moment, an ISO date or time in UTC.

@@ -1,4 +1,4 @@
-"""Windows of time: from a start on, up to but without an end."""
+"""Time windows: from a start on, up to but without an end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DAY = pd.Timedelta(days=1).value
 
 @dataclass(frozen=True)
 class TimeWindow:
-    """A window of time in UTC.
+    """A time window in UTC.
 
     Attributes:
         start: First moment; :data:`FIRST` for no limit.

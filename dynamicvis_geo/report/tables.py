@@ -134,7 +134,7 @@ _SUMMARY = (
     ('Pooling', ('model', 'pooling')),
     ('Dataset', ('source', 'sources', 0, 'dataset')),
     ('Sensor', ('source', 'sources', 0, 'sensor')),
-    ('Windows of time', ('source', 'sources', 0, 'windows')),
+    ('Time windows', ('source', 'sources', 0, 'windows')),
     ('Made', ('processing:datetime',)),
     ('Version', ('processing:software', 'dynamicvis-geo')),
     ('Device', ('run', 'device')),

@@ -72,7 +72,7 @@ def test_page_of_embeddings_says_what_how_and_where(tmp_path: Path) -> None:
     assert 'Checkpoint weights.pth' in text
     assert f'SHA-256 {"c0ffee" * 10}' in text
     assert 'Sensor collection: COPERNICUS/S2; cloudy_pct: 30' in text
-    assert 'Windows of time 2024-06-01, 2024-09-01' in text
+    assert 'Time windows 2024-06-01, 2024-09-01' in text
     assert 'Command dynamicvis-geo embed scene.tif' in text
     assert 'preprocessing: input_range 0, 3000' in text
     assert 'weights are random' not in text
