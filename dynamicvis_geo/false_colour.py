@@ -175,7 +175,11 @@ class Canvas:
 
     @classmethod
     def of(cls, chips: pd.DataFrame) -> 'Canvas':
-        """Make one for chips of one CRS: no finer than their cells, nor too large."""
+        """Make one for chips of one CRS: no finer than their cells, nor too large.
+
+        Args:
+            chips: Rows of :attr:`.Output.chips`.
+        """
         west, south = chips[['minx', 'miny']].min()
         east, north = chips[['maxx', 'maxy']].max()
         cell = min(
@@ -190,7 +194,12 @@ class Canvas:
         return cls(picture, (west, south, east, north))
 
     def paint(self, chip: pd.Series, picture: Picture) -> None:
-        """Paint a picture where its chip lies, from the cells at pixel middles."""
+        """Paint a picture where its chip lies, from the cells at pixel middles.
+
+        Args:
+            chip: Row of :attr:`.Output.chips`.
+            picture: ``[h, w, 3]`` in 0..1, of any size.
+        """
         west, south, east, north = self.bounds
         height, width = self.picture.shape[:2]
         rows, i = _cells(

@@ -129,6 +129,9 @@ class Grid:
         """West, south, east, north of boxes in EPSG:4326 that hold the grid.
 
         Two of them if it crosses the antimeridian.
+
+        Raises:
+            ValueError: If the CRS cannot describe the grid.
         """
         west, south, east, north = _to_lonlat(self.crs).transform_bounds(
             *self.bounds, densify_pts=21
@@ -149,12 +152,26 @@ class Grid:
         ]
 
     def part(self, row: int, col: int, height: int, width: int) -> 'Grid':
-        """A rectangle of this grid's pixels; may reach beyond its edges."""
+        """Return a rectangle of this grid's pixels; it may reach beyond its edges.
+
+        Args:
+            row: Upper row, from 0; may be negative.
+            col: Left column.
+            height: Number of rows.
+            width: Number of columns.
+        """
         x, y = self.x + col * self.xres, self.y - row * self.yres
         return replace(self, x=x, y=y, width=width, height=height)
 
     def offset(self, other: 'Grid') -> tuple[int, int]:
-        """Rows and columns from the origin of this grid to that of *other*."""
+        """Count rows and columns from the corner of this grid to that of another.
+
+        Args:
+            other: A grid on the same lattice.
+
+        Returns:
+            Rows southwards and columns eastwards.
+        """
         down, across = self._offset(other)
         return round(down), round(across)
 
@@ -182,7 +199,11 @@ class Grid:
         return (self.y - other.y) / self.yres, (other.x - self.x) / self.xres
 
     def holds(self, other: 'Grid') -> bool:
-        """Tell if all of *other*, which is on the same lattice, lies within."""
+        """Tell if a grid lies within this one.
+
+        Args:
+            other: A grid on the same lattice.
+        """
         row, col = self.offset(other)
         return (
             row >= 0
@@ -192,7 +213,12 @@ class Grid:
         )
 
     def tiles(self, height: int, width: int) -> Iterator['Grid']:
-        """Cut into parts of nearly equal size, none larger than the one given."""
+        """Cut into parts of nearly equal size, row by row.
+
+        Args:
+            height: Most rows of a part.
+            width: Most columns of a part.
+        """
         for row, rows in _shares(self.height, height):
             for col, cols in _shares(self.width, width):
                 yield self.part(row, col, rows, cols)
@@ -241,7 +267,11 @@ def paste(
 
 @lru_cache(maxsize=64)
 def crs_text(crs: CRS) -> str:
-    """The EPSG code of a CRS, or its WKT if it has none."""
+    """Name a CRS by its EPSG code, or its WKT if it has none.
+
+    Args:
+        crs: The CRS.
+    """
     code = crs.to_epsg(min_confidence=100)
     if code is not None:
         return f'EPSG:{code}'

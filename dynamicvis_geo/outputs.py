@@ -203,6 +203,13 @@ def _footprints(rows: pd.DataFrame) -> NDArray[np.object_]:
 def find_chip(chips: gpd.GeoDataFrame, chip: str) -> int:
     """Find the row of a chip by its id, the id of its point, or its number from 0.
 
+    Args:
+        chips: Rows of :attr:`Output.chips`.
+        chip: Id of the chip or of its point, or its number, as text.
+
+    Returns:
+        The position of the row.
+
     Raises:
         SpecError: If there is none, or several have this id.
     """
@@ -226,7 +233,14 @@ def find_chip(chips: gpd.GeoDataFrame, chip: str) -> int:
 
 
 def recorded_bands(provenance: dict[str, Any]) -> tuple[int, int, int]:
-    """Return the bands of the images that were embedded; 1, 2, 3 if it is not said."""
+    """Read the bands of the images that were embedded.
+
+    Args:
+        provenance: Of an output.
+
+    Returns:
+        Three numbers from 1; 1, 2, 3 if it is not said.
+    """
     source = provenance.get('source')
     sources = source.get('sources') if isinstance(source, dict) else None
     for entry in sources if isinstance(sources, list) else []:

@@ -73,6 +73,9 @@ def input_path(path: AnyPath, name: str | None = None) -> Place:
 def image_path(path: AnyPath) -> Place | str:
     """Check the path of images to be read, which may be one of GDAL's (``/vsi...``).
 
+    Args:
+        path: A path, a URL, or a path of GDAL's.
+
     Returns:
         As :func:`input_path`; a path of GDAL's as it is.
 
@@ -85,6 +88,10 @@ def image_path(path: AnyPath) -> Place | str:
 
 def local_input(path: AnyPath, name: str | None = None) -> Path:
     """Check the path of something that is read from local disks only.
+
+    Args:
+        path: The path.
+        name: Name of the argument, for errors.
 
     Raises:
         SpecError: If it is a URL, and as :func:`input_path`.
@@ -135,6 +142,10 @@ def output_path(path: AnyPath, name: str | None = None) -> Place:
 def local_output(path: AnyPath, name: str | None = None) -> Path:
     """Check the path of something that is written to local disks only.
 
+    Args:
+        path: The path.
+        name: Name of the argument, for errors.
+
     Raises:
         OutputError: If it is a URL, and as :func:`output_path`.
     """
@@ -157,7 +168,13 @@ def is_gdal_path(path: object) -> bool:
 
 
 def kind_of(path: Place) -> Literal['file', 'folder'] | None:
-    """Say what lies at a path; None if nothing does.
+    """Look what lies at a path.
+
+    Args:
+        path: A path, or a ``UPath`` for a URL.
+
+    Returns:
+        'file' or 'folder'; None if nothing is there.
 
     Raises:
         SourceError: If the store of a URL does not tell.
@@ -180,7 +197,11 @@ def kind_of(path: Place) -> Literal['file', 'folder'] | None:
 
 
 def open_file(path: Place) -> BinaryIO:
-    """Open a file to read parts of it."""
+    """Open a file to read parts of it.
+
+    Args:
+        path: A path, or a ``UPath`` for a URL.
+    """
     if isinstance(path, Path):
         return path.open('rb')
     # By default 50 MB are read ahead of every part.

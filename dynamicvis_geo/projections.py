@@ -88,6 +88,10 @@ def lonlat_centre(geometry: Any) -> tuple[float, float]:
 
 
 def crs_name(crs: CRS) -> str:
-    """Authority and code of a CRS, such as EPSG:32618, or its WKT if it has none."""
+    """Authority and code of a CRS, such as EPSG:32618, or its WKT if it has none.
+
+    Args:
+        crs: The CRS.
+    """
     authority = crs.to_authority(min_confidence=100)
     return ':'.join(authority) if authority else crs.to_wkt()

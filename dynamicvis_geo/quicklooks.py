@@ -87,7 +87,11 @@ class Quicklooks:
 
 
 def cached_chips(path: Place | str) -> dict[str, Path]:
-    """Return the files of a cache of chips by the ids of the chips; none elsewhere."""
+    """Return the files of a cache of chips by the ids of the chips; none elsewhere.
+
+    Args:
+        path: The cache, or anything else.
+    """
     found: dict[str, Path] = {}
     if not isinstance(path, Path):
         return found

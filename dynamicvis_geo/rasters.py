@@ -46,12 +46,19 @@ def open_raster(path: AnyPath) -> DatasetReader:
 
 
 def is_remote(path: AnyPath) -> bool:
-    """Say whether a raster is none of the files that the system knows."""
+    """Tell if a raster is none of the files that the system knows.
+
+    Args:
+        path: A path, a URL, or a path of GDAL's.
+    """
     return is_url(path) or is_gdal_path(path)
 
 
 def gdal_name(path: AnyPath) -> str:
     """Return the name that GDAL has for a file.
+
+    Args:
+        path: A path, a URL, or a path of GDAL's.
 
     Raises:
         SourceError: If GDAL does not read from such URLs.

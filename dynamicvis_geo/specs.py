@@ -79,7 +79,7 @@ class BBox:
 
     @property
     def crosses_antimeridian(self) -> bool:
-        """Whether the rectangle reaches over 180 degrees east."""
+        """True if the rectangle reaches over 180 degrees east."""
         return self.minlon > self.maxlon
 
     @property
@@ -177,12 +177,27 @@ class TemporalSpec:
 
     @classmethod
     def range(cls, start: str, end: str) -> Self:
-        """From *start* to before *end*."""
+        """Make the window from *start* to before *end*.
+
+        Args:
+            start: First moment, an ISO date or time in UTC.
+            end: First moment after the window.
+
+        Raises:
+            SpecError: If either is no date, or the window is empty.
+        """
         return cls(start, end)
 
     @classmethod
     def year(cls, year: int) -> Self:
-        """A calendar year."""
+        """Make the window of a calendar year.
+
+        Args:
+            year: The year.
+
+        Raises:
+            SpecError: If it is no whole number from 1950 to 2200.
+        """
         if isinstance(year, bool) or not isinstance(year, int):
             raise SpecError(f'year={year!r} is not a whole number.')
         _number('year', year, 1950, 2200)
@@ -206,7 +221,7 @@ def _iso(time: pd.Timestamp) -> str:
 
 @dataclass(frozen=True)
 class SensorSpec:
-    """What imagery, and how the scenes of a window become one image.
+    """Imagery, and the way in which the scenes of a time window become one image.
 
     Args:
         collection: Id of an Earth Engine image collection.
@@ -270,7 +285,7 @@ class SensorSpec:
         _choice('dtype', self.dtype, ('uint16', 'float32'))
 
     def pixels(self) -> dict[str, Any]:
-        """What of this decides the pixels that are fetched, as plain values."""
+        """Fields that decide the pixels that are fetched, as plain values."""
         values = dataclasses.asdict(self)
         # The size of a pixel is the grid's, and masked pixels are filled afterwards.
         del values['scale_m'], values['fill_value']
@@ -281,7 +296,7 @@ class SensorSpec:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What comes out: one vector a chip, or the map of features.
+    """The features to give: an embedding, or the feature map.
 
     Args:
         mode: ``'pooled'`` or ``'grid'``.
@@ -300,10 +315,17 @@ class OutputSpec:
 
     @classmethod
     def pooled(cls, pooling: Literal['mean', 'max'] = 'mean') -> Self:
-        """One vector a chip."""
+        """Ask for one vector a chip.
+
+        Args:
+            pooling: ``'mean'`` or ``'max'`` over the cells.
+
+        Raises:
+            SpecError: If it is anything else.
+        """
         return cls('pooled', pooling)
 
     @classmethod
     def grid(cls) -> Self:
-        """The map of features of a chip."""
+        """Ask for the feature map of a chip."""
         return cls('grid')

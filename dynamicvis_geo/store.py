@@ -54,6 +54,9 @@ class Store:
     def read(self, name: str) -> bytes | None:
         """Return what a file holds; None if there is none.
 
+        Args:
+            name: Of the file.
+
         Raises:
             OutputError: If it cannot be read.
         """
@@ -67,6 +70,10 @@ class Store:
 
     def put(self, name: str, content: bytes | memoryview) -> None:
         """Write a file, which appears whole, also in the place of another.
+
+        Args:
+            name: Of the file.
+            content: All of it.
 
         Raises:
             OutputError: If it cannot be written.
@@ -113,6 +120,9 @@ class Store:
     def open(self, name: str) -> Iterator[BinaryIO]:
         """Open a file to read parts of it.
 
+        Args:
+            name: Of the file.
+
         Raises:
             OutputError: If it cannot be read.
         """
@@ -124,6 +134,9 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one.
+
+        Args:
+            name: Of the file.
 
         Raises:
             OutputError: If it cannot be removed.
@@ -159,6 +172,10 @@ class Store:
 
     def put_new(self, name: str, content: bytes) -> bool:
         """Write a file unless there is one; of several at once, one does.
+
+        Args:
+            name: Of the file.
+            content: All of it.
 
         Returns:
             Whether it was written.

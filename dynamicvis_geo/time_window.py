@@ -48,7 +48,12 @@ class TimeWindow:
 
     @classmethod
     def of_nanoseconds(cls, start: int, end: int) -> Self:
-        """The window of a chip table: see :attr:`nanoseconds`."""
+        """Make the window of a row of a chip table.
+
+        Args:
+            start: Nanoseconds since 1970: see :attr:`nanoseconds`.
+            end: Nanoseconds since 1970.
+        """
         return cls(pd.Timestamp(start), pd.Timestamp(end))
 
     @property
@@ -84,7 +89,11 @@ class TimeWindow:
         return _iso(start), _iso(end)
 
     def overlaps(self, other: TimeWindow) -> bool:
-        """Tell if the two have a moment in common."""
+        """Tell if the two have a moment in common.
+
+        Args:
+            other: A window.
+        """
         return bool(self.start < other.end and other.start < self.end)
 
     def __str__(self) -> str:
@@ -110,12 +119,26 @@ ALWAYS = TimeWindow()
 
 
 def end_of(last: Ints) -> Ints:
-    """Ends of windows, in nanoseconds, from their last moments."""
+    """Return the ends of windows.
+
+    Args:
+        last: Their last moments in nanoseconds since 1970.
+
+    Returns:
+        int64, of the same shape.
+    """
     return np.where(last > _NO_END - _STEP, _NO_END, last + _STEP)
 
 
 def last_of(end: Ints) -> Ints:
-    """Last moments of windows, in nanoseconds, from their ends."""
+    """Return the last moments of windows.
+
+    Args:
+        end: Their ends in nanoseconds since 1970.
+
+    Returns:
+        int64, of the same shape.
+    """
     return np.where(end == _NO_END, _NO_END, end - _STEP)
 
 

@@ -20,7 +20,16 @@ class CopiesAhead(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Copy a batch, on a stream of its own if the device is a GPU."""
+        """Copy a batch, on a stream of its own if the device is a GPU.
+
+        Args:
+            batch: Tensors, and anything that holds them.
+            device: Of the model.
+            dataloader_idx: Position of the DataLoader.
+
+        Returns:
+            The batch on the device.
+        """
         if device.type != 'cuda':
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         if self._copying is None:
