@@ -60,7 +60,8 @@ def predict_maps(
         probe: The checkpoint of a :class:`~dynamicvis_geo.LinearProbe`.
         maps: A feature map, or a folder of them; or the URL of one.
         output: Folder for the maps.
-        overwrite: Replace maps of other probes; never anything else.
+        overwrite: Write all maps anew, also in place of those of other probes; never of
+            anything else.
 
     Returns:
         The files that were written, and those that were there.

@@ -6,7 +6,8 @@ at a time needs minutes.
 
 =============================== ======================================================
 ``accuracy_micro``              share of right samples; multilabel: of right decisions
-``accuracy_macro``              mean over classes of the share of right samples
+``accuracy_macro``              mean over classes of the share of right samples; not of
+                                multilabel
 ``f1``, ``average_precision``,  mean over classes; of binary, of the second class alone
 ``jaccard``
 ``calibration_error``           expected calibration error (Guo et al. 2017): of the

@@ -23,8 +23,9 @@ class GraphedForward:
     """Replay a forward on batches of recurring shape.
 
     A shape is recorded when it comes for the second time, so that no memory is spent on
-    one that does not recur. A smaller batch of a recorded shape, such as the last of a
-    run, is filled up with what the batch before it left, and cut again.
+    one that does not recur, and at most :data:`MAX_GRAPHS` are. A smaller batch of a
+    recorded shape, such as the last of a run, is filled up with what the batch before
+    it left, and cut again.
 
     The output is that of the forward itself, but for rounding in batches that are
     filled up: matrix products of another size may add in another order.

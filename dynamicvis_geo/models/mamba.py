@@ -20,7 +20,7 @@ from dynamicvis_geo.models.scan import run_conv, run_scan
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the channels.
+    """Root-mean-square norm over the channels (arXiv 1910.07467).
 
     Args:
         channels: number of channels.

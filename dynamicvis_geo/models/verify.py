@@ -129,7 +129,7 @@ def verify(
     Raises:
         CheckpointError: if the weights cannot be loaded.
         UpstreamError: if the official code cannot be run.
-        SpecError: if *images* cannot be used.
+        SpecError: if the configuration, *images* or *precision* cannot be used.
     """
     if images is None:
         images = example_images(count, config.img_size, seed)
