@@ -158,12 +158,20 @@ def local_output(path: AnyPath, name: str | None = None) -> Path:
 
 
 def is_url(path: object) -> bool:
-    """Say whether a path is a URL."""
+    """Tell if a path is a URL.
+
+    Args:
+        path: Anything.
+    """
     return _URL.match(str(path)) is not None
 
 
 def is_gdal_path(path: object) -> bool:
-    """Say whether a path is one of GDAL's, such as ``/vsizip/a.zip/b.tif``."""
+    """Tell if a path is one of GDAL's, such as ``/vsizip/a.zip/b.tif``.
+
+    Args:
+        path: Anything.
+    """
     return _GDAL.match(str(path)) is not None
 
 
@@ -209,7 +217,14 @@ def open_file(path: Place) -> BinaryIO:
 
 
 def parquet_source(path: Place) -> Path | BinaryIO:
-    """Return what PyArrow and GeoPandas open to read a Parquet file."""
+    """Return what PyArrow and GeoPandas open to read a Parquet file.
+
+    Args:
+        path: A path, or a ``UPath`` for a URL.
+
+    Returns:
+        The path itself, or a file that was opened.
+    """
     return path if isinstance(path, Path) else open_file(path)
 
 

@@ -252,7 +252,11 @@ class Location:
 
 
 def failures_name(name: str) -> str:
-    """Return the name of the list of failures beside an output of a name."""
+    """Name the list of failures beside an output.
+
+    Args:
+        name: Of the output.
+    """
     stem = name.removesuffix('.parquet').removesuffix('.zarr')
     return f'{stem}.failures.parquet'
 

@@ -67,6 +67,9 @@ class BlockWriter:
     def add(self, predictions: Predictions) -> tuple[int, int]:
         """Take a batch; waits while too many blocks are waiting already.
 
+        Args:
+            predictions: Features and failures of the batch.
+
         Returns:
             Numbers of chips and of failures in it that are to be written, and were not
             taken before.

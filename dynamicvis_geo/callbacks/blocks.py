@@ -88,6 +88,9 @@ class BlockPlan:
     def block(self, number: int) -> Ints:
         """Return the rows of the chip table that are a block's.
 
+        Args:
+            number: Of the block, from 0.
+
         Raises:
             IndexError: If there is no such block.
         """
@@ -119,7 +122,7 @@ def make_plan(
     """Bring chips into an order and cut it into blocks.
 
     The order is by source, by time window, and along a Hilbert curve. Of a grid, a
-    block is an aligned square of the lattice of chips, ``2**k`` a side, in one time
+    block is an aligned square of chips, ``2**k`` a side, in one time
     window; of other chips a run of `block_chips` along the curve. A block never has
     chips of two sources.
 
@@ -296,7 +299,13 @@ class Description:
 def describe(
     plan: BlockPlan, settings: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> Description:
-    """Describe a run by its plan, what decides its numbers, and where all came from."""
+    """Describe a run, for the processes that join it and for its output.
+
+    Args:
+        plan: The chips and their blocks.
+        settings: What decides the numbers, as plain values by name.
+        provenance: What goes into the output.
+    """
     return Description(
         settings,
         plan.fingerprint,
@@ -310,7 +319,13 @@ def describe(
 
 
 def read_description(store: Store) -> Description | None:
-    """Return what is being made in a store; None if nothing is.
+    """Read the description of the run that is being made in a store.
+
+    Args:
+        store: Folder of the blocks.
+
+    Returns:
+        The description; None if nothing has been begun.
 
     Raises:
         OutputError: If that cannot be read.
@@ -330,6 +345,10 @@ def read_description(store: Store) -> Description | None:
 
 def offer(store: Store, description: Description) -> Description:
     """Write down what is to be made, unless another process has done so already.
+
+    Args:
+        store: Folder of the blocks.
+        description: Of what is to be made.
 
     Returns:
         The description in the store: that of the process that was the first.
@@ -392,7 +411,11 @@ def block_name(description: Description, number: int, suffix: str) -> str:
 
 
 def sweep(store: Store) -> None:
-    """Remove what is left of runs that have ended, unless another has begun."""
+    """Remove what is left of runs that have ended, unless another has begun.
+
+    Args:
+        store: Folder of the blocks.
+    """
     # In this order: what a run writes that begins now is not among them.
     names = store.names()
     if read_description(store) is None:
@@ -402,12 +425,15 @@ def sweep(store: Store) -> None:
 
 
 def finished(store: Store, description: Description, suffix: str) -> NDArray[np.bool_]:
-    """Say of every block whether it is done: one listing.
+    """Tell of every block if it is done, from one listing.
 
     Args:
         store: Where the blocks are.
         description: Of the run.
         suffix: Of the format, such as '.parquet'.
+
+    Returns:
+        bool ``[blocks]``.
 
     Raises:
         OutputError: If the store cannot be listed.

@@ -142,7 +142,13 @@ def _is_ours(path: Place) -> bool:
 
 
 def made_by(path: Place) -> Mapping[str, Any] | None:
-    """Return the provenance of an output that is there; None if there is none.
+    """Read the provenance of an output that is there.
+
+    Args:
+        path: The output; a ``UPath`` for a URL.
+
+    Returns:
+        The provenance; None if nothing is there, or a folder that is not finished.
 
     Raises:
         OutputError: If something is there that this package did not write.
@@ -166,6 +172,12 @@ def check_settings(
     path: Place, existing: Mapping[str, Any], new: Mapping[str, Any], dtype: str
 ) -> None:
     """Refuse to mix embeddings that were made in different ways.
+
+    Args:
+        path: The output, for the error.
+        existing: Provenance of what is there.
+        new: Provenance of what is to be written.
+        dtype: Type in which embeddings are to be stored.
 
     Raises:
         OutputError: If settings differ; the message holds a table of them.

@@ -170,6 +170,9 @@ class Destination:
     def check(self, overwrite: bool) -> None:
         """Refuse a place that cannot be written, or holds something else.
 
+        Args:
+            overwrite: Whether what is there will be removed.
+
         Raises:
             OutputError: If it is one.
         """
@@ -177,7 +180,7 @@ class Destination:
         check_place(self.path, is_folder, members, overwrite)
 
     def is_there(self) -> bool:
-        """Return whether there is a finished output."""
+        """Tell if there is a finished output."""
         return self.path.exists() and made_by(self.path) is not None
 
     def listed(self) -> pa.StringArray:

@@ -44,6 +44,9 @@ class Peers:
     def total(self, numbers: Sequence[int]) -> list[int]:
         """Wait for all, and return the sums of what they give.
 
+        Args:
+            numbers: Of this process, as many as of each other.
+
         Raises:
             OutputError: If one of them has ended.
         """

@@ -101,10 +101,16 @@ class Shard:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self | None:
-        """Return what an array job says; None outside one.
+        """Read the shard that an array job tells.
 
         Known are arrays of Slurm, AWS Batch and Google Batch, and indexed jobs of
         Kubernetes.
+
+        Args:
+            environ: Environment of the process.
+
+        Returns:
+            The shard; None outside an array job.
 
         Raises:
             SpecError: If it does not say how many there are, or its numbers have gaps.
@@ -121,7 +127,15 @@ class Shard:
         return cls(index, count)
 
     def within(self, rank: int, world_size: int) -> 'Shard':
-        """Return the share of one of the processes among which a shard is divided."""
+        """Return the share of one of the processes among which a shard is divided.
+
+        Args:
+            rank: Number of the process, from 0.
+            world_size: Number of processes.
+
+        Returns:
+            The share.
+        """
         return Shard(self.index * world_size + rank, self.count * world_size)
 
 

@@ -23,7 +23,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Print what the cache holds, or held."""
+    """Print what the cache holds, or held.
+
+    Args:
+        arguments: The options.
+
+    Raises:
+        SpecError: If there is no such folder.
+    """
     from dynamicvis_geo.earthengine import ChipCache
 
     if not arguments.folder.is_dir():

@@ -28,7 +28,11 @@ _logger = logging.getLogger(__name__)
 
 
 def add_chips(group: _ActionsContainer) -> None:
-    """Add where an area is cut into chips."""
+    """Add the options for the size and stride of chips, and for points.
+
+    Args:
+        group: To which they are added.
+    """
     group.add_argument(
         '--size',
         type=positive,
@@ -51,12 +55,15 @@ def add_chips(group: _ActionsContainer) -> None:
 
 
 def add_earthengine(group: _ActionsContainer) -> None:
-    """Add where, when and how Earth Engine makes images.
+    """Add the options for the area, the dates and the imagery of Earth Engine.
 
     What an option sets is its ``dest``: an argument of :class:`EarthEngineDataModule`
     (``data.``), :class:`SensorSpec` (``sensor.``), :class:`EarthEngineClient`
     (``client.``) or :class:`TemporalSpec` (``time.``). What is not given keeps their
     defaults.
+
+    Args:
+        group: To which they are added.
     """
     group.add_argument(
         '--roi',
@@ -141,7 +148,11 @@ def add_earthengine(group: _ActionsContainer) -> None:
 
 
 def add_plan(parser: ArgumentParser) -> None:
-    """Add whether a run is only planned, or not refused for its size."""
+    """Add the options to plan a run only, and not to refuse it for its size.
+
+    Args:
+        parser: Of the command.
+    """
     group = parser.add_argument_group('before it starts')
     group.add_argument(
         '--dry-run',
@@ -190,7 +201,15 @@ def earthengine(
 
 
 def set_by(arguments: Namespace, owner: str) -> dict[str, Any]:
-    """Return what the given options set of one owner, as :func:`add_earthengine`."""
+    """Collect the arguments that given options set of one owner.
+
+    Args:
+        arguments: The options.
+        owner: ``data``, ``sensor``, ``client`` or ``time``.
+
+    Returns:
+        Values by the names of the arguments.
+    """
     return {
         name.removeprefix(f'{owner}.'): value
         for name, value in vars(arguments).items()
@@ -264,7 +283,7 @@ def say_plan(plan: Plan, shard: Shard | None = None) -> None:
 
 
 def is_first() -> bool:
-    """Say whether this process speaks for all of a run."""
+    """Tell if this process speaks for all of a run."""
     from lightning.pytorch.utilities import rank_zero_only
 
     return getattr(rank_zero_only, 'rank', 0) == 0

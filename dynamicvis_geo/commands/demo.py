@@ -60,7 +60,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Make the scene, embed it, and print what was written."""
+    """Make the scene, embed it, and print what was written.
+
+    Args:
+        arguments: The options.
+
+    Raises:
+        OutputError: If the folder cannot be written, or another program's files are in
+            the way.
+    """
     import rasterio
     from rasterio.merge import merge
 

@@ -167,7 +167,17 @@ def _value_range(text: str) -> tuple[float, float]:
 
 
 def run(arguments: Namespace) -> int:
-    """Embed what the arguments name, and print what was written."""
+    """Embed what the arguments name, and print what was written.
+
+    Args:
+        arguments: The options.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SpecError: If options contradict each other, or would be ignored.
+    """
     from dynamicvis_geo.callbacks import EmbeddingWriter
     from dynamicvis_geo.commands.backbone import (
         backbone_config,

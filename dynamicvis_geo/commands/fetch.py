@@ -26,7 +26,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Fetch what is not there yet, and print what was done."""
+    """Fetch what is not there yet, and print what was done.
+
+    Args:
+        arguments: The options.
+
+    Raises:
+        SpecError: If no cache is named.
+    """
     from dynamicvis_geo.datasets import EarthEngineDataset
 
     cache = set_by(arguments, 'data').get('cache')

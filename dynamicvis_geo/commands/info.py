@@ -1,7 +1,7 @@
 """``dynamicvis-geo info``: what would run, and why.
 
 Show the configuration of the backbone and where each value comes from, versions, the
-device, and the form of the selective scan that will run; or inspect a checkpoint
+device, and the kernel of the selective scan that will run; or inspect a checkpoint
 without building a model.
 """
 

@@ -25,7 +25,11 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage above it."""
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
+        """End with exit code 2.
+
+        Args:
+            message: What is wrong.
+        """
         if message.endswith('expected one argument'):
             message += ' (a value that begins with a minus follows an equals sign)'
         message = ' '.join(message.split())
@@ -36,7 +40,17 @@ class Parser(argparse.ArgumentParser):
 def add_command(
     commands: Commands, name: str, summary: str, description: str | None = None
 ) -> argparse.ArgumentParser:
-    """Add a command, or a kind of one, to the list of all."""
+    """Add a command, or a kind of one, to the list of all.
+
+    Args:
+        commands: What ``add_subparsers`` gave.
+        name: Of the command.
+        summary: Its line in the list.
+        description: First paragraph of its help, if there is one.
+
+    Returns:
+        Parser of the command, to which its arguments are added.
+    """
     parser = commands.add_parser(name, help=summary, description=description)
     parser.set_defaults(parser=parser)
     parser.add_argument(
@@ -53,12 +67,21 @@ def add_examples(parser: argparse.ArgumentParser, *lines: str) -> None:
 
 
 def option_name(action: argparse.Action) -> str:
-    """Return how a user calls an argument: ``--size``, or ``SOURCE``."""
+    """Name an argument as a user calls it: ``--size``, or ``SOURCE``.
+
+    Args:
+        action: The argument.
+    """
     return str([action.metavar, *action.option_strings][-1])
 
 
 def option_of(arguments: argparse.Namespace, dest: str) -> str:
-    """Return how a user calls the argument that is kept under a name."""
+    """Name the option that sets a value, as a user calls it.
+
+    Args:
+        arguments: The options.
+        dest: Name under which the value is kept.
+    """
     actions = arguments.parser._actions
     return next(option_name(action) for action in actions if action.dest == dest)
 
@@ -104,7 +127,11 @@ def add_precision(parser: argparse._ActionsContainer) -> None:
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
-    """Add what decides how fast a backbone runs, and where."""
+    """Add the options for the device, the processes and the speed of a run.
+
+    Args:
+        parser: Of the command.
+    """
     group = parser.add_argument_group('running')
     group.add_argument(
         '--batch-size',
@@ -145,7 +172,11 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """Add which images stand beside features, and their bands."""
+    """Add the options for images beside features, and their bands.
+
+    Args:
+        parser: Of the command.
+    """
     parser.add_argument(
         '--images',
         type=images,
@@ -168,7 +199,11 @@ def add_bands(parser: argparse._ActionsContainer, default: str = '1,2,3') -> Non
 
 
 def log(quiet: bool) -> None:
-    """Let the package's own messages out, a line each, on standard error."""
+    """Let the package's own messages out, a line each, on standard error.
+
+    Args:
+        quiet: Whether warnings alone are let out.
+    """
     logger = logging.getLogger('dynamicvis_geo')
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     handler = logging.StreamHandler(sys.stderr)

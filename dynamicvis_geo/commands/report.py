@@ -43,7 +43,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Write the page and print where it is."""
+    """Write the page and print where it is.
+
+    Args:
+        arguments: The options.
+
+    Raises:
+        OutputError: If the page may not be written there, or a URL is given without
+            ``--output``.
+    """
     from dynamicvis_geo.report import write_report
 
     source, output = arguments.input, arguments.output

@@ -34,6 +34,9 @@ _NO_MEMORY = re.compile(
 def require_launcher(nodes: int) -> None:
     """Refuse a run on several machines of which none knows the others.
 
+    Args:
+        nodes: Value of ``--nodes``.
+
     Raises:
         SpecError: If nothing has started it on several machines: it would wait for
             them for ever.
@@ -93,8 +96,18 @@ def run_trainer(
 ) -> int:
     """Run a prediction, and print a summary.
 
+    Args:
+        trainer: The Trainer.
+        module: The task.
+        data: The chips.
+        writer: Writes the output.
+
     Returns:
         the exit code: 0, or :data:`SOME_FAILED`.
+
+    Raises:
+        SpecError: If the memory seems too small for the batches, or as
+            :func:`require_launcher`.
     """
     require_launcher(trainer.num_nodes)
     if trainer.num_nodes > 1:
@@ -149,7 +162,12 @@ def _too_large(data: LightningDataModule, error: Exception) -> str:
 
 
 def summary_text(summary: RunSummary, output: str) -> str:
-    """Say in a few sentences what became of a run."""
+    """Write in a few sentences what became of a run.
+
+    Args:
+        summary: Of the run.
+        output: The output as the user gave it.
+    """
     kind = 'feature maps' if output == 'grid' else 'embeddings'
     done = (
         f'{kind} of {summary.written} chips in {summary.seconds:.1f} s '

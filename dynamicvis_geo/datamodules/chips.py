@@ -177,6 +177,9 @@ class ChipDataModule(CopiesAhead):
                 float32 without one.
             features: Channels, height and width of the feature maps of the backbone.
 
+        Returns:
+            The plan.
+
         Raises:
             SpecError: If an argument has a value that cannot be used.
             SourceError: If a file cannot be used.

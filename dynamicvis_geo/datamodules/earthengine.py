@@ -131,6 +131,9 @@ class EarthEngineDataModule(ChipDataModule):
     def plan_fetch(self) -> Plan:
         """Plan to fetch all chips ahead, into the cache.
 
+        Returns:
+            The plan.
+
         Raises:
             SpecError: If an argument has a value that cannot be used.
             SourceError: If a file cannot be used.
@@ -146,8 +149,11 @@ class EarthEngineDataModule(ChipDataModule):
     def count_scenes(self) -> int:
         """Ask Earth Engine, in one request, of how many scenes a chip is made.
 
-        It is a chip in the middle of the list of UTM zones, in the first window of
-        time. Half a minute is tried at most.
+        It is a chip in the middle of the list of UTM zones, in the first time window.
+        Half a minute is tried at most.
+
+        Returns:
+            Number of scenes.
 
         Raises:
             SpecError: If an argument has a value that cannot be used.

@@ -57,7 +57,14 @@ class Batches(IterableDataset[list[Any]]):
         return len(self._edges) - 1
 
     def rows(self, number: int) -> NDArray[np.int64]:
-        """Return the rows of the chips of a batch."""
+        """Return the rows of the chips of a batch.
+
+        Args:
+            number: Of the batch, from 0.
+
+        Returns:
+            int64 ``[B]``.
+        """
         start, end = self._edges[number : number + 2]
         rows: NDArray[np.int64] = self._rows[start:end].numpy()
         return rows
@@ -75,7 +82,15 @@ class Batches(IterableDataset[list[Any]]):
 def cut(
     blocks: Sequence[NDArray[np.int64]], batch_size: int
 ) -> list[NDArray[np.int64]]:
-    """Cut each block into batches, of which the last may be smaller."""
+    """Cut each block into batches, of which the last may be smaller.
+
+    Args:
+        blocks: Rows of the chips of each block.
+        batch_size: Chips a batch.
+
+    Returns:
+        Rows of the chips of each batch.
+    """
     return [batch for block in blocks for batch in slabs(block, batch_size)]
 
 

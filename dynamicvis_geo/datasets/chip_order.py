@@ -75,7 +75,12 @@ def along_curve(
 
 
 def slabs(rows: NDArray[np.int64], length: int = SLAB) -> Iterator[NDArray[np.int64]]:
-    """Yield rows in pieces small enough to make Python objects of."""
+    """Yield rows in runs short enough to make Python objects of.
+
+    Args:
+        rows: Rows of a chip table.
+        length: Most rows of a run.
+    """
     for start in range(0, len(rows), length):
         yield rows[start : start + length]
 

@@ -171,7 +171,11 @@ class ChipTable:
 
     @classmethod
     def join(cls, tables: Sequence[ChipTable]) -> Self:
-        """Put tables below each other; their sources are counted through."""
+        """Put tables below each other, their sources numbered on.
+
+        Args:
+            tables: The tables.
+        """
         columns = np.concatenate([np.empty(0, CHIP), *(t.columns for t in tables)])
         counts = [len(table.crs) for table in tables]
         lengths = [len(table) for table in tables]
@@ -204,7 +208,11 @@ class ChipTable:
         return columns
 
     def select(self, chips: Ints | NDArray[np.bool_]) -> ChipTable:
-        """Some of the chips, by their rows or by a flag for each."""
+        """Return a table of some of the chips.
+
+        Args:
+            chips: Rows of the chips, or a flag for each.
+        """
         points = self.point_ids
         if points is not None:
             rows = np.flatnonzero(chips) if chips.dtype == np.bool_ else chips
@@ -239,7 +247,11 @@ class ChipTable:
             yield slice(west, east, xres), slice(south, north, yres), times[start, end]
 
     def ids(self, rows: Ints) -> list[str]:
-        """Ids of chips: see :func:`.chip_id`."""
+        """Make the ids of chips: see :func:`.chip_id`.
+
+        Args:
+            rows: Rows of the chips.
+        """
         chips = self.columns[rows]
         ids = np.empty(len(chips), dtype=object)
         for source in np.unique(chips['source']):
@@ -280,7 +292,11 @@ class ChipTable:
         return found
 
     def frame(self, rows: Ints) -> gpd.GeoDataFrame:
-        """Some chips as a GeoDataFrame: see :meth:`.ChipDataset.rows`."""
+        """Return some chips as a GeoDataFrame: see :meth:`.ChipDataset.rows`.
+
+        Args:
+            rows: Rows of the chips.
+        """
         chips = self.columns[rows]
         bounds = bounds_of(chips)
         shape = np.stack([chips['height'], chips['width']], axis=1).astype(np.int64)
@@ -343,7 +359,14 @@ class ChipTable:
 
 
 def bounds_of(chips: NDArray[np.void]) -> NDArray[np.float64]:
-    """West, south, east and north edges of chips in their CRS, ``[n, 4]``."""
+    """Compute the edges of chips in their CRS.
+
+    Args:
+        chips: Rows of a chip table, :data:`CHIP`.
+
+    Returns:
+        West, south, east and north, float64 ``[n, 4]``.
+    """
     east = chips['x'] + chips['width'] * chips['xres']
     south = chips['y'] - chips['height'] * chips['yres']
     return np.stack([chips['x'], south, east, chips['y']], axis=1)

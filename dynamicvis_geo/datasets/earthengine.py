@@ -136,12 +136,31 @@ class EarthEngineDataset(RemoteDataset):
         )
 
     def download(self, grid: Grid, window: tuple[str, str]) -> bytes:
-        """Have an image computed, once; see :class:`RemoteDataset`."""
+        """Have an image computed, once; see :class:`RemoteDataset`.
+
+        Args:
+            grid: The pixels.
+            window: First moment, and first moment after, in ISO form.
+
+        Returns:
+            A NumPy file, as :meth:`decode` takes it.
+        """
         body: bytes = ee.data.computePixels(build_request(self.sensor, window, grid))
         return body
 
     def decode(self, answer: bytes, grid: Grid) -> Pixels:
-        """Read the answer, and check it; see :class:`RemoteDataset`."""
+        """Read the answer, and check it; see :class:`RemoteDataset`.
+
+        Args:
+            answer: A NumPy file.
+            grid: The pixels that were asked for.
+
+        Returns:
+            The pixels ``[bands, height, width]`` of ``sensor.dtype``.
+
+        Raises:
+            BrokenAnswerError: If it is anything else.
+        """
         return parse_pixels(answer, self.sensor, grid)
 
     def _plan(self, chips: Sequence[Chip]) -> list[Request]:

@@ -32,9 +32,9 @@ class FeatureMaps(RasterDataset):
 
     A sample holds ``image``, float32 ``[D, h, w]``, and the georeference keys of the
     installed TorchGeo. A cell is as wide as the files say, which is many pixels of the
-    images; where no file lies, it is 0. Queries off the cells' lattice
-    are resampled (bilinear). ``maps & labels`` pairs the cells with a
-    dataset of label rasters, resampled to them.
+    images; where no file lies, it is 0. Queries off the cells' lattice are resampled
+    (bilinear). ``maps & labels`` pairs the cells with a dataset of label rasters,
+    resampled to them.
 
     A file's time window is what its tags ``start`` and ``end`` say, else the day in its
     name, else all of time.

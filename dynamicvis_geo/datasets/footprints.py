@@ -1,4 +1,4 @@
-"""Outlines of areas and chips on the Earth, cut at the antimeridian."""
+"""Footprints of chips, and areas on the Earth, cut at the antimeridian."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def to_lonlat(crs: CRS, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Transform coordinates to EPSG:4326, longitudes within -180..180 degrees.
 
     What lies outside the reach of the CRS becomes NaN.
+
+    Args:
+        crs: CRS of the coordinates.
+        x: Eastings or longitudes.
+        y: Northings or latitudes, of the same shape.
+
+    Returns:
+        Longitudes and latitudes, degrees.
     """
     lon, lat = _transformer(crs).transform(x, y)
     lon, lat = np.asarray(lon, dtype=np.float64), np.asarray(lat, dtype=np.float64)
@@ -46,7 +54,7 @@ def to_lonlat(crs: CRS, x: Floats, y: Floats) -> tuple[Floats, Floats]:
 def footprints(
     crs: CRS, bounds: Floats, shape: NDArray[np.int64]
 ) -> NDArray[np.object_]:
-    """Return the outlines of chips as polygons in EPSG:4326.
+    """Return the footprints of chips: polygons in EPSG:4326.
 
     Sides that bend in longitude and latitude are cut into as many pieces as keep the
     polygon within a tenth of a pixel of the true outline. A chip across the
@@ -170,6 +178,13 @@ def _polygon(ring: Floats) -> BaseGeometry:
 def project_area(area: gpd.GeoSeries, crs: CRS) -> gpd.GeoSeries:
     """Project an area, keeping the course of its sides.
 
+    Args:
+        area: Geometries with a CRS.
+        crs: CRS to project to.
+
+    Returns:
+        The geometries in that CRS.
+
     Raises:
         SpecError: If the area reaches beyond what the CRS can describe.
     """
@@ -225,6 +240,12 @@ def _extent(area: gpd.GeoSeries) -> float:
 
 def wrap_area(area: gpd.GeoSeries) -> gpd.GeoSeries:
     """Bring geometries in degrees within -180..180, cut at the antimeridian.
+
+    Args:
+        area: Geometries in EPSG:4326; longitudes may count on beyond 180 degrees.
+
+    Returns:
+        The same area.
 
     Raises:
         SpecError: If they have coordinates that are no longitude and latitude.

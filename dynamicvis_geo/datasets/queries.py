@@ -1,4 +1,4 @@
-"""Chips that the queries of a dataset ask for: grids of pixels and windows of time."""
+"""Chips that the queries of a dataset ask for: grids and time windows."""
 
 from __future__ import annotations
 

@@ -56,5 +56,13 @@ def read_ahead(
 
 
 def chips_ahead(concurrency: int, pixels: int) -> int:
-    """Chips of so many pixels that keep so many requests in flight."""
+    """Count the chips to have under way, so that requests are in flight all the time.
+
+    Args:
+        concurrency: Most requests in flight.
+        pixels: Pixels of a chip.
+
+    Returns:
+        Two a request, but no more than :data:`MOST_PIXELS` allow.
+    """
     return min(2 * concurrency, MOST_PIXELS // pixels)

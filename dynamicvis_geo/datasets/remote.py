@@ -103,7 +103,7 @@ class RemoteDataset(GeoDataset):
 
         Args:
             roi: The area, as :class:`~dynamicvis_geo.EarthEngineDataset` takes it.
-            time: Its windows of time, as well.
+            time: Its time windows, as well.
             sensor: The imagery. Its ``collection`` is a name or an address that tells
                 it from other imagery of this class; ``dtype`` that of the pixels.
             crs: CRS of the pixels; the UTM zone in the middle of *roi* (UPS at the
@@ -314,7 +314,7 @@ class RemoteDataset(GeoDataset):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Sensor, windows of time, extent of the area, as plain values for JSON."""
+        """Sensor, time windows and extent of the area, as plain values for JSON."""
         windows = self.index.index.drop_duplicates()
         return {
             'sensor': asdict(self.sensor),

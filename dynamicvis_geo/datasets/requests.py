@@ -1,4 +1,4 @@
-"""Requests of users in all their forms: areas, points, windows of time, CRSs."""
+"""Areas, points, time windows and CRSs as users give them, read and checked."""
 
 from __future__ import annotations
 
@@ -97,14 +97,25 @@ def read_area(roi: Area) -> gpd.GeoSeries:
 
 
 def local_crs(area: gpd.GeoSeries) -> CRS:
-    """The UTM zone (UPS at the poles) in the middle of an area."""
+    """Find the UTM zone (UPS at the poles) in the middle of an area.
+
+    Args:
+        area: Geometries with a CRS.
+    """
     if area.crs.to_epsg() in _UTM_CODES and len(area) == 1:
         return read_crs(area.crs)
     return utm_crs(*lonlat_centre(lonlat_area(area).union_all()))
 
 
 def read_crs(crs: Any) -> CRS:
-    """Read a CRS given as an EPSG code, WKT, or anything else that pyproj knows."""
+    """Read a CRS.
+
+    Args:
+        crs: EPSG code, WKT, or anything else that pyproj knows.
+
+    Raises:
+        SpecError: If pyproj does not know it.
+    """
     try:
         return CRS.from_user_input(crs)
     except CRSError as error:
@@ -141,10 +152,13 @@ def read_resolution(
 
 
 def read_windows(time: Window | Sequence[Window]) -> list[TemporalSpec]:
-    """Read one window of time, or a list of them.
+    """Read one time window, or a list of them.
 
     Args:
         time: A (start, end) pair of dates, the end exclusive; a spec; or a list.
+
+    Returns:
+        The windows, in the order given.
 
     Raises:
         SpecError: If it is neither, or has no window in it.
@@ -218,7 +232,14 @@ def read_points(path: AnyPath) -> gpd.GeoDataFrame:
 
 
 def problem_with(points: gpd.GeoDataFrame | gpd.GeoSeries) -> str | None:
-    """Find what keeps a table from being points with a place each; None if nothing."""
+    """Find what keeps a table from being points with a place each.
+
+    Args:
+        points: The table.
+
+    Returns:
+        The problem in words; None if there is none.
+    """
     if points.empty:
         return 'there are no points in it: give at least one'
     if points.crs is None:
@@ -253,7 +274,14 @@ def problem_with(points: gpd.GeoDataFrame | gpd.GeoSeries) -> str | None:
 
 
 def point_ids(points: gpd.GeoDataFrame | gpd.GeoSeries) -> NDArray[np.object_]:
-    """Return the names of points: column ``id`` where there is one, else the index."""
+    """Name points by their column ``id`` where there is one, else by the index.
+
+    Args:
+        points: The points.
+
+    Returns:
+        The ids as text, one a point.
+    """
     names = points['id'] if 'id' in getattr(points, 'columns', ()) else points.index
     return np.array([str(name) for name in names], dtype=object)
 

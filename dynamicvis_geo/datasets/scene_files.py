@@ -41,7 +41,13 @@ class SceneFile:
 
 
 def find_images(path: AnyPath) -> list[str]:
-    """Return the images that a path, a URL or one of GDAL's paths stands for.
+    """Find the images that a path, a URL or one of GDAL's paths stands for.
+
+    Args:
+        path: A GeoTIFF, or a folder of them.
+
+    Returns:
+        Names that GDAL has for them, sorted.
 
     Raises:
         SourceError: As :func:`find_files`.
@@ -57,7 +63,13 @@ def find_images(path: AnyPath) -> list[str]:
 
 
 def find_files(path: Place) -> list[Place]:
-    """Return the GeoTIFFs that a path or a URL stands for.
+    """Find the GeoTIFFs that a path or a URL stands for.
+
+    Args:
+        path: A GeoTIFF, or a folder that is searched with all folders in it.
+
+    Returns:
+        The files, sorted.
 
     Raises:
         SourceError: If there is none, or its store cannot be reached.
@@ -87,7 +99,14 @@ def find_files(path: Place) -> list[Place]:
 
 
 def inspect(path: Place | str, bands: tuple[int, int, int]) -> SceneFile:
-    """Read a header.
+    """Read the header of an image, and the day in its name.
+
+    Args:
+        path: The file, or GDAL's name of it.
+        bands: Numbers of the red, green and blue band, from 1.
+
+    Returns:
+        The image without its pixels.
 
     Raises:
         SourceError: If the file cannot be read, or not be embedded truthfully.
@@ -136,7 +155,14 @@ def inspect(path: Place | str, bands: tuple[int, int, int]) -> SceneFile:
 
 
 def window_of_name(name: str) -> TimeWindow:
-    """Return the day that a file name holds; all of time if it holds none."""
+    """Read the day that a file name holds, as eight digits.
+
+    Args:
+        name: The name.
+
+    Returns:
+        That day; all of time if there is none.
+    """
     for digits in _DATE.findall(name):
         start = pd.to_datetime(digits, format='%Y%m%d', errors='coerce')
         if not pd.isna(start):

@@ -77,7 +77,12 @@ class ChipFailure(NamedTuple):
 
     @classmethod
     def of(cls, chip: int, error: Exception) -> ChipFailure:
-        """Describe the error of a chip."""
+        """Describe the error of a chip.
+
+        Args:
+            chip: Its row, or the position of its query.
+            error: The error.
+        """
         return cls(chip, type(error).__name__, str(error))
 
 
@@ -102,7 +107,12 @@ class Survey(NamedTuple):
 
     @classmethod
     def total(cls, parts: Iterable[Survey], times: float = 1.0) -> Survey:
-        """Add up, and take the sum so many times."""
+        """Add surveys up, and multiply the sum.
+
+        Args:
+            parts: The surveys.
+            times: Factor, such as all chips over those surveyed.
+        """
         sums = map(sum, zip(cls(), *parts, strict=True))
         return cls(*(round(times * value) for value in sums))
 
@@ -139,7 +149,14 @@ class Source(Described, Protocol):
         """
 
     def survey(self, queries: Sequence[Query]) -> Survey:
-        """Count what fetching would take; nothing is fetched."""
+        """Count the requests that fetching would take; nothing is fetched.
+
+        Args:
+            queries: Slices (x, y, t).
+
+        Returns:
+            Requests, their bytes, and chips that are in a cache.
+        """
 
 
 def as_source(dataset: GeoDataset) -> Source:
@@ -261,7 +278,16 @@ def _failure(position: int, found: Exception | None) -> ChipFailure:
 
 
 def describe(dataset: GeoDataset, sampler: Iterable[Any]) -> dict[str, Any]:
-    """Return what chips are cut from, and how, as plain values for JSON."""
+    """Describe what chips are cut from, and by which sampler, for JSON.
+
+    Args:
+        dataset: The dataset.
+        sampler: Its sampler.
+
+    Returns:
+        Class, CRS, resolution, bands and files of the dataset, and the sampler; with
+        the ``provenance`` that they have of their own.
+    """
     own = sampler.provenance if isinstance(sampler, Described) else {}
     return {
         **_describe_dataset(dataset),
@@ -295,6 +321,9 @@ def _describe_dataset(dataset: GeoDataset) -> dict[str, Any]:
 def check_on_error(on_error: str) -> None:
     """Refuse anything else than an :data:`OnError`.
 
+    Args:
+        on_error: The value.
+
     Raises:
         SpecError: If *on_error* is neither 'raise' nor 'skip'.
     """
@@ -303,11 +332,14 @@ def check_on_error(on_error: str) -> None:
 
 
 def concerns_one_chip(error: BaseException) -> bool:
-    """Say if an error is about one chip, so that others may be had all the same.
+    """Tell if an error is about one chip, so that others may be had all the same.
 
     Errors about the network, a full disk, too many open files, the account, the
     project or its quota, about arguments, and mistakes in programs concern the whole
     run.
+
+    Args:
+        error: Raised by a dataset.
     """
     if type(error) is EarthEngineError and error.status is None:
         # The client library refused before it asked: it would for every chip.

@@ -51,7 +51,11 @@ def read_vector(path: Place, remedy: str) -> gpd.GeoDataFrame:
 
 
 def read_by_gdal(path: Place) -> gpd.GeoDataFrame | pd.DataFrame:
-    """Read a vector file that is not Parquet; of a URL, a copy."""
+    """Read a vector file that is not Parquet; of a URL, a copy.
+
+    Args:
+        path: The file.
+    """
     if isinstance(path, Path):
         return gpd.read_file(path)
     with TemporaryDirectory() as folder:
@@ -149,7 +153,14 @@ def _coordinate(
 
 
 def of_rows(positions: NDArray[np.int64]) -> str:
-    """Return the subject of a sentence: rows counted from one, with its verb."""
+    """Write the subject of a sentence about rows, with its verb.
+
+    Args:
+        positions: Of the rows, from 0; they are named from 1.
+
+    Returns:
+        Such as 'rows 1, 4 have'.
+    """
     shown = ', '.join(str(position + 1) for position in positions[:EXAMPLES])
     if len(positions) == 1:
         return f'row {shown} has'

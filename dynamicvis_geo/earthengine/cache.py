@@ -87,14 +87,26 @@ class ChipCache:
         self._allowance = 0
 
     def file(self, sensor: SensorSpec, chip: Chip) -> Path:
-        """Path of a chip, be it there or not."""
+        """Name the file of a chip, be it there or not.
+
+        Args:
+            sensor: The imagery.
+            chip: Where and when.
+        """
         digest = _digest(_request(sensor, chip))
         return self.path / digest[:2] / f'{chip.id}_{digest}.tif'
 
     def read(self, sensor: SensorSpec, chip: Chip) -> Pixels | None:
-        """The pixels of a chip ``[bands, height, width]``; None if not at hand.
+        """Read the pixels of a chip.
 
         A file that is damaged, or not what its name says, counts as not at hand.
+
+        Args:
+            sensor: The imagery.
+            chip: Where and when.
+
+        Returns:
+            ``[bands, height, width]`` of ``sensor.dtype``; None if not at hand.
         """
         path = self.file(sensor, chip)
         if not path.exists():

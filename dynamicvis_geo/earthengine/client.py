@@ -93,7 +93,7 @@ class EarthEngineClient(Client):
 
     @property
     def is_local(self) -> bool:
-        """Say if the server runs on this machine, so that nothing else is needed."""
+        """True if the server runs on this machine, so that nothing else is needed."""
         return is_loopback(self.url)
 
     @property
@@ -105,14 +105,29 @@ class EarthEngineClient(Client):
 
     @contextmanager
     def attempt(self, seconds: float) -> Iterator[None]:
-        """Have Earth Engine initialised, and bound the time of a request."""
+        """Have Earth Engine initialised, and bound the time of a request.
+
+        Args:
+            seconds: Time that is left for the request.
+
+        Raises:
+            AuthenticationError: If the key file cannot be used.
+            SessionError: If Earth Engine is initialised for another server.
+        """
         with time_limit(min(self.timeout, seconds)), session(self):
             yield
 
     def final_error(
         self, failure: Failure, text: str, chip: str, cancelled: threading.Event
     ) -> EarthEngineError:
-        """Return the subclass of :class:`EarthEngineError` that fits, with a remedy."""
+        """Return the subclass of :class:`EarthEngineError` that fits, with a remedy.
+
+        Args:
+            failure: The last try.
+            text: Its description.
+            chip: Id of the chip.
+            cancelled: Gives up when set.
+        """
         kind = failure.error
         if kind is UnavailableError and failure.transient and self._answers(cancelled):
             kind = ComputationError

@@ -32,9 +32,12 @@ CLOUD_SCORE_PLUS = 'GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED'
 
 
 def max_pixels(sensor: SensorSpec) -> int:
-    """Most pixels of one request.
+    """Count the pixels that one request may have.
 
     A byte a pixel and band for the mask counts on top of the values (measured).
+
+    Args:
+        sensor: Its bands and dtype.
     """
     return MAX_BYTES // (len(sensor.bands) * (np.dtype(sensor.dtype).itemsize + 1))
 
@@ -100,7 +103,13 @@ def select_scenes(
     window: tuple[str, str],
     boxes: list[tuple[float, float, float, float]],
 ) -> ee.ImageCollection:
-    """Select the scenes of a window that touch a place, as :func:`build_composite`."""
+    """Select the scenes of a window that touch a place, as :func:`build_composite`.
+
+    Args:
+        sensor: Collection and greatest share of clouds.
+        window: First moment, and first moment after, in ISO form.
+        boxes: West, south, east, north of the place, in one or two parts.
+    """
     scenes: ee.ImageCollection = (
         ee.ImageCollection(sensor.collection)
         .filterBounds(_region(boxes))
@@ -166,7 +175,14 @@ def parse_pixels(body: bytes, sensor: SensorSpec, grid: Grid) -> Pixels:
 
 
 def structured_array(body: bytes) -> NDArray[np.void]:
-    """Read a NumPy file without copying; ``np.load`` takes ten times as long."""
+    """Read a NumPy file without copying; ``np.load`` takes ten times as long.
+
+    Args:
+        body: The file.
+
+    Raises:
+        BrokenAnswerError: If it is no NumPy file.
+    """
     file = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(file)
@@ -186,7 +202,15 @@ def structured_array(body: bytes) -> NDArray[np.void]:
 
 
 def no_pixels(sensor: SensorSpec, grid: Grid) -> Pixels:
-    """Pixels of a place without any scene, all masked: ``[bands, height, width]``."""
+    """Make the pixels of a place without any scene, all masked.
+
+    Args:
+        sensor: Bands and dtype.
+        grid: The pixels.
+
+    Returns:
+        ``[bands, height, width]``, all :data:`MASKED`.
+    """
     pixels: Pixels = np.full(
         (len(sensor.bands), *grid.shape), MASKED[sensor.dtype], sensor.dtype
     )
@@ -242,5 +266,12 @@ def build_scene_count(
 
 
 def parse_scene_count(body: bytes) -> int:
-    """Read the answer to :func:`build_scene_count`."""
+    """Read the answer to :func:`build_scene_count`.
+
+    Args:
+        body: A NumPy file of one pixel.
+
+    Raises:
+        BrokenAnswerError: If it is no NumPy file.
+    """
     return int(structured_array(body)['constant'][0, 0])

@@ -168,7 +168,11 @@ def _of_network(error: BaseException) -> Failure:
 
 
 def unknown_host(error: BaseException) -> bool:
-    """Say if a name led nowhere, for all that the network knows."""
+    """Tell if a name led nowhere, for all that the network knows.
+
+    Args:
+        error: Raised by a client library.
+    """
     return any(
         isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
         for cause in causes_of(error)
@@ -176,7 +180,11 @@ def unknown_host(error: BaseException) -> bool:
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and what led to it."""
+    """Yield an exception, and the exceptions that led to it.
+
+    Args:
+        error: The exception.
+    """
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

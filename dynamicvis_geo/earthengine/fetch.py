@@ -210,7 +210,15 @@ class Assembly:
     def download(
         self, request: Request, cancelled: threading.Event
     ) -> Sequence[tuple[int, Outcome]]:
-        """Make one request; return the chips that it completed, or that it ended."""
+        """Make one request.
+
+        Args:
+            request: One of those that this was made with.
+            cancelled: Gives up when set.
+
+        Returns:
+            Positions and outcomes of the chips that it completed, or that it ended.
+        """
         name = self.chips[request.chips[0]].id
         if len(request.chips) > 1:
             name += f' and {len(request.chips) - 1} more'

@@ -153,6 +153,9 @@ class Silence:
     """Tells a user once that a server has not answered for a while.
 
     Forked workers of a DataLoader speak with one voice.
+
+    Args:
+        server: Name of the server in the warning.
     """
 
     #: When a silence was told of last, for a process and all that it forks.
@@ -164,7 +167,11 @@ class Silence:
         self._since = self._looked = 0.0
 
     def failed(self, words: str) -> None:
-        """Note why a request is to be tried again."""
+        """Note the reason for which a request is to be tried again.
+
+        Args:
+            words: The reason.
+        """
         self._failure = words
 
     def broken(self) -> None:
@@ -172,7 +179,11 @@ class Silence:
         self._since, self._failure = 0.0, None
 
     def look(self, retry_for: float) -> None:
-        """Tell if it has been long; to be called again and again while waiting."""
+        """Warn once if it has been long; to be called again and again while waiting.
+
+        Args:
+            retry_for: Seconds for all tries of a request.
+        """
         now = time.monotonic()
         if not self._since or now - self._looked > 10 * POLL:
             # Until now nobody was waiting.
@@ -202,6 +213,10 @@ class Traffic:
         threads: Number of these threads.
         counts: What was sent and received so far.
         silence: Tells of it if it lasts.
+
+    Args:
+        share: Requests that this process may have in flight.
+        server: Name of the server in messages.
     """
 
     def __init__(self, share: int, server: str) -> None:
@@ -215,7 +230,11 @@ class Traffic:
         self._lock = threading.Lock()
 
     def count(self, *more: int) -> None:
-        """Add to the counts, in their order."""
+        """Add to the counts, in their order.
+
+        Args:
+            *more: Requests, retries and bytes received to add.
+        """
         with self._lock:
             self.counts = Counts(*map(sum, zip(self.counts, more, strict=True)))
 

@@ -50,7 +50,11 @@ _attempt = threading.local()
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Bound all that this thread asks of the server inside, in all."""
+    """Bound the time of all that this thread asks of the server inside.
+
+    Args:
+        seconds: In all.
+    """
     _attempt.until = time.monotonic() + seconds
     try:
         yield
@@ -176,6 +180,9 @@ if hasattr(os, 'register_at_fork'):
 @contextmanager
 def session(client: 'EarthEngineClient') -> Iterator[None]:
     """Have Earth Engine ready for *client*, and retries left to the caller.
+
+    Args:
+        client: Server, project and credentials.
 
     Raises:
         AuthenticationError: If the key file cannot be used.
@@ -360,6 +367,10 @@ def users_session() -> dict[str, Any]:
 
 
 def is_loopback(url: str | None) -> bool:
-    """Say if a URL stays on this machine."""
+    """Tell if a URL stays on this machine.
+
+    Args:
+        url: The URL; None is Earth Engine's own.
+    """
     host = urlsplit(url or '').hostname or ''
     return host in ('localhost', '::1') or host.startswith('127.')

@@ -18,7 +18,13 @@ R = TypeVar('R')
 
 
 def in_background(function: Callable[P, R], *args: P.args, **kw: P.kwargs) -> Future[R]:
-    """Call a function in a thread of its own."""
+    """Call a function in a thread of its own.
+
+    Args:
+        function: What to call.
+        *args: Its arguments.
+        **kw: Its arguments by name.
+    """
     future: Future[R] = Future()
     threading.Thread(
         target=_run, args=(future, function, args, kw), daemon=True
@@ -44,7 +50,16 @@ class DaemonPool:
     def submit(
         self, function: Callable[P, R], *args: P.args, **kw: P.kwargs
     ) -> Future[R]:
-        """Call a function when a thread is free; until then it can be cancelled."""
+        """Call a function when a thread is free; until then it can be cancelled.
+
+        Args:
+            function: What to call.
+            *args: Its arguments.
+            **kw: Its arguments by name.
+
+        Returns:
+            The result to come.
+        """
         future: Future[R] = Future()
         self._tasks.put((future, function, args, kw))
         if not self._idle.acquire(blocking=False):

@@ -57,10 +57,24 @@ class RunChips(Protocol):
         """Point of each chip; None if no chip has one."""
 
     def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> gpd.GeoDataFrame:
-        """Rows of the chip table, EPSG:4326, in the order of `indices`."""
+        """Return rows of the chip table, EPSG:4326.
+
+        Args:
+            indices: Numbers of the rows.
+
+        Returns:
+            The rows, in this order: see :meth:`.ChipDataset.rows`.
+        """
 
     def among(self, keys: pa.StringArray) -> NDArray[np.bool_]:
-        """Say which chips have one of some keys."""
+        """Find the chips that have one of some keys.
+
+        Args:
+            keys: As :func:`.chip_keys` makes them.
+
+        Returns:
+            bool ``[chips]``.
+        """
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,12 @@ class Predictions:
     def part(
         self, chips: NDArray[np.bool_], failures: Sequence[ChipFailure]
     ) -> Predictions:
-        """Return some of the chips, with some failures."""
+        """Return some of the chips, with some failures.
+
+        Args:
+            chips: A flag for each row of :attr:`chip`.
+            failures: The failures.
+        """
         valid = self.valid_fraction
         return Predictions(
             self.chip[chips],
@@ -164,12 +183,18 @@ class Format(ABC):
     def check(self, chips: RunChips) -> None:  # noqa: B027
         """Refuse chips that it cannot hold, before their images are fetched.
 
+        Args:
+            chips: All chips of the run.
+
         Raises:
             OutputError: If there are such chips.
         """
 
     def origins(self, chips: RunChips) -> Sequence[tuple[float, float] | None]:
-        """Say from where the tiles of the plan hang, for each source of the chips.
+        """Give a corner of the squares of chips that are the blocks of a grid.
+
+        Args:
+            chips: All chips of the run.
 
         Returns:
             A point in the CRS of the source, or None for the origin of that CRS.
@@ -196,6 +221,9 @@ class Format(ABC):
 
         It goes through all rows of the blocks.
 
+        Args:
+            blocks: Those that are done, in the order of the plan.
+
         Raises:
             OutputError: If something cannot be read or written.
         """
@@ -203,7 +231,12 @@ class Format(ABC):
     @classmethod
     @abstractmethod
     def is_at(cls, path: Place, is_folder: bool) -> bool:
-        """Say whether an output of this format may lie at a path."""
+        """Tell if an output of this format may lie at a path.
+
+        Args:
+            path: The path; a ``UPath`` for a URL.
+            is_folder: Whether a folder is there.
+        """
 
     @classmethod
     @abstractmethod
@@ -226,7 +259,13 @@ class Format(ABC):
 
     @classmethod
     def read_provenance(cls, path: Place) -> dict[str, Any]:
-        """Return what made an output; empty if it does not say.
+        """Read the provenance of an output.
+
+        Args:
+            path: File or folder.
+
+        Returns:
+            The provenance; empty if there is none.
 
         Raises:
             OutputError: If it cannot be read.
@@ -236,6 +275,9 @@ class Format(ABC):
     @classmethod
     def read_vectors(cls, path: Place) -> Iterator[NDArray[np.float32]]:
         """Yield the embeddings of a pooled output, in the order of its rows.
+
+        Args:
+            path: File or folder.
 
         Yields:
             float32 ``[n, D]``, some rows each time; NaN where there is none.
@@ -265,6 +307,14 @@ class Format(ABC):
 
 
 def spread(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most *most* of the rows 0 to *count* - 1, at even distances."""
+    """Pick rows at even distances.
+
+    Args:
+        count: Number of rows.
+        most: Most rows to pick.
+
+    Returns:
+        int64, ascending; all rows if there are no more.
+    """
     rows = np.linspace(0, count - 1, min(count, most)).round()
     return np.unique(rows).astype(np.int64)

@@ -69,6 +69,9 @@ def encode_block(
         dtype: Type in which embeddings are stored; None for feature maps, which are
             stored elsewhere.
 
+    Returns:
+        A Parquet file in memory.
+
     Raises:
         ValueError: If a row of the block is missing, or there is another.
         OutputError: If `dtype` cannot hold an embedding.
@@ -146,6 +149,10 @@ def _without(table: pa.Table, failed: NDArray[np.bool_]) -> pa.Table:
 def read_block(store: Store, name: str) -> pa.Table:
     """Read the file of a block.
 
+    Args:
+        store: Folder of the blocks.
+        name: Of the file.
+
     Raises:
         OutputError: If it cannot be read.
     """
@@ -156,7 +163,11 @@ def read_block(store: Store, name: str) -> pa.Table:
 
 
 def has_failures(store: Store, name: str) -> bool:
-    """Say whether chips of a block have failed.
+    """Tell if chips of a block have failed.
+
+    Args:
+        store: Folder of the blocks.
+        name: Of the block's file.
 
     Raises:
         OutputError: If the file of the block cannot be read.

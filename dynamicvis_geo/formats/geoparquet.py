@@ -75,7 +75,7 @@ _RUN_KEY = b'dynamicvis_geo:run'
 
 
 class GeoParquet(Format):
-    """Pooled embeddings.
+    """Pooled embeddings as GeoParquet, one file or a folder of files.
 
     A file is written anew when it is extended, with the rows that it has first; of a
     folder each run adds one file.
@@ -277,6 +277,9 @@ def find_parts(path: Place) -> list[Place]:
 def read_schema(part: Place) -> tuple[pa.Schema, int]:
     """Return the columns of a file of embeddings, and the number of its rows.
 
+    Args:
+        part: The file.
+
     Raises:
         SourceError: If it is no Parquet file, or has no embeddings.
     """
@@ -297,10 +300,16 @@ def read_schema(part: Place) -> tuple[pa.Schema, int]:
 
 
 def table_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Return the columns that describe the rows.
+    """Name the columns that describe the rows.
 
     Left out are the embeddings, and the bounds of geometries that GeoParquet keeps to
     filter by, as GeoPandas leaves them out.
+
+    Args:
+        schema: Of a file.
+
+    Returns:
+        Names, in their order.
     """
     geo = json.loads((schema.metadata or {}).get(b'geo', b'{}'))
     covering = [
@@ -313,7 +322,13 @@ def table_columns(schema: pa.Schema) -> tuple[str, ...]:
 
 
 def shared_provenance(parts: Sequence[Place]) -> dict[str, Any]:
-    """Return what made the parts of one table; empty for files of other programs.
+    """Read the provenance that the files of one table share.
+
+    Args:
+        parts: The files.
+
+    Returns:
+        The provenance of the first; empty for files of other programs.
 
     Raises:
         SourceError: If the parts were not made by the same model.
@@ -347,6 +362,9 @@ def _read_table(part: Place) -> gpd.GeoDataFrame:
 
 def read_vectors(part: Place) -> Iterator[NDArray[np.float32]]:
     """Yield the vectors of a file, in the order of its rows.
+
+    Args:
+        part: The file.
 
     Yields:
         float32 ``[n, D]``, some rows each time, multiplied by their scale if they are

@@ -190,7 +190,13 @@ def _files_in(folder: Place) -> list[Place]:
 
 
 def feature_map_files(path: Place) -> list[Place]:
-    """Return the feature maps of a folder, or the one file that a path names.
+    """Find the feature maps in a folder, or the one file that a path names.
+
+    Args:
+        path: File or folder.
+
+    Returns:
+        The files, sorted.
 
     Raises:
         SourceError: If there are none.
@@ -265,6 +271,9 @@ class Header:
 def read_header(path: Place) -> Header:
     """Read all of a feature map but its values.
 
+    Args:
+        path: The file.
+
     Raises:
         SourceError: If the file cannot be read, or has no CRS.
     """
@@ -287,7 +296,13 @@ def read_header(path: Place) -> Header:
 
 
 def read_feature_map(path: Place) -> npt.NDArray[np.float32]:
-    """Read a feature map, float32 ``[D, h, w]``.
+    """Read a feature map.
+
+    Args:
+        path: The file.
+
+    Returns:
+        float32 ``[D, h, w]``, the first row northernmost.
 
     Raises:
         SourceError: If the file cannot be read.

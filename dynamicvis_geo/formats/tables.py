@@ -204,7 +204,10 @@ def _utc(times: pd.Series) -> pd.Series:
 
 
 def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Return the schema with the most columns: not all chips have points.
+    """Pick the schema with the most columns: not all chips have points.
+
+    Args:
+        schemas: Of the tables that are joined, at least one.
 
     Raises:
         OutputError: If they have embeddings of different lengths.
@@ -224,7 +227,12 @@ def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with the columns of a schema, null where it lacks one."""
+    """Give a table the columns of a schema, null where it lacks one.
+
+    Args:
+        table: The table.
+        schema: With all columns of the table.
+    """
     if table.schema.equals(schema):
         return table
     columns = [
@@ -258,12 +266,20 @@ def chip_keys(
 
 
 def join_keys(arrays: Sequence[pa.StringArray]) -> pa.StringArray:
-    """All keys, each once."""
+    """Join keys, each once.
+
+    Args:
+        arrays: Some keys each.
+    """
     return pa.chunked_array(arrays, pa.string()).unique()
 
 
 def row_keys(table: pa.Table) -> pa.StringArray:
-    """Return the key of each row of a table with ``id`` and perhaps ``point_id``."""
+    """Return the key of each row of a table with ``id`` and perhaps ``point_id``.
+
+    Args:
+        table: The table.
+    """
     if not table.num_columns:
         return pa.array([], pa.string())
     points = None

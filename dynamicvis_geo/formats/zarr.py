@@ -95,7 +95,7 @@ _SIZES = ('width', 'height', 'xres', 'yres')
 
 
 class Zarr(Format):
-    """One array of feature maps a CRS."""
+    """Feature maps as a Zarr store, one array a CRS."""
 
     output: ClassVar[Literal['pooled', 'grid']] = 'grid'
     dtypes: ClassVar[tuple[str, ...]] = ('float32', 'float16')
@@ -103,7 +103,11 @@ class Zarr(Format):
     members: ClassVar[tuple[str, ...]] = ('*',)
 
     def __init__(self, url: str, dtype: str) -> None:
-        """Say where the output is to be, and the type of its numbers.
+        """Note where an output is to be, and the type of its numbers.
+
+        Args:
+            url: Path or URL of the store.
+            dtype: 'float32' or 'float16'.
 
         Raises:
             OutputError: If the package zarr is missing.
@@ -119,6 +123,9 @@ class Zarr(Format):
 
     def check(self, chips: RunChips) -> None:
         """Refuse chips that have no place in an array.
+
+        Args:
+            chips: All chips of the run.
 
         Raises:
             OutputError: If the chips of a CRS share no grid, or do not fit into the
@@ -144,7 +151,14 @@ class Zarr(Format):
                 group.layout.check_chips(crs, table)
 
     def origins(self, chips: RunChips) -> Sequence[tuple[float, float] | None]:
-        """Let tiles of the plan hang from the corner of all chips of a CRS."""
+        """Let squares of blocks begin at the corner of all chips of a CRS.
+
+        Args:
+            chips: All chips of the run.
+
+        Returns:
+            A point in the CRS of each source.
+        """
         origins: list[tuple[float, float] | None] = [None] * len(chips.source_crs)
         held = self._held_chips(chips.table.dtype)
         for crs, rows in _by_crs(chips).items():

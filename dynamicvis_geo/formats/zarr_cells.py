@@ -48,7 +48,14 @@ class Sites:
 
     @classmethod
     def of(cls, layout: Layout, places: Ints, chip: Ints, block: Ints) -> Sites:
-        """Sort places; of several chips in the same, one with work to do is kept."""
+        """Sort places; of several chips in the same, one with work to do is kept.
+
+        Args:
+            layout: The array.
+            places: Time, row and column of the first cell, ``[n, 3]``.
+            chip: Row of the chip table, -1 for chips that the array holds already.
+            block: Block of the plan, -1 for chips of none.
+        """
         keys = _key(layout, places[:, 0], *(places[:, 1:] // layout.shard).T)
         order = np.lexsort((chip, block < 0, places[:, 2], places[:, 1], keys))
         again = np.zeros(len(order), dtype=bool)
@@ -197,7 +204,13 @@ def put_cells(group: Group, shard: ArrayShard, cells: Iterable[Cells]) -> None:
 def write_seam(
     archive: zipfile.ZipFile, place: tuple[str, ArrayShard], cells: Iterable[Cells]
 ) -> None:
-    """Add the cells that a block has in a shard of a group to its seam."""
+    """Add the cells that a block has in a shard of a group to its seam.
+
+    Args:
+        archive: File of the block's seams.
+        place: Name of the group, and the shard.
+        cells: The cells.
+    """
     places, values = zip(*cells, strict=True)
     arrays = np.concatenate(places), np.concatenate(values, axis=1)
     for what, array in zip(_SEAM_ARRAYS, arrays, strict=True):
@@ -207,6 +220,11 @@ def write_seam(
 
 def read_seam(store: Store, name: str, place: tuple[str, ArrayShard]) -> Cells:
     """Return the cells that a block has kept of a shard of a group.
+
+    Args:
+        store: Folder of the blocks.
+        name: Of the file.
+        place: Name of the group, and the shard.
 
     Raises:
         OutputError: If they cannot be read.

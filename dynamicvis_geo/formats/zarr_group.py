@@ -112,7 +112,13 @@ class Group:
 
     @classmethod
     def open(cls, url: str) -> Self | None:
-        """Open a group; None if there is none.
+        """Open a group, if there is one.
+
+        Args:
+            url: Path or URL of the group.
+
+        Returns:
+            The group; None if there is none.
 
         Raises:
             OutputError: If it is not one that :meth:`begin` made.

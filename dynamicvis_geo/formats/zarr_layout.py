@@ -34,7 +34,14 @@ _INSTEAD = (
 
 
 def open_times(chips: NDArray[np.void]) -> NDArray[np.void]:
-    """Return a copy of chips with their times as in files; without limit: OPEN."""
+    """Return a copy of chips with their times as files have them.
+
+    Args:
+        chips: Rows of a chip table.
+
+    Returns:
+        The copy; :data:`OPEN` where there is no limit.
+    """
     chips = chips.copy()
     times = recorded(chips['start'], chips['end'])
     chips['start'], chips['end'] = (one.view(np.int64) for one in times)
@@ -56,7 +63,11 @@ class ChipGrid:
 
     @classmethod
     def of(cls, crs: str, chips: NDArray[np.void]) -> ChipGrid:
-        """Return the lattice of chips, at least one.
+        """Find the lattice that chips share.
+
+        Args:
+            crs: Their CRS, for errors.
+            chips: Rows of a chip table, at least one.
 
         Raises:
             OutputError: If the chips differ in size or resolution, or do not lie whole
@@ -85,7 +96,13 @@ class ChipGrid:
         return replace(grid, step=(down or height, across or width))
 
     def offsets(self, chips: NDArray[np.void]) -> Ints:
-        """Return how many pixels south and east of the corner chips begin, ``[n, 2]``.
+        """Count the pixels south and east of the corner where chips begin.
+
+        Args:
+            chips: Rows of a chip table.
+
+        Returns:
+            int64 ``[n, 2]``.
 
         Raises:
             OutputError: If they are not whole numbers.
@@ -239,6 +256,11 @@ class Layout:
     def check_same(self, crs: str, maps: tuple[int, int, int], dtype: str) -> None:
         """Check that feature maps are like those in this array.
 
+        Args:
+            crs: Their CRS, for errors.
+            maps: ``(D, h, w)``, the shape of the feature map of a chip.
+            dtype: Type of the values.
+
         Raises:
             OutputError: If they are not.
         """
@@ -254,6 +276,10 @@ class Layout:
 
     def check_chips(self, crs: str, chips: NDArray[np.void]) -> None:
         """Check that chips have their places in this array.
+
+        Args:
+            crs: Their CRS, for errors.
+            chips: Rows of a chip table.
 
         Raises:
             OutputError: If they have not.
@@ -304,9 +330,15 @@ class Layout:
         return np.stack([down, (chips['x'] - cells.x) / cells.xres], axis=1)
 
     def place(self, chips: NDArray[np.void]) -> Ints:
-        """Return time, row and column of the first cell of chips, ``[n, 3]``.
+        """Find the first cell of chips.
 
         The time is -1 where it is none of the array's.
+
+        Args:
+            chips: Rows of a chip table.
+
+        Returns:
+            Time, row and column, int64 ``[n, 3]``.
         """
         index = pd.MultiIndex.from_tuples(self.times)
         windows = pd.MultiIndex.from_arrays([chips['start'], chips['end']])

@@ -1,4 +1,4 @@
-"""Samplers: which chips to cut from a dataset, and which of them a process takes."""
+"""Samplers: the chips to cut from a dataset."""
 
 from dynamicvis_geo.samplers.grid import GridSampler
 from dynamicvis_geo.samplers.point import PointSampler

@@ -61,10 +61,16 @@ def as_pair(
 
 
 def pixel_grid(dataset: GeoDataset) -> Grid:
-    """Return the pixel of a dataset's lattice that begins nearest the CRS origin.
+    """Find the pixel of a dataset's lattice that begins nearest the origin of the CRS.
 
     Datasets made of files have the lattice of their first file, so that chips are cut
     from it without resampling. All others have lines through the CRS origin.
+
+    Args:
+        dataset: The dataset.
+
+    Returns:
+        A grid of one pixel.
 
     Raises:
         SpecError: If the dataset has no resolution.
@@ -202,7 +208,14 @@ def areal(geometries: NDArray[np.object_], pixel: float) -> BaseGeometry:
 
 
 def polygons_only(geometry: BaseGeometry) -> BaseGeometry:
-    """Drop the points and lines of a geometry, which mark where areas merely touch."""
+    """Drop the points and lines of a geometry, which mark where areas merely touch.
+
+    Args:
+        geometry: Of any kind.
+
+    Returns:
+        A MultiPolygon, which may be empty.
+    """
     parts = shapely.get_parts(geometry)
     # Collections within collections do not come out of one call.
     parts = shapely.get_parts(parts)

@@ -114,7 +114,7 @@ class GridSampler(Sampler[GeoSlice]):
         return self._chips.queries()
 
     def boxes(self, rows: Ints) -> NDArray[np.object_]:
-        """Return the outlines of some chips in the CRS of the dataset.
+        """Return the squares of some chips in the CRS of the dataset.
 
         Args:
             rows: Positions of the chips in the order in which they come.

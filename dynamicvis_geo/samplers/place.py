@@ -87,7 +87,7 @@ class PlaceSampler(Sampler[GeoSlice]):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is needed to lay out the same chip again."""
+        """The place, which lays out the same chip again."""
         return {type(self.spatial).__name__: asdict(self.spatial)}
 
     def _around_point(self, dataset: GeoDataset, spatial: PointBuffer) -> ChipTable:

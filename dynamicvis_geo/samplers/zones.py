@@ -95,7 +95,7 @@ def split_area(area: gpd.GeoSeries) -> list[tuple[CRS, gpd.GeoSeries]]:
     """Divide an area among UTM zones, and UPS at the poles.
 
     Args:
-        area: Geometries in any CRS, as :func:`~.areas.read_area` gives them.
+        area: Geometries in any CRS, as :func:`~.requests.read_area` gives them.
 
     Returns:
         Pairs of a projection and the part of *area* in its zone, in EPSG:4326, sorted
@@ -305,7 +305,7 @@ def _transformer(source: int, target: int) -> Transformer:
 
 @lru_cache(maxsize=1)
 def zones() -> dict[int, shapely.Geometry]:
-    """Outline in EPSG:4326 of each UTM zone, and of UPS, by EPSG code, sorted."""
+    """Areas in EPSG:4326 of each UTM zone, and of UPS, by EPSG code, sorted."""
     edges = np.arange(-180, 181, _MERIDIANS)
     cells: dict[int, list[shapely.Geometry]] = {}
     for south, north in pairwise(_PARALLELS):
