@@ -98,7 +98,7 @@ class EmbeddingWriter(BasePredictionWriter):
         retry_failed: bool = False,
         shard: tuple[int, int] | str | None = None,
     ) -> None:
-        """Initialize a new EmbeddingWriter.
+        """Check the arguments, and keep them.
 
         Args:
             path: File (``.parquet``), store (``.zarr``) or folder to write, or a URL of
