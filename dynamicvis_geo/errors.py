@@ -105,5 +105,12 @@ class UnavailableError(EarthEngineError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error of a library on one line."""
+    """Join the lines of an error's message.
+
+    Args:
+        error: Of any library.
+
+    Returns:
+        The message in one line.
+    """
     return ' '.join(str(error).split())

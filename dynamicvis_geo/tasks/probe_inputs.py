@@ -209,7 +209,15 @@ def once(loader: Any) -> Iterable[Mapping[str, Any]]:
 
 
 def provenances(trainer: Trainer, loaders: Any) -> list[dict[str, Any]]:
-    """Return what the datamodule, or else the datasets, say of their features."""
+    """Collect the provenances of the features that a Trainer is given.
+
+    Args:
+        trainer: Its datamodule is asked first.
+        loaders: A DataLoader, or several, whose datasets are asked else.
+
+    Returns:
+        One a dataset that tells any.
+    """
     module = getattr(trainer, 'datamodule', None)
     if isinstance(module, Described):
         return [module.provenance]
