@@ -235,7 +235,11 @@ class Location:
 
     @classmethod
     def of(cls, url: str) -> 'Location':
-        """Take apart a path or URL."""
+        """Take apart a path or URL.
+
+        Args:
+            url: Of the output.
+        """
         parent, name = url.rstrip('/').replace(os.sep, '/').rsplit('/', 1)
         # 's3://bucket' and '/' have no parent, and are no outputs.
         return cls(Store(parent or '/'), name)

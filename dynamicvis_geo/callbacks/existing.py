@@ -193,7 +193,11 @@ def check_settings(
 
 
 def remove_existing(path: Place) -> None:
-    """Remove an output, and all that unfinished runs have left of it."""
+    """Remove an output, and all that unfinished runs have left of it.
+
+    Args:
+        path: The output; a ``UPath`` for a URL.
+    """
     location = Location.of(str(path))
     location.blocks.clear(DESCRIPTION_FILE)
     location.parent.remove(location.failures)

@@ -10,7 +10,14 @@ from dynamicvis_geo.models.config import BackboneConfig
 
 
 def weights_fields(weights: str) -> dict[str, Any]:
-    """Turn ``--weights`` into fields of :class:`BackboneConfig`."""
+    """Turn ``--weights`` into fields of :class:`BackboneConfig`.
+
+    Args:
+        weights: The value of the option.
+
+    Returns:
+        The fields.
+    """
     if weights == 'pretrained':
         return {}
     if weights == 'random':
@@ -19,7 +26,10 @@ def weights_fields(weights: str) -> dict[str, Any]:
 
 
 def backbone_config(weights: str) -> BackboneConfig:
-    """Read the environment, and what ``--weights`` says.
+    """Make the configuration that the environment and ``--weights`` describe.
+
+    Args:
+        weights: The value of the option.
 
     Raises:
         SpecError: if a variable has a value that cannot be used.
@@ -28,7 +38,14 @@ def backbone_config(weights: str) -> BackboneConfig:
 
 
 def feature_shape(config: BackboneConfig) -> tuple[int, int, int]:
-    """Channels, height and width of the feature maps, without making the model."""
+    """Compute the shape of feature maps without making the model.
+
+    Args:
+        config: The backbone.
+
+    Returns:
+        Channels, height and width.
+    """
     size = config.img_size
     height, width = size if isinstance(size, tuple) else (size, size)
     # A cell is 32 pixels wide.
@@ -39,6 +56,13 @@ def choose_device(
     device: str, processes: int | str = 1
 ) -> tuple[str, str | int | list[int]]:
     """Turn ``--device`` and ``--devices`` into Lightning's accelerator and devices.
+
+    Args:
+        device: Value of ``--device``.
+        processes: Value of ``--devices``.
+
+    Returns:
+        Lightning's ``accelerator`` and ``devices``.
 
     Raises:
         SpecError: if there is no such device here, or not so many.
@@ -81,6 +105,12 @@ def _at_most(processes: int | str, count: int) -> int | str:
 
 def torch_device(device: str) -> torch.device:
     """Turn ``--device`` into PyTorch's.
+
+    Args:
+        device: Value of ``--device``.
+
+    Returns:
+        PyTorch's device.
 
     Raises:
         SpecError: if there is no such device here.

@@ -313,7 +313,13 @@ def list_failures(location: Location, blocks: Blocks) -> int:
 
 
 def listed_keys(location: Location) -> pa.StringArray:
-    """Return the keys of all chips in a list of failures; none if there is no list.
+    """Read the keys of all chips in a list of failures.
+
+    Args:
+        location: Of the output that it is of.
+
+    Returns:
+        The keys; none if there is no list.
 
     Raises:
         OutputError: If it cannot be read.

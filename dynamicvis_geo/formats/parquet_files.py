@@ -40,7 +40,11 @@ class Extent:
 
     @classmethod
     def of(cls, rows: pa.Table) -> Self:
-        """Return that of some rows."""
+        """Compute the extent of some rows.
+
+        Args:
+            rows: With columns ``geometry``, of WKB, and ``bbox``.
+        """
         extent = cls()
         if not rows.num_rows:
             return extent
@@ -56,7 +60,11 @@ class Extent:
 
     @classmethod
     def read(cls, metadata: Mapping[bytes, bytes]) -> Self:
-        """Read what the metadata of a file say."""
+        """Read the extent that the metadata of a file tell.
+
+        Args:
+            metadata: Of a GeoParquet file.
+        """
         extent = cls()
         column = json.loads(metadata[b'geo'])['columns']['geometry']
         extent.types = set(column['geometry_types'])
@@ -65,7 +73,11 @@ class Extent:
         return extent
 
     def add(self, other: Self) -> None:
-        """Take account of another one."""
+        """Grow to hold another extent.
+
+        Args:
+            other: The other one.
+        """
         self.types |= other.types
         self.lower = np.fmin(self.lower, other.lower)
         self.upper = np.fmax(self.upper, other.upper)
@@ -120,7 +132,11 @@ class GeoParquetWriter:
         )
 
     def write(self, table: pa.Table) -> None:
-        """Append a row group."""
+        """Append a row group.
+
+        Args:
+            table: With the columns of the schema.
+        """
         if table.num_rows:
             rows = table.replace_schema_metadata(self._schema.metadata)
             self._file.write_table(rows, row_group_size=table.num_rows)
@@ -157,7 +173,12 @@ def _geo_metadata(extent: Extent) -> str:
 
 
 def row_group_size(rows: int, schema: pa.Schema) -> int:
-    """Rows of a row group, of a file of that many: they depend on the plan alone."""
+    """Compute the rows of a row group; they depend on the plan alone.
+
+    Args:
+        rows: Rows of the file.
+        schema: Of the file.
+    """
     kind = schema.field('embedding').type
     if not pa.types.is_fixed_size_list(kind):
         return 1
@@ -167,7 +188,12 @@ def row_group_size(rows: int, schema: pa.Schema) -> int:
 
 
 def row_groups(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Cut a stream of rows into tables of so many."""
+    """Cut a stream of rows into tables of equal size, but for the last.
+
+    Args:
+        tables: The rows, in tables of any size.
+        rows: Rows of a table.
+    """
     held: list[pa.Table] = []
     count = 0
     for table in tables:
@@ -182,7 +208,11 @@ def row_groups(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 
 def one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Have the next table made by a thread while one is used."""
+    """Have the next table made by a thread while one is used.
+
+    Args:
+        tables: Made by an iterator that takes its time.
+    """
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, tables, None)
         while (table := coming.result()) is not None:
@@ -194,6 +224,10 @@ def one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 def opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file to read parts of it.
 
+    Args:
+        store: Folder of the file.
+        name: Of the file.
+
     Raises:
         OutputError: If it cannot be read.
     """
@@ -204,6 +238,10 @@ def opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 @contextmanager
 def unharmed(store: Store, name: str) -> Iterator[None]:
     """Name a file whose content is found to be damaged.
+
+    Args:
+        store: Folder of the file.
+        name: Of the file.
 
     Raises:
         OutputError: If it is.

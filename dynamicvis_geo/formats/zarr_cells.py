@@ -64,7 +64,10 @@ class Sites:
         return cls(layout, places[order], chip[order], block[order], keys[order])
 
     def owners(self, shard: ArrayShard) -> Ints:
-        """Say which chip each cell of a shard takes its values from.
+        """Find the chip from which each cell of a shard takes its values.
+
+        Args:
+            shard: Its number along time, y and x.
 
         Returns:
             Rows of `places`, ``[rows, columns]``; -1 where there is no chip.
@@ -157,7 +160,12 @@ class Mosaic:
     def cells(
         self, number: int, predictions: Sequence[Predictions]
     ) -> Iterator[tuple[ArrayShard, bool, Iterator[Cells]]]:
-        """Yield shards, whether their cells are this block's alone, and its cells."""
+        """Yield shards, whether their cells are this block's alone, and its cells.
+
+        Args:
+            number: Of the block.
+            predictions: Its chips.
+        """
         sites = self.sites
         given = {
             row: features
@@ -193,7 +201,13 @@ class Mosaic:
 
 
 def put_cells(group: Group, shard: ArrayShard, cells: Iterable[Cells]) -> None:
-    """Put cells into a shard, all others of which stay as they are."""
+    """Put cells into a shard, all others of which stay as they are.
+
+    Args:
+        group: The array.
+        shard: Its number along time, y and x.
+        cells: Values, and where they belong.
+    """
     block = group.read(shard)
     flat = block.reshape(len(block), -1)
     for places, values in cells:
@@ -238,7 +252,12 @@ def read_seam(store: Store, name: str, place: tuple[str, ArrayShard]) -> Cells:
 
 
 def seam_places(store: Store, name: str) -> Iterator[tuple[str, ArrayShard]]:
-    """Return group and shard of all cells in a file of a block."""
+    """List group and shard of all cells in a block's file of seams.
+
+    Args:
+        store: Folder of the blocks.
+        name: Of the file.
+    """
     with _archive(store, name) as archive:
         names = archive.namelist()
     for entry in names:

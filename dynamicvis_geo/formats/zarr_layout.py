@@ -366,7 +366,14 @@ class Layout:
         return [(time, down, across) for time, down, across in shards]
 
     def window(self, shard: ArrayShard) -> tuple[int, int, int, int]:
-        """Return first row, first column, rows and columns of a shard."""
+        """Find the cells of a shard.
+
+        Args:
+            shard: Its number along time, y and x.
+
+        Returns:
+            First row, first column, number of rows and of columns.
+        """
         row, column = shard[1] * self.shard[0], shard[2] * self.shard[1]
         return (
             row,

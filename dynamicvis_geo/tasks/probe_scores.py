@@ -51,6 +51,13 @@ def probe_metrics(task: str, classes: int) -> MetricCollection:
     sample and class is a decision, at 0.5: accuracy and calibration error are those of
     all decisions. Other than in ``evaluation``, a class that was predicted and has no
     sample counts as 0 in the means.
+
+    Args:
+        task: 'binary', 'multiclass', 'multilabel' or 'regression'.
+        classes: Number of classes, 2 for binary.
+
+    Returns:
+        Metrics under the names of :mod:`~dynamicvis_geo.evaluation.metrics`.
     """
     metrics: dict[str, Metric | MetricCollection]
     if task == 'regression':
