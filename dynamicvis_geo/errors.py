@@ -4,6 +4,8 @@ Each names the argument or file, the value, and the way out. All derive from
 :class:`DynamicVisGeoError`: the command line shows them as one line and exits with 2.
 """
 
+from collections.abc import Iterator
+
 
 class DynamicVisGeoError(Exception):
     """Base class of every error that this package raises on purpose."""
@@ -102,6 +104,17 @@ class ComputationError(EarthEngineError):
 
 class UnavailableError(EarthEngineError):
     """Earth Engine could not be reached, or kept failing."""
+
+
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that led to it, the root last.
+
+    Args:
+        error: The error; None yields none.
+    """
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def one_line(error: BaseException) -> str:

@@ -267,7 +267,7 @@ def paste(
 
 @lru_cache(maxsize=64)
 def crs_text(crs: CRS) -> str:
-    """Name a CRS by its EPSG code, or its WKT if it has none.
+    """Name a CRS as Earth Engine does: its EPSG code, or WKT 1 if it has none.
 
     Args:
         crs: The CRS.

@@ -15,7 +15,7 @@ import shapely
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.projections import utm_crs
-from dynamicvis_geo.time_window import TimeWindow
+from dynamicvis_geo.time_window import TimeWindow, utc
 
 __all__ = ('BBox', 'OutputSpec', 'PointBuffer', 'SensorSpec', 'TemporalSpec')
 
@@ -142,8 +142,7 @@ def _timestamp(name: str, value: Any) -> pd.Timestamp:
     # pd.NaT calls itself a date, but is none.
     if not isinstance(time, date) or pd.isna(time):
         raise SpecError(f'{name}={value!r} is not a date; write it as 2024-06-01.')
-    stamp = pd.Timestamp(time)
-    stamp = stamp if stamp.tzinfo is None else stamp.tz_convert(None)
+    stamp = utc(time)
     # What comes after counts nanoseconds.
     if not 1678 <= stamp.year <= 2261:
         raise SpecError(f'{name}={value!r} is not within the years 1678 to 2261.')

@@ -42,7 +42,7 @@ class TimeWindow:
             first: First moment; with a time zone or in UTC; NaT for no limit.
             last: Last moment, to the microsecond; NaT for no limit.
         """
-        start, last = _utc(first), _utc(last)
+        start, last = utc(first), utc(last)
         no_end = pd.isna(last) or last > LAST - STEP
         return cls(FIRST if pd.isna(start) else start, LAST if no_end else last + STEP)
 
@@ -118,6 +118,12 @@ class TimeWindow:
 ALWAYS = TimeWindow()
 
 
+def utc(time: Any) -> pd.Timestamp:
+    """Read a time with a time zone, or in UTC; the result has no time zone."""
+    stamp = pd.Timestamp(time)
+    return stamp if stamp.tz is None else stamp.tz_convert(None)
+
+
 def end_of(last: Ints) -> Ints:
     """Return the ends of windows.
 
@@ -158,11 +164,6 @@ def recorded(start: Ints, end: Ints) -> tuple[NDArray[Any], NDArray[Any]]:
         np.where(start == _NO_START, none, first),
         np.where(end == _NO_END, none, last),
     )
-
-
-def _utc(time: Any) -> pd.Timestamp:
-    stamp = pd.Timestamp(time)
-    return stamp if stamp.tz is None else stamp.tz_convert(None)
 
 
 def _iso(time: pd.Timestamp) -> str:

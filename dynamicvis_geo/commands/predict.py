@@ -5,7 +5,7 @@ LightningCLI adds the arguments, also for ``--help``; it needs all classes for t
 
 import warnings
 from argparse import ArgumentError, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from dynamicvis_geo.commands.options import log
 from dynamicvis_geo.commands.trainer import quieten_lightning, run_trainer
 from dynamicvis_geo.datamodules import ChipDataModule, EarthEngineDataModule
 from dynamicvis_geo.datamodules.chips import FEATURES
-from dynamicvis_geo.errors import DynamicVisGeoError, SpecError, one_line
+from dynamicvis_geo.errors import DynamicVisGeoError, SpecError, causes_of, one_line
 from dynamicvis_geo.models.dynamicvis import DynamicVis
 from dynamicvis_geo.tasks import FeatureExtraction
 
@@ -114,7 +114,7 @@ def _assemble(arguments: Sequence[str]) -> PredictCLI:
     except DynamicVisGeoError:
         raise
     except (ArgumentError, ValueError, MisconfigurationException) as error:
-        ours = [one for one in _causes(error) if isinstance(one, DynamicVisGeoError)]
+        ours = [one for one in causes_of(error) if isinstance(one, DynamicVisGeoError)]
         if ours:
             raise SpecError(str(ours[0])) from error
         files = _configs(arguments)
@@ -133,12 +133,6 @@ def _configs(arguments: Sequence[str]) -> list[str]:
         for name in arguments
         if name.startswith('--config=')
     ]
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _complaint(error: Exception) -> str:

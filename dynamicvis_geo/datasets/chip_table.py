@@ -25,6 +25,7 @@ from dynamicvis_geo.datasets.chip_order import (
     slabs,
 )
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
+from dynamicvis_geo.datasets.source import GeoSlice
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.formats.tables import chip_keys
 from dynamicvis_geo.grid import Grid
@@ -33,8 +34,6 @@ from dynamicvis_geo.provenance import Described
 from dynamicvis_geo.time_window import TimeWindow, recorded
 
 Ints = NDArray[np.int64]
-#: Slices of x, y and time, with which a TorchGeo dataset is indexed.
-GeoSlice = tuple[slice, slice, slice]
 
 #: Columns of a chip: those of its :class:`.Grid`, but the CRS, which is its source's;
 #: start and end of its :class:`.TimeWindow` in nanoseconds; the number of its source.

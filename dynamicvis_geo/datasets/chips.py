@@ -19,11 +19,12 @@ from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
 from dynamicvis_geo.datasets.chip_order import Strides
-from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice
+from dynamicvis_geo.datasets.chip_table import ChipTable
 from dynamicvis_geo.datasets.read_ahead import chips_ahead
 from dynamicvis_geo.datasets.source import (
     ChipFailure,
     Found,
+    GeoSlice,
     OnError,
     Pending,
     Source,

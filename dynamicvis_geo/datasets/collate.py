@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynamicvis_geo.datasets.source import ChipFailure
+from dynamicvis_geo.datasets.source import ChipFailure, Sample
 from dynamicvis_geo.errors import SpecError
-
-Sample = dict[str, Any]
 
 
 def collate(samples: Sequence[Sample | ChipFailure | None]) -> Sample:

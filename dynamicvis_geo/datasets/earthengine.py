@@ -13,7 +13,7 @@ from pyproj import CRS
 
 from dynamicvis_geo.datasets.remote import RemoteDataset
 from dynamicvis_geo.datasets.requests import Area, Window
-from dynamicvis_geo.datasets.source import Query, Sample
+from dynamicvis_geo.datasets.source import GeoSlice, Sample
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.earthengine.composite import (
     Pixels,
@@ -112,7 +112,7 @@ class EarthEngineDataset(RemoteDataset):
         )
         self.block_size = block_size
 
-    def count_scenes(self, query: Query) -> int:
+    def count_scenes(self, query: GeoSlice) -> int:
         """Count the scenes that a chip is composed of, in one request.
 
         It is tried for half a minute at most.

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torchgeo.datasets import NonGeoDataset
 
+from dynamicvis_geo.datasets.source import Sample
 from dynamicvis_geo.datasets.targets import Labels, encode_labels
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError, one_line
 from dynamicvis_geo.formats.geoparquet import (
@@ -31,8 +32,6 @@ from dynamicvis_geo.formats.geoparquet import (
     table_columns,
 )
 from dynamicvis_geo.paths import AnyPath, Place, input_path, parquet_source
-
-Sample = dict[str, Any]
 
 #: Of the end of a file at a URL, which is compared to notice that it was replaced.
 _FOOTER_BYTES = 2**16

@@ -14,6 +14,7 @@ from upath import UPath
 
 from dynamicvis_geo.datasets._torchgeo import forget_file_handles
 from dynamicvis_geo.datasets.scene_files import find_files, window_of_name
+from dynamicvis_geo.datasets.source import Sample
 from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.formats.geotiff import Header, read_header
 from dynamicvis_geo.paths import AnyPath, input_path
@@ -23,8 +24,6 @@ from dynamicvis_geo.time_window import ALWAYS, TimeWindow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Sample = dict[str, Any]
 
 
 class FeatureMaps(RasterDataset):

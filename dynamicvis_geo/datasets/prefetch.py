@@ -10,7 +10,7 @@ from itertools import islice
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dynamicvis_geo.datasets.source import Query
+from dynamicvis_geo.datasets.source import GeoSlice
 from dynamicvis_geo.earthengine.web import Client
 
 #: Queries that are planned at a time.
@@ -41,8 +41,8 @@ class FetchReport:
 
 
 def fetch_ahead(
-    queries: Iterable[Query],
-    fetch: Callable[[Sequence[Query]], Iterable[bool | None]],
+    queries: Iterable[GeoSlice],
+    fetch: Callable[[Sequence[GeoSlice]], Iterable[bool | None]],
     client: Client,
     progress: bool,
 ) -> FetchReport:

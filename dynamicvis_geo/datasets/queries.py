@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.datasets.chip_ids import chip_id
-from dynamicvis_geo.datasets.source import Query
+from dynamicvis_geo.datasets.source import GeoSlice
 from dynamicvis_geo.earthengine.fetch import Chip
 from dynamicvis_geo.grid import Grid, crs_text
 from dynamicvis_geo.time_window import TimeWindow
 
 
 def read_queries(
-    dataset: GeoDataset, wanted: Sequence[Query], source: str = ''
-) -> tuple[list[Query], list[Chip]]:
+    dataset: GeoDataset, wanted: Sequence[GeoSlice], source: str = ''
+) -> tuple[list[GeoSlice], list[Chip]]:
     """Return the chips that queries ask for.
 
     Args:
@@ -50,7 +50,7 @@ def read_queries(
     return queries, chips
 
 
-def _windows(dataset: GeoDataset, queries: Sequence[Query]) -> NDArray[np.int64]:
+def _windows(dataset: GeoDataset, queries: Sequence[GeoSlice]) -> NDArray[np.int64]:
     """Return the first and last moment of each query's window, in nanoseconds.
 
     A query has the window that it names, else all of those that it overlaps, else

@@ -34,9 +34,9 @@ from dynamicvis_geo.datasets.requests import (
 from dynamicvis_geo.datasets.source import (
     ChipFailure,
     Found,
+    GeoSlice,
     OnError,
     Pending,
-    Query,
     Sample,
     Survey,
     check_on_error,
@@ -186,7 +186,7 @@ class RemoteDataset(GeoDataset):
         pixels: Pixels = answer
         return pixels
 
-    def __getitem__(self, query: Query) -> Sample | None:  # type: ignore[override]
+    def __getitem__(self, query: GeoSlice) -> Sample | None:  # type: ignore[override]
         """Fetch one chip.
 
         Args:
@@ -203,7 +203,7 @@ class RemoteDataset(GeoDataset):
         """
         return self.__getitems__([query])[0]
 
-    def __getitems__(self, queries: Sequence[Query]) -> list[Sample | None]:
+    def __getitems__(self, queries: Sequence[GeoSlice]) -> list[Sample | None]:
         """Fetch a batch of chips concurrently.
 
         Args:
@@ -226,7 +226,7 @@ class RemoteDataset(GeoDataset):
 
     def submit(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[GeoSlice],
         on_error: OnError = 'skip',
         cancelled: threading.Event | None = None,
     ) -> Pending:
@@ -238,7 +238,7 @@ class RemoteDataset(GeoDataset):
         check_on_error(on_error)
         keep = concerns_one_chip if on_error == 'skip' else _keep_none
 
-        def fetch() -> tuple[list[Query], list[Chip], list[tuple[int, Outcome]]]:
+        def fetch() -> tuple[list[GeoSlice], list[Chip], list[tuple[int, Outcome]]]:
             resolved, chips = self._chips(queries)
             return resolved, chips, list(self._fetch(chips, keep, cancelled))
 
@@ -255,7 +255,7 @@ class RemoteDataset(GeoDataset):
         """Requests that this dataset has repeated in this process."""
         return len(self._retried)
 
-    def survey(self, queries: Sequence[Query]) -> Survey:
+    def survey(self, queries: Sequence[GeoSlice]) -> Survey:
         """Count the requests that fetching a batch of chips takes; none is made."""
         chips = self._chips(queries)[1]
         missing = self._missing(chips)
@@ -265,7 +265,7 @@ class RemoteDataset(GeoDataset):
         return Survey(len(chips) - len(missing), len(requests), pixels * a_pixel)
 
     def prefetch(
-        self, queries: Iterable[Query], *, progress: bool = True
+        self, queries: Iterable[GeoSlice], *, progress: bool = True
     ) -> FetchReport:
         """Fetch chips into the cache ahead of their use.
 
@@ -325,7 +325,7 @@ class RemoteDataset(GeoDataset):
             'on_missing': self.on_missing,
         }
 
-    def _chips(self, queries: Sequence[Query]) -> tuple[list[Query], list[Chip]]:
+    def _chips(self, queries: Sequence[GeoSlice]) -> tuple[list[GeoSlice], list[Chip]]:
         return read_queries(self, queries, self._cache_source)
 
     def _plan(self, chips: Sequence[Chip]) -> list[Request]:
@@ -347,7 +347,7 @@ class RemoteDataset(GeoDataset):
         except NoImageryError:
             return no_pixels(self.sensor, grid)
 
-    def _into_cache(self, queries: Sequence[Query]) -> Iterator[bool | None]:
+    def _into_cache(self, queries: Sequence[GeoSlice]) -> Iterator[bool | None]:
         """Fetch what the cache lacks; give None for the rest, else if it is valid."""
         chips = self._chips(queries)[1]
         wanted = self._missing(chips)
@@ -425,7 +425,7 @@ class RemoteDataset(GeoDataset):
 
     def _found(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[GeoSlice],
         chips: Sequence[Chip],
         outcomes: Iterable[tuple[int, Outcome]],
         keep: Keep,
@@ -455,7 +455,7 @@ class RemoteDataset(GeoDataset):
     def _is_missing(self, pixels: Pixels) -> bool:
         return self.on_missing != 'fill' and not self._valid(pixels).any()
 
-    def _sample(self, query: Query, pixels: Pixels) -> Sample:
+    def _sample(self, query: GeoSlice, pixels: Pixels) -> Sample:
         valid = self._valid(pixels)
         image = pixels.astype(np.float32)
         image[~valid] = self.sensor.fill_value

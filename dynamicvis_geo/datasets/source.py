@@ -26,7 +26,6 @@ from pyproj import CRS
 from rasterio.errors import RasterioError
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
-from dynamicvis_geo.earthengine.failures import causes_of
 from dynamicvis_geo.errors import (
     AuthenticationError,
     EarthEngineError,
@@ -38,13 +37,15 @@ from dynamicvis_geo.errors import (
     SourceError,
     SpecError,
     UnavailableError,
+    causes_of,
 )
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.provenance import Described
 
 Sample = dict[str, Any]
-#: Slices of x, y and time that index a dataset.
-Query = tuple[slice, slice, slice]
+#: Slices of x, y and time that index a dataset: west, east and width of a pixel; south,
+#: north and height of a pixel; first and last moment.
+GeoSlice = tuple[slice, slice, slice]
 OnError = Literal['raise', 'skip']
 
 _OF_A_CHIP = (EarthEngineError, SourceError, OSError, RasterioError)
@@ -131,7 +132,7 @@ class Source(Described, Protocol):
 
     def submit(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[GeoSlice],
         on_error: OnError = 'skip',
         cancelled: threading.Event | None = None,
     ) -> Pending:
@@ -148,7 +149,7 @@ class Source(Described, Protocol):
             queries. A failure counts these from 0.
         """
 
-    def survey(self, queries: Sequence[Query]) -> Survey:
+    def survey(self, queries: Sequence[GeoSlice]) -> Survey:
         """Count the requests that fetching would take; nothing is fetched.
 
         Args:
@@ -187,12 +188,12 @@ class _Files:
         dataset = self.dataset
         return dataset.provenance if isinstance(dataset, Described) else {}
 
-    def survey(self, queries: Sequence[Query]) -> Survey:
+    def survey(self, queries: Sequence[GeoSlice]) -> Survey:
         return Survey()
 
     def submit(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[GeoSlice],
         on_error: OnError = 'skip',
         cancelled: threading.Event | None = None,
     ) -> Pending:
@@ -202,7 +203,7 @@ class _Files:
         ]
 
     def _read(
-        self, queries: Sequence[Query], on_error: OnError
+        self, queries: Sequence[GeoSlice], on_error: OnError
     ) -> Sequence[Sample | Exception | None]:
         """Ask once where the dataset takes many queries, so that it may be quick."""
         many = getattr(self.dataset, '__getitems__', None)
@@ -215,7 +216,9 @@ class _Files:
                     raise
         return [self._read_one(query, on_error) for query in queries]
 
-    def _read_one(self, query: Query, on_error: OnError) -> Sample | Exception | None:
+    def _read_one(
+        self, query: GeoSlice, on_error: OnError
+    ) -> Sample | Exception | None:
         try:
             sample: Sample | None = self.dataset[query]
         except Exception as error:
@@ -244,12 +247,12 @@ class _Intersection:
     def provenance(self) -> dict[str, Any]:
         return {}
 
-    def survey(self, queries: Sequence[Query]) -> Survey:
+    def survey(self, queries: Sequence[GeoSlice]) -> Survey:
         return Survey.total(part.survey(queries) for part in self.parts)
 
     def submit(
         self,
-        queries: Sequence[Query],
+        queries: Sequence[GeoSlice],
         on_error: OnError = 'skip',
         cancelled: threading.Event | None = None,
     ) -> Pending:

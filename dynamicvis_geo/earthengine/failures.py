@@ -6,7 +6,7 @@ import re
 import socket
 import ssl
 import urllib.error
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
@@ -28,6 +28,7 @@ from dynamicvis_geo.errors import (
     QuotaError,
     RequestTooLargeError,
     UnavailableError,
+    causes_of,
     one_line,
 )
 
@@ -177,17 +178,6 @@ def unknown_host(error: BaseException) -> bool:
         isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
         for cause in causes_of(error)
     )
-
-
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception, and the exceptions that led to it.
-
-    Args:
-        error: The exception.
-    """
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _before_any_request(message: str) -> Failure:

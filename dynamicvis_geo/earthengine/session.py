@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 POOL_SIZE = 128
 
 #: Bytes of an answer that are read at a time.
-PIECE = 2**20
+READ_BYTES = 2**20
 
 # The library for authentication has no types.
 _FROM_KEY_FILE: Any = service_account.Credentials.from_service_account_file
@@ -72,7 +72,7 @@ class _Answer(requests.Response):
         self, chunk_size: int | None = 1, decode_unicode: bool = False
     ) -> Iterator[Any]:
         """Read more at a time than the library asks for."""
-        pieces: Iterator[Any] = super().iter_content(PIECE, decode_unicode)
+        pieces: Iterator[Any] = super().iter_content(READ_BYTES, decode_unicode)
         return pieces
 
 

@@ -15,7 +15,8 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from dynamicvis_geo.datasets.embeddings import PooledEmbeddings, Sample
+from dynamicvis_geo.datasets.embeddings import PooledEmbeddings
+from dynamicvis_geo.datasets.source import Sample
 from dynamicvis_geo.datasets.targets import Labels, Task, encode_labels
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.evaluation.labels import JoinedLabels, join_labels

@@ -24,7 +24,7 @@ from torchgeo.datasets import (
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.grid import TOLERANCE, Grid
 from dynamicvis_geo.projections import crs_name
-from dynamicvis_geo.time_window import STEP, TimeWindow, end_of
+from dynamicvis_geo.time_window import STEP, TimeWindow, end_of, utc
 
 #: Most pixels of a side of a chip, or from chip to chip.
 LARGEST = 2**20
@@ -173,14 +173,11 @@ def _time_of_interest(toi: pd.Interval[Any] | tuple[Any, Any]) -> TimeWindow:
             start, end, closed = toi.left, toi.right, toi.closed
         else:
             start, end = toi
-        stamps = [pd.Timestamp(start), pd.Timestamp(end)]
+        left, right = utc(start), utc(end)
     except (TypeError, ValueError) as error:
         raise SpecError(remedy) from error
-    if any(pd.isna(stamp) for stamp in stamps):
+    if pd.isna(left) or pd.isna(right):
         raise SpecError(remedy)
-    left, right = (
-        stamp.tz_convert(None) if stamp.tz is not None else stamp for stamp in stamps
-    )
     if left > right or (left == right and closed != 'both'):
         raise SpecError(f'toi={toi!r} ends before it starts: exchange start and end')
     return TimeWindow(

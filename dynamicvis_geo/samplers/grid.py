@@ -15,7 +15,8 @@ from shapely.geometry.base import BaseGeometry
 from torch.utils.data import Sampler
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice, bounds_of
+from dynamicvis_geo.datasets.chip_table import ChipTable, bounds_of
+from dynamicvis_geo.datasets.source import GeoSlice
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.grid import TOLERANCE
 from dynamicvis_geo.samplers.coverage import (

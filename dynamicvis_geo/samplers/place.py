@@ -13,8 +13,9 @@ from pyproj import CRS
 from torch.utils.data import Sampler
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice
+from dynamicvis_geo.datasets.chip_table import ChipTable
 from dynamicvis_geo.datasets.footprints import project_area
+from dynamicvis_geo.datasets.source import GeoSlice
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.grid import TOLERANCE
 from dynamicvis_geo.samplers.coverage import areal, pixel_grid, time_windows

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.datasets.chip_table import ChipTable, GeoSlice
+from dynamicvis_geo.datasets.chip_table import ChipTable
 from dynamicvis_geo.datasets.requests import (
     describe_outside,
     point_ids,
     problem_with,
 )
+from dynamicvis_geo.datasets.source import GeoSlice
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.samplers.coverage import (
     Ints,
