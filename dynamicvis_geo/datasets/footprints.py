@@ -24,8 +24,8 @@ SEGMENTS = 64
 #: keeps within a centimetre of the curve. Of very large areas there are fewer parts.
 SEGMENT_M, MOST_SEGMENTS = 250.0, 4096
 
-#: How far a footprint may depart from the true outline of a chip, in pixels.
-TOLERANCE = 0.1
+#: Most by which a footprint may depart from the true outline of a chip, in pixels.
+MOST_DEPARTURE = 0.1
 #: The most parts a side of a chip is cut into.
 MOST_PARTS = 256
 
@@ -74,7 +74,7 @@ def footprints(
     pieces = 1
     while len(pending):
         ring = _ring(crs, bounds[pending], 2 * pieces)
-        fine = _deviation(ring) <= TOLERANCE * _pixel(ring, shape[pending])
+        fine = _deviation(ring) <= MOST_DEPARTURE * _pixel(ring, shape[pending])
         fine |= ~np.isfinite(ring).all(axis=(1, 2)) | (pieces >= MOST_PARTS)
         result[pending[fine]] = _polygons(ring[fine, ::2])
         pending = pending[~fine]

@@ -58,7 +58,7 @@ _OF_THE_RUN = (
     SessionError,
     UnavailableError,
 )
-#: What the system lacks, for this chip and for any other.
+#: Lacks of the system, for this chip and for any other.
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -87,7 +87,7 @@ class ChipFailure(NamedTuple):
         return cls(chip, type(error).__name__, str(error))
 
 
-#: What became of a chip.
+#: The sample of a chip, or its failure.
 Found: TypeAlias = Sample | ChipFailure
 #: Waits for samples that are under way, and gives them or raises an error.
 Pending: TypeAlias = Callable[[], list[Found]]

@@ -27,7 +27,7 @@ from dynamicvis_geo.specs import SensorSpec
 #: Goes into the keys: to be raised when the same request gives other pixels.
 KEY_VERSION = 1
 
-#: Which share of its limit a full cache keeps: it is not emptied chip by chip.
+#: Share of its limit that a full cache keeps: it is not emptied chip by chip.
 KEPT = 0.9
 
 #: Names of chips: an id, and the digest of the request.

@@ -17,7 +17,7 @@ from dynamicvis_geo.specs import SensorSpec
 
 Pixels = NDArray[np.uint16] | NDArray[np.float32]
 
-#: What stands for a masked pixel on its way: zero is a legal value.
+#: Value of a masked pixel on its way: zero is a legal value.
 MASKED: dict[str, float] = {'uint16': 65535, 'float32': -1e30}
 
 #: Limits of one request (documentation of Earth Engine, "ee.data.computePixels"): bytes

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dynamicvis_geo.earthengine.threads import DaemonPool
 
-#: How often those that wait look whether they are still wanted, in seconds.
+#: Seconds after which those that wait look again if they are still wanted.
 POLL = 0.5
 
 #: Seconds without an answer after which a user is told: when requests fail and are

@@ -37,7 +37,7 @@ R = TypeVar('R')
 #: First and longest wait between tries, in seconds, when the server names none.
 FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0
 
-#: What the last try gets at least, in seconds.
+#: Least time of the last try, in seconds.
 LEAST_TIME = 1.0
 
 #: Statuses of a server that would fail on any request: it wants credentials, is asked

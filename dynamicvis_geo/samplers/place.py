@@ -24,7 +24,7 @@ from dynamicvis_geo.specs import BBox, PointBuffer, TemporalSpec
 
 #: Longest side of a chip in pixels. Far more than the backbone sees; what is larger
 #: was meant in other units, or should be covered with several chips.
-MAX_SIDE = 4096
+LARGEST_SIDE = 4096
 
 
 class PlaceSampler(Sampler[GeoSlice]):
@@ -135,10 +135,10 @@ class PlaceSampler(Sampler[GeoSlice]):
         return ChipTable.parts_of(grid, rows, cols, (height, width), windows[shown])
 
     def _checked(self, size: Any, spatial: BBox | PointBuffer) -> tuple[int, int]:
-        if not np.isfinite(size).all() or max(size) > MAX_SIDE:
+        if not np.isfinite(size).all() or max(size) > LARGEST_SIDE:
             raise SpecError(
                 f'{spatial} is {size[0]:.0f} x {size[1]:.0f} pixels, more than '
-                f'{MAX_SIDE} a side: choose a smaller place, larger pixels '
+                f'{LARGEST_SIDE} a side: choose a smaller place, larger pixels '
                 '(scale_m), or cover it with chips (GridSampler)'
             )
         width, height = (round(side) for side in size)
