@@ -5,7 +5,8 @@ that these have there. A run that continues an output compares all of them, a pr
 meets features those of the features.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from textwrap import indent
 from typing import Any
 
 from dynamicvis_geo.errors import SpecError
@@ -152,22 +153,35 @@ def differences(old: Settings, new: Settings) -> list[tuple[str, str, str]]:
     ]
 
 
-def table(rows: list[tuple[str, str, str]], titles: tuple[str, str, str]) -> str:
-    """Write rows as text in aligned columns.
+def difference_table(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Write differences as text, indented, below titles.
 
     Args:
-        rows: Three texts each.
-        titles: Those of the columns.
+        rows: As :func:`differences` gives them.
 
     Returns:
         Lines, joined.
     """
-    cells = [titles, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(2)]
-    return '\n'.join(
-        f'  {name:<{widths[0]}}  {old:<{widths[1]}}  {new}'.rstrip()
-        for name, old, new in cells
-    )
+    return indent(aligned([('setting', 'there', 'now'), *rows]), '  ')
+
+
+def aligned(rows: Iterable[tuple[str, ...]]) -> str:
+    """Write rows as text, with all columns but the last aligned.
+
+    Args:
+        rows: Texts; at least one row.
+
+    Returns:
+        Lines, joined.
+    """
+    cells = list(rows)
+    count = max(map(len, cells))
+    widths = [max(len(r[i]) for r in cells if len(r) > i) for i in range(count - 1)]
+    lines = []
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append('  '.join([*padded[: len(row) - 1], row[-1]]).rstrip())
+    return '\n'.join(lines)
 
 
 def check_comparable(

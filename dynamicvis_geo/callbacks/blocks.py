@@ -35,7 +35,7 @@ from dynamicvis_geo.datasets.chip_order import (
 from dynamicvis_geo.errors import OutputError, RunEndedError, SpecError
 from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.provenance import jsonable, to_json
-from dynamicvis_geo.settings import differences, table
+from dynamicvis_geo.settings import difference_table, differences
 from dynamicvis_geo.store import Store
 from dynamicvis_geo.time_window import last_of
 
@@ -394,7 +394,7 @@ def require_same(store: Store, there: Description, mine: Description) -> None:
         )
     raise OutputError(
         f"'{store.url}' holds what was begun with other settings:\n"
-        + table(rows, ('setting', 'there', 'now'))
+        + difference_table(rows)
         + f'\n{ways}'
     )
 

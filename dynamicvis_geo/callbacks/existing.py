@@ -19,7 +19,7 @@ from dynamicvis_geo.provenance import (
     carries_provenance,
     read_provenance,
 )
-from dynamicvis_geo.settings import differences, settings_of, table
+from dynamicvis_geo.settings import difference_table, differences, settings_of
 from dynamicvis_geo.store import Location
 
 #: Names of files on their way.
@@ -186,7 +186,7 @@ def check_settings(
     if rows:
         raise OutputError(
             f"'{path}' was made with other settings:\n"
-            + table(rows, ('setting', 'there', 'now'))
+            + difference_table(rows)
             + '\nchoose another output, use the same settings, or start anew with '
             'overwrite=True'
         )

@@ -47,9 +47,14 @@ def feature_shape(config: BackboneConfig) -> tuple[int, int, int]:
         Channels, height and width.
     """
     size = config.img_size
-    height, width = size if isinstance(size, tuple) else (size, size)
-    # A cell is 32 pixels wide.
-    return 1024 if config.named_arch == 'l' else 768, -(-height // 32), -(-width // 32)
+    sides = size if isinstance(size, tuple) else (size, size)
+    return 1024 if config.named_arch == 'l' else 768, *map_size(sides)
+
+
+def map_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the feature map of an image: a cell is 32 pixels wide."""
+    height, width = image_size
+    return -(-height // 32), -(-width // 32)
 
 
 def choose_device(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dynamicvis_geo.commands.options import add_device, add_weights, checkpoint
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.settings import aligned
 
 if TYPE_CHECKING:
     import torch
@@ -49,12 +50,12 @@ def run(arguments: Namespace) -> None:
         if arguments.checkpoint.startswith(_HUB):
             print(_on_the_hub(arguments.checkpoint))
         else:
-            print(_table(_checkpoint_rows(Path(arguments.checkpoint))))
+            print(aligned(_checkpoint_rows(Path(arguments.checkpoint))))
         return
     device = torch_device(arguments.device)
     config = backbone_config(arguments.weights)
-    print(_table(_environment_rows(device, config.scan)), end='\n\n')
-    print(_table(_setting_rows(config, weights_fields(arguments.weights))))
+    print(aligned(_environment_rows(device, config.scan)), end='\n\n')
+    print(aligned(_setting_rows(config, weights_fields(arguments.weights))))
 
 
 def _on_the_hub(address: str) -> str:
@@ -72,7 +73,7 @@ def _on_the_hub(address: str) -> str:
     repository, revision = f'{owner}/{name}', revision or 'main'
     if file:
         path = fetch_checkpoint(repository, '/'.join(file), revision)
-        return _table(_checkpoint_rows(path))
+        return aligned(_checkpoint_rows(path))
     return '\n'.join(list_checkpoints(repository, revision)) or 'no checkpoints'
 
 
@@ -131,15 +132,3 @@ def _checkpoint_rows(path: Path) -> Iterable[tuple[str, ...]]:
 
 def _listed(counts: dict[str, int]) -> str:
     return ', '.join(f'{count} {name}' for name, count in counts.items())
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Align all columns but the last."""
-    cells = list(rows)
-    count = max(map(len, cells))
-    widths = [max(len(r[i]) for r in cells if len(r) > i) for i in range(count - 1)]
-    lines = []
-    for row in cells:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append('  '.join([*padded[: len(row) - 1], row[-1]]).rstrip())
-    return '\n'.join(lines)

@@ -17,6 +17,7 @@ from torch import nn
 
 import dynamicvis_geo
 from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter
+from dynamicvis_geo.commands.backbone import map_size
 from dynamicvis_geo.commands.chips import is_first, say_plan
 from dynamicvis_geo.commands.options import log
 from dynamicvis_geo.commands.trainer import quieten_lightning, run_trainer
@@ -80,9 +81,7 @@ def _feature_shape(backbone: nn.Module) -> tuple[int, int, int]:
     """Channels, height and width of the feature maps, as far as they are known."""
     if not isinstance(backbone, DynamicVis):
         return FEATURES
-    # A cell is 32 pixels wide.
-    height, width = (-(-side // 32) for side in backbone.img_size)
-    return backbone.feature_channels[-1], height, width
+    return backbone.feature_channels[-1], *map_size(backbone.img_size)
 
 
 def _assemble(arguments: Sequence[str]) -> PredictCLI:
