@@ -13,7 +13,7 @@ from pyproj import CRS
 
 from dynamicvis_geo.datasets.footprints import footprints
 from dynamicvis_geo.errors import SourceError, SpecError, one_line
-from dynamicvis_geo.formats import FORMATS
+from dynamicvis_geo.formats import format_at
 from dynamicvis_geo.formats.base import Format
 from dynamicvis_geo.paths import AnyPath, Place, input_path, kind_of, parquet_source
 from dynamicvis_geo.store import failures_name
@@ -153,11 +153,8 @@ def open_output(path: AnyPath) -> Output:
             '.parquet file or feature maps. An interrupted run has no output under its '
             'name yet: repeat it, and it continues'
         )
-    # The later formats are the more particular ones.
-    for form in reversed(FORMATS.values()):
-        if form.is_at(path, kind == 'folder'):
-            break
-    else:
+    form = format_at(path, kind == 'folder')
+    if form is None:
         raise SourceError(
             f'{path}: no feature map (*.tif) and no *.parquet file in it; give what '
             'dynamicvis-geo embed wrote'

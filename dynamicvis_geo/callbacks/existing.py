@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from dynamicvis_geo.callbacks.blocks import DESCRIPTION_FILE
 from dynamicvis_geo.errors import DynamicVisGeoError, OutputError, one_line
+from dynamicvis_geo.formats import format_at
+from dynamicvis_geo.formats.base import Format
 from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import (
     PROVENANCE_KEY,
-    carries_provenance,
     read_provenance,
 )
 from dynamicvis_geo.settings import difference_table, differences, settings_of
@@ -45,15 +46,12 @@ def _errors(path: Place) -> Iterator[None]:
         ) from error
 
 
-def check_place(
-    path: Place, is_folder: bool, members: tuple[str, ...], overwrite: bool
-) -> None:
+def check_place(path: Place, made: Format, overwrite: bool) -> None:
     """Refuse a place where nothing may be written, or where something else lies.
 
     Args:
         path: Where the output is to be; a ``UPath`` for a URL.
-        is_folder: Whether the output is a folder.
-        members: Patterns of the names of what belongs into it.
+        made: Format of the output.
         overwrite: Whether what is there will be removed: then each file has to say
             itself that this package wrote it.
 
@@ -68,16 +66,16 @@ def check_place(
         is_dir = path.is_dir()
         content: list[Place] = [*path.iterdir()] if is_dir else []
         content.sort(key=lambda entry: entry.name)
-    if is_dir != is_folder:
-        found, needed = ('file', 'folder') if is_folder else ('folder', 'file')
+    if is_dir != made.is_folder:
+        found, needed = ('file', 'folder') if made.is_folder else ('folder', 'file')
         raise OutputError(
             f"cannot write '{path}': it is a {found}, and this output is a "
             f'{needed}; choose another name'
         )
-    if is_folder and not content:
+    if made.is_folder and not content:
         return
     for entry in content:
-        known = any(fnmatch.fnmatch(entry.name, name) for name in members)
+        known = any(fnmatch.fnmatch(entry.name, name) for name in made.members)
         if not known and not _is_temporary(entry):
             raise OutputError(
                 f"will not write into the folder '{path}': it also holds "
@@ -87,7 +85,7 @@ def check_place(
     made_by(path)
     with _errors(path):
         for entry in content if overwrite else ():
-            if not _is_ours(entry):
+            if not _is_ours(entry, made):
                 raise OutputError(
                     f"will not remove the folder '{path}': it also holds "
                     f"'{entry.name}', which dynamicvis_geo did not write; choose "
@@ -128,7 +126,7 @@ def _is_temporary(path: Place) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
-def _is_ours(path: Place) -> bool:
+def _is_ours(path: Place, made: Format) -> bool:
     """Return whether an entry of an output says that this package wrote it."""
     # Of a Zarr store: what an older version staged, and a list of what it holds.
     if _is_temporary(path) or path.name in ('.staging', 'zarr.json'):
@@ -138,7 +136,7 @@ def _is_ours(path: Place) -> bool:
         return group.is_file() and PROVENANCE_KEY.encode() in group.read_bytes()
     if path.name.endswith('.aux.xml'):
         path = path.with_name(path.name.removesuffix('.aux.xml'))
-    return carries_provenance(path)
+    return made.wrote(path)
 
 
 def made_by(path: Place) -> Mapping[str, Any] | None:
@@ -162,6 +160,10 @@ def made_by(path: Place) -> Mapping[str, Any] | None:
     try:
         return read_provenance(path)
     except OutputError as error:
+        made = None if is_dir else format_at(path, is_folder=False)
+        told = {} if made is None else made.read_provenance(path)
+        if told:
+            return told
         raise OutputError(
             f"'{path}' exists already and will not be replaced: {error}; choose "
             'another name'

@@ -176,8 +176,7 @@ class Destination:
         Raises:
             OutputError: If it is one.
         """
-        is_folder, members = self.format.is_folder, self.format.members
-        check_place(self.path, is_folder, members, overwrite)
+        check_place(self.path, self.format, overwrite)
 
     def is_there(self) -> bool:
         """Tell if there is a finished output."""

@@ -11,13 +11,28 @@ from dynamicvis_geo.formats.base import Format
 from dynamicvis_geo.formats.geoparquet import GeoParquet
 from dynamicvis_geo.formats.geotiff import GeoTIFF
 from dynamicvis_geo.formats.zarr import Zarr
+from dynamicvis_geo.paths import Place
 
-#: All formats. One whose outputs other formats might be taken for comes before them.
+#: All formats. What an output is of is asked of the later ones first: put a format
+#: whose outputs another one would take for its own behind that.
 FORMATS: dict[str, type[Format]] = {
     'geoparquet': GeoParquet,
     'geotiff': GeoTIFF,
     'zarr': Zarr,
 }
+
+
+def format_at(path: Place, is_folder: bool) -> type[Format] | None:
+    """Return the format of what lies at a path; None if it is of none.
+
+    Args:
+        path: File or folder.
+        is_folder: Which of the two.
+    """
+    for one in reversed(FORMATS.values()):
+        if one.is_at(path, is_folder):
+            return one
+    return None
 
 
 def resolve_format(url: str, name: str | None) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from dynamicvis_geo.paths import Place
-from dynamicvis_geo.provenance import find_provenance
+from dynamicvis_geo.provenance import carries_provenance, find_provenance
 from dynamicvis_geo.store import Location, Store
 
 if TYPE_CHECKING:
@@ -219,6 +219,10 @@ class Format(ABC):
     def merge(self, blocks: Blocks) -> None:
         """Make the output of the blocks, from what is on disk alone.
 
+        What the output holds of other chips stays. The provenance to write is
+        ``{**blocks.provenance, **describe_embeddings(...)}``; an output without it is
+        not continued.
+
         It goes through all rows of the blocks.
 
         Args:
@@ -239,6 +243,18 @@ class Format(ABC):
         """
 
     @classmethod
+    def wrote(cls, path: Place) -> bool:
+        """Say whether a file in a folder of this format is this package's.
+
+        It is asked before a folder is overwritten. To be known by itself a file has the
+        provenance in it: JSON, Parquet and TIFF files are looked into.
+
+        Args:
+            path: The file.
+        """
+        return carries_provenance(path)
+
+    @classmethod
     @abstractmethod
     def read_chips(cls, path: Place, most: int) -> tuple[pd.DataFrame, int, int]:
         """Read the rows of an output.
@@ -248,10 +264,10 @@ class Format(ABC):
             most: Rows to read, where each takes a file; they lie at even distances.
 
         Returns:
-            A row each chip: ``id``, and what else is known of ``crs``, ``minx`` to
-            ``maxy``, ``width``, ``height``, ``start``, ``end`` and ``valid_fraction``;
-            a GeoDataFrame, EPSG:4326, if that has a geometry. The number of chips of
-            the output, and the length of an embedding.
+            A row each chip: ``id``; ``crs``, ``minx`` to ``maxy``, ``width`` and
+            ``height``, if it is no GeoDataFrame, EPSG:4326, with footprints; and what
+            is known of ``start``, ``end`` and ``valid_fraction``. Then the number of
+            chips of the output, and the length of an embedding.
 
         Raises:
             SourceError: If it cannot be read.

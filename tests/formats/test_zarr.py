@@ -394,7 +394,7 @@ def test_what_is_begun_may_be_overwritten(
 ) -> None:
     run = Run(tmp_path / 'out.zarr', grid())
     run.block(0)
-    check_place(tmp_path / 'out.zarr', True, run.format.members, overwrite=True)
+    check_place(tmp_path / 'out.zarr', run.format, overwrite=True)
 
 
 def test_a_part_is_joined_and_the_run_goes_on(
