@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         line: str | None = None,
     ) -> None:
         text = _with_options(str(message), arguments.parser)
-        print(f'dynamicvis-geo: warning: {text}', file=sys.stderr)
+        # In one piece, so that lines of several processes do not mix.
+        sys.stderr.write(f'dynamicvis-geo: warning: {text}\n')
 
     warnings.showwarning = show_warning
     with terminable():

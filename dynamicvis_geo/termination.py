@@ -74,7 +74,8 @@ def terminable() -> Iterator[None]:
 def say(word: str) -> None:
     """Tell how a command has ended, in one process of this machine."""
     if os.environ.get('LOCAL_RANK', '0') == '0':
-        print(f'dynamicvis-geo: {word}', file=sys.stderr, flush=True)
+        sys.stderr.write(f'dynamicvis-geo: {word}\n')
+        sys.stderr.flush()
 
 
 def in_worker(worker: int) -> None:

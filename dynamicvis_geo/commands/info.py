@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from dynamicvis_geo.commands.options import add_device, add_weights, checkpoint
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.settings import aligned
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +44,7 @@ def run(arguments: Namespace) -> None:
         torch_device,
         weights_fields,
     )
+    from dynamicvis_geo.settings import aligned
 
     if arguments.checkpoint is not None:
         if arguments.checkpoint.startswith(_HUB):
@@ -61,6 +61,7 @@ def run(arguments: Namespace) -> None:
 def _on_the_hub(address: str) -> str:
     """List the checkpoints of a repository, or inspect one of them."""
     from dynamicvis_geo.models.weights import fetch_checkpoint, list_checkpoints
+    from dynamicvis_geo.settings import aligned
 
     parts = address.removeprefix(_HUB).strip('/').split('/')
     if len(parts) < 2:

@@ -248,7 +248,7 @@ class RemoteDataset(GeoDataset):
     @property
     def concurrency(self) -> int:
         """Requests that this process may have in flight."""
-        return self.client.share()
+        return self.client.limit
 
     @property
     def retries(self) -> int:

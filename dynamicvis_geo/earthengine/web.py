@@ -127,24 +127,27 @@ class Client(metaclass=ABCMeta):
     @property
     def traffic(self) -> Traffic:
         """Limit, threads and counters of this process."""
-        share = self.share()
-        key = (self.identity, share)
+        key = (self.identity, self.limit)
         traffic = _shared.get(key)
         if traffic is None:
-            traffic = _shared.setdefault(key, Traffic(share, self.server))
+            traffic = _shared.setdefault(key, Traffic(self.share(), self.server))
         return traffic
 
-    def share(self) -> int:
+    @property
+    def limit(self) -> int:
         """Requests that this process may have in flight."""
-        worker = torch.utils.data.get_worker_info()
-        processes = _ranks() * (1 if worker is None else worker.num_workers)
+        return max(1, int(self.max_concurrency) // _processes())
+
+    def share(self) -> int:
+        """Return :attr:`limit`; warn if all processes together exceed theirs."""
+        processes = _processes()
         if processes > self.max_concurrency:
             warnings.warn(
                 f'{processes} processes fetch at a time, more than max_concurrency='
                 f'{self.max_concurrency}: each has one request in flight.',
                 stacklevel=2,
             )
-        return max(1, int(self.max_concurrency) // processes)
+        return self.limit
 
     def request(
         self,
@@ -345,6 +348,12 @@ class _Request:
         if not isinstance(error, UnavailableError | ServerError):
             self.traffic.silence.broken()
         return error
+
+
+def _processes() -> int:
+    """Return how many processes of the job fetch, as this one does."""
+    worker = torch.utils.data.get_worker_info()
+    return _ranks() * (1 if worker is None else worker.num_workers)
 
 
 def _ranks() -> int:
