@@ -1,5 +1,6 @@
 """The other processes of a Trainer's run."""
 
+import atexit
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -31,6 +32,8 @@ class Peers:
             return
         if distributed.get_backend() == 'gloo':
             self._group = distributed.group.WORLD
+            # As Lightning does for NCCL alone.
+            atexit.register(_leave_world)
             return
         try:
             self._group = distributed.new_group(backend='gloo', timeout=MEETING)
@@ -68,9 +71,18 @@ class Peers:
     def close(self) -> None:
         """Let go of the others: nobody waits for this process any more."""
         if self._group is not None and self._group is not distributed.group.WORLD:
-            # Threads of a group that is left to the end of Python may abort it.
-            distributed.destroy_process_group(self._group)
+            _leave(self._group)
         self._group = None
+
+
+def _leave_world() -> None:
+    if distributed.is_initialized():
+        _leave(distributed.group.WORLD)
+
+
+def _leave(group: Any) -> None:
+    """Leave a group, whose threads would abort Python if they lived to its end."""
+    distributed.destroy_process_group(group)
 
 
 def _last_line(error: Exception) -> str:

@@ -83,6 +83,24 @@ def test_torchrun_on_two_machines(start: Start, tmp_path: Path) -> None:
     assert read_provenance(path)['run']['processes'] == 2
 
 
+#: What is registered first is called last when Python ends.
+LEAVES = """
+import atexit
+from torch import distributed
+atexit.register(lambda: print(distributed.is_initialized()))
+store = distributed.HashStore()
+distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+from dynamicvis_geo.callbacks.peers import Peers
+assert Peers().total([2, 3]) == [2, 3]
+"""
+
+
+def test_no_group_is_left_to_the_end_of_python(start: Start) -> None:
+    run = start('-c', LEAVES)
+    assert run.communicate(timeout=HANG)[0].splitlines()[-1] == 'False'
+    assert run.returncode == 0
+
+
 def blocks(path: Path) -> int:
     return len(list(path.with_name(f'{path.name}.partial').glob('block-*')))
 
