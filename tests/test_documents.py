@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import types
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
+import dynamicvis_geo
 from dynamicvis_geo import cli
 from tests.documents.blocks import PAGES, ROOT, Block, arguments, blocks
 from tests.documents.fixtures import earth, inputs, small_backbones
@@ -164,6 +166,23 @@ def test_messages_are_those_of_the_code() -> None:
         for part in ' '.join(block.code.split()).split('...'):
             words = part.strip()
             assert any(words in text for text in known), f'line {block.line}: {words!r}'
+
+
+def test_reference_has_public_names() -> None:
+    """Headings are what one imports, and nothing that the package has is left out."""
+    pages = sorted((ROOT / 'docs' / 'reference').glob('*.md'))
+    names = [
+        name
+        for page in pages
+        for name in re.findall(r'^::: (\S+)$', page.read_text('utf-8'), re.MULTILINE)
+    ]
+    assert len(set(names)) == len(names)
+    for name in names:
+        module, _, last = name.rpartition('.')
+        found = import_module(module)
+        listed = getattr(found, '__all__', dir(found))
+        assert last in listed or name == 'dynamicvis_geo.errors', name
+    assert {f'dynamicvis_geo.{name}' for name in dynamicvis_geo.__all__} <= set(names)
 
 
 def test_documentation_is_built(tmp_path: Path) -> None:

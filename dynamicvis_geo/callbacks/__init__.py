@@ -2,12 +2,12 @@
 
 import sys
 
-from dynamicvis_geo.callbacks.output import RunSummary
+from dynamicvis_geo.callbacks.output import Merged, RunSummary, merge
 from dynamicvis_geo.callbacks.progress import ChipProgress
 from dynamicvis_geo.callbacks.writer import EmbeddingWriter
 from dynamicvis_geo.formats import geoparquet, geotiff, zarr
 
-__all__ = ['ChipProgress', 'EmbeddingWriter', 'RunSummary']
+__all__ = ['ChipProgress', 'EmbeddingWriter', 'Merged', 'RunSummary', 'merge']
 
 # The formats that have always been modules of this folder stay importable from it.
 for _format in (geoparquet, geotiff, zarr):
