@@ -18,6 +18,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make lint    check style and types'
 	@echo 'make docs    build the documentation into build/docs'
+	@echo 'make dist    build what is published into dist/ (Linux, with a C compiler)'
 	@echo 'make clean   remove the environments and what was made here'
 	@echo
 	@echo 'The first run creates $(VENV) and installs into it (PyTorch is a few GB).'
@@ -41,6 +42,15 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/mkdocs build --strict
 
+# The second wheel is made as where there is no compiler, for all other platforms.
+.PHONY: dist
+dist: $(INSTALLED)
+	rm -rf dist build/dist *.egg-info
+	$(BIN)/python -m build --no-isolation --outdir build/dist
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m auditwheel repair --wheel-dir dist build/dist/*.whl
+	CC=false $(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
 # The interpreter that would be used, for scripts.
 .PHONY: python
 python:
@@ -48,7 +58,7 @@ python:
 
 .PHONY: clean
 clean:
-	rm -rf .venv .venv-* demo-output build *.egg-info
+	rm -rf .venv .venv-* demo-output build dist *.egg-info
 
 $(INSTALLED): pyproject.toml setup.py dynamicvis_geo/models/_scan.c
 	@test -n '$(VERSION)' || { echo 'Python 3.11 or later is needed: name one with \

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from dynamicvis_geo.tasks import FeatureExtraction, LinearProbe
     from dynamicvis_geo.transforms import Preprocess
 
+    __version__: str
+
 # Importing PyTorch and TorchGeo takes seconds: a name's module is imported when the
 # name is first used (PEP 562).
 _MODULES = {
@@ -122,6 +124,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == '__version__':
+        from importlib.metadata import version
+
+        return version('dynamicvis-geo')
     if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     value = getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
@@ -130,4 +136,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, '__version__'})

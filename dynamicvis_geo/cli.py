@@ -5,6 +5,7 @@ Each command is a module of ``dynamicvis_geo.commands``, which has its arguments
 
 import argparse
 import importlib
+import os
 import re
 import sys
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
+import dynamicvis_geo
 from dynamicvis_geo.commands import COMMANDS
 from dynamicvis_geo.commands.options import Parser, add_command, option_name, option_of
 from dynamicvis_geo.errors import DynamicVisGeoError
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or what the command says, or 2 after an error that was said in one line, or
         130 after Ctrl-C, or 143 after SIGTERM.
     """
+    if '_ARGCOMPLETE' in os.environ:
+        _complete(os.environ['COMP_LINE'])
     arguments = _parse(sys.argv[1:] if argv is None else argv)
 
     def show_warning(
@@ -72,6 +76,14 @@ def _run(arguments: argparse.Namespace) -> int:
     return code or 0
 
 
+def _complete(line: str) -> None:
+    """Tell a shell how its line may go on, and end the process."""
+    import argcomplete
+
+    parser = _parser(line.split())
+    argcomplete.autocomplete(parser, always_complete_options=False)
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser(argv)
     if list(argv[:1]) == ['predict']:
@@ -103,6 +115,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             # Below the line that says what the module is, its docstring is the help.
             command.description = (module.__doc__ or '').partition('\n\n')[2]
             module.add_arguments(command)
+        elif name == 'predict':
+            # For completion: LightningCLI reads it.
+            command.add_argument('--config', metavar='FILE', help='what to run')
     return parser
 
 
@@ -157,9 +172,7 @@ class _Version(argparse.Action):
     """Look the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        print(f'dynamicvis-geo {version("dynamicvis-geo")}')
+        print(f'dynamicvis-geo {dynamicvis_geo.__version__}')
         parser.exit()
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     'info': 'show the configuration, or inspect a checkpoint',
     'verify': 'compare this implementation with the official code',
     'convert': 'write the backbone of a checkpoint as safetensors',
+    'completion': 'let a shell complete commands, options and files',
 }
 
 #: What the shell sees if the images of some chips could not be had.

@@ -31,7 +31,8 @@ _MODULES = {
 _FASTEST = {'cpu': 'c', 'cuda': 'triton'}
 _REMEDIES = {
     'c': 'install a C compiler (gcc, clang, or the Visual C++ build tools) and then '
-    'dynamicvis-geo again, with pip install --force-reinstall --no-deps',
+    'dynamicvis-geo again from its source, with pip install --force-reinstall '
+    '--no-deps --no-cache-dir --no-binary=dynamicvis-geo dynamicvis-geo',
     'triton': 'install triton (pip install triton), which needs a CUDA GPU and comes '
     'with PyTorch on Linux',
 }

@@ -1,7 +1,8 @@
 """The selective scan and the causal convolution in C, for the CPU.
 
-``_scan.c`` is compiled when the package is installed, if there is a compiler. It is a
-plain shared library, loaded with ctypes, and so fits any version of Python and PyTorch.
+``_scan.c`` is compiled for the wheel for Linux, and when the package is installed from
+its source, if there is a compiler. It is a plain shared library, loaded with ctypes,
+and so fits any version of Python and PyTorch.
 """
 
 import ctypes
@@ -169,7 +170,7 @@ def _run(name: str, arguments: ctypes.Structure, pieces: int) -> None:
 def _library() -> ctypes.CDLL:
     spec = importlib.util.find_spec('dynamicvis_geo.models._scan')
     if spec is None or spec.origin is None:
-        raise OSError('it was not built when the package was installed')
+        raise OSError('the package was installed without it')
     library = ctypes.CDLL(spec.origin)
     version = library.version()
     if version != _VERSION:
