@@ -41,14 +41,27 @@ rows[0](docs)
 """
 
 
+def copy_sources(to: Path) -> None:
+    """Copy what git has; without git, as in an unpacked sdist, what it would have."""
+    if (ROOT / '.git').exists():
+        files = ['git', 'ls-files', '-z']
+        listed = subprocess.run(files, cwd=ROOT, capture_output=True, check=True)
+        for name in filter(None, listed.stdout.decode().split('\0')):
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+    else:
+        ignored = (ROOT / '.gitignore').read_text('utf-8').split()
+        patterns = (line.strip('/') for line in ignored)
+        made = shutil.ignore_patterns('PKG-INFO', 'setup.cfg', *patterns)
+        shutil.copytree(ROOT, to, ignore=made)
+
+
 class Built:
     """A copy of the sources, and what was built of it."""
 
     def __init__(self, folder: Path) -> None:
-        ignored = (ROOT / '.gitignore').read_text('utf-8').split()
-        patterns = shutil.ignore_patterns('.git', *(one.strip('/') for one in ignored))
         self.sources = folder / 'sources'
-        shutil.copytree(ROOT, self.sources, ignore=patterns)
+        copy_sources(self.sources)
         with (self.sources / 'README.md').open('a', encoding='utf-8') as file:
             file.write(LINKS)
         self.names = {
@@ -128,15 +141,6 @@ def test_wheel_installs_into_an_empty_environment(
     environment = tmp_path / 'environment'
     venv.create(environment, with_pip=False)
     python = environment / 'bin' / 'python'
-    # Of both wheels, pip takes that for the platform.
-    what = 'dynamicvis-geo' if kernel == 'c' else built.pure
-    pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps']
-    subprocess.run(
-        [*pip, '--no-index', '--find-links', built.dist, what], cwd=tmp_path, check=True
-    )
-    (site,) = environment.glob('lib/python*/site-packages')
-    ours = [path for path in sys.path if Path(path).name.endswith('-packages')]
-    (site / 'dependencies.pth').write_text('\n'.join(ours))
     variables = {**os.environ, 'PATH': str(tmp_path), 'PYTHONPATH': ''}
 
     def said(*command: str | Path) -> str:
@@ -150,6 +154,13 @@ def test_wheel_installs_into_an_empty_environment(
         )
         return done.stdout
 
+    # Of both wheels, pip takes that for the platform.
+    what = 'dynamicvis-geo' if kernel == 'c' else built.pure
+    pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps']
+    said(*pip, '--no-index', '--find-links', built.dist, what)
+    (site,) = environment.glob('lib/python*/site-packages')
+    ours = [path for path in sys.path if Path(path).name.endswith('-packages')]
+    (site / 'dependencies.pth').write_text('\n'.join(ours))
     version = f'dynamicvis-geo {PROJECT["version"]}\n'
     program = environment / 'bin' / 'dynamicvis-geo'
     assert said(program, '--version') == version
@@ -160,7 +171,13 @@ def test_wheel_installs_into_an_empty_environment(
     assert re.search(rf'^selective scan +{kernel} ', information, re.MULTILINE)
 
 
-def test_version_is_the_same_everywhere() -> None:
+def test_version_and_address_are_the_same_everywhere() -> None:
     assert dynamicvis_geo.__version__ == PROJECT['version']
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text('utf-8'))
     assert citation['version'] == PROJECT['version']
+    repository = PROJECT['urls']['Repository']
+    assert citation['repository-code'] == repository
+    forms = (ROOT / '.github' / 'ISSUE_TEMPLATE' / 'config.yml').read_text('utf-8')
+    (link,) = yaml.safe_load(forms)['contact_links']
+    assert link['url'].startswith(repository)
+    assert all(url.startswith(repository) for url in PROJECT['urls'].values())
