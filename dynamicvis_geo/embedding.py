@@ -17,14 +17,14 @@ from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.models import BackboneConfig, load_backbone
+from dynamicvis_geo.models import BackboneConfig
 from dynamicvis_geo.places import Origin, Place, given_image, images_of
 from dynamicvis_geo.provenance import jsonable, software_versions
 from dynamicvis_geo.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 from dynamicvis_geo.tasks import FeatureExtraction
+from dynamicvis_geo.tasks.features import load_all_stages
 
 MODEL = 'dynamicvis'
-GRID_KIND = 'last_stage_featmap'
 
 _OF_BACKBONE = (
     'revision',
@@ -80,9 +80,11 @@ class Embedding:
             - ``device``: Where the backbone ran.
             - ``feature_kind``: ``'featmap'``, or ``'vector_as_1x1'`` if the backbone
               gave a vector.
-            - ``feature_shape``: [D, h, w] of the last feature map.
+            - ``stage``: Which map of the backbone it is made of, 0 to 3.
+            - ``feature_shape``: [D, h, w] of that map.
             - ``grid_hw``: [h, w] of it.
-            - ``grid_kind``: ``'last_stage_featmap'`` for a grid, else None.
+            - ``grid_kind``: ``'last_stage_featmap'`` for a grid, of another stage such
+              as ``'stage_1_featmap'``, else None.
             - ``pooling``: ``'featmap_mean'``, ``'featmap_max'``, or None for a grid.
             - ``provenance``: All that is known of model, preprocessing, imagery and
               software, as in the files of a run.
@@ -104,6 +106,7 @@ def get_embedding(
     backbone: BackboneConfig | nn.Module | None = None,
     device: str | torch.device = 'auto',
     input_chw: Any = None,
+    stage: int = 3,
 ) -> Embedding:
     """Give the features of one place.
 
@@ -136,6 +139,8 @@ def get_embedding(
         input_chw: The image itself, instead of Earth Engine: raw reflectance
             ``[3, H, W]``, bands B4, B3, B2, 0 to 10000. A *spatial* beside it says
             which place the image fills; without one a grid has no georeference.
+        stage: Which map of the backbone, 0 to 3; the first stages have finer cells. As
+            for :class:`FeatureExtraction`.
 
     Returns:
         The features and what they were made of.
@@ -154,7 +159,7 @@ def get_embedding(
         _check(model, temporal, sensor, output, backend, client, backbone)
         place = [('spatial', spatial)]
         images = _images(place, temporal, sensor, backend, client, backbone, 1)
-        return _embed(images, _task(output, backbone, device), batch_size=1)[0]
+        return _embed(images, _task(output, backbone, device, stage), batch_size=1)[0]
     if isinstance(backend, GeoDataset):
         raise SpecError(
             f'backend is a {type(backend).__name__}, but input_chw gives the image '
@@ -162,7 +167,7 @@ def get_embedding(
         )
     _check(model, temporal, sensor, output, backend, client, backbone)
     image = given_image(input_chw, spatial, temporal, sensor)
-    return _embed([image], _task(output, backbone, device), batch_size=1)[0]
+    return _embed([image], _task(output, backbone, device, stage), batch_size=1)[0]
 
 
 def get_embeddings_batch(
@@ -177,6 +182,7 @@ def get_embeddings_batch(
     backbone: BackboneConfig | nn.Module | None = None,
     device: str | torch.device = 'auto',
     batch_size: int = 16,
+    stage: int = 3,
 ) -> list[Embedding]:
     """Give the features of many places, in their order.
 
@@ -196,6 +202,7 @@ def get_embeddings_batch(
         backbone: As for :func:`get_embedding`.
         device: As for :func:`get_embedding`.
         batch_size: Images that go through the backbone at once.
+        stage: As for :func:`get_embedding`.
 
     Returns:
         The features of each place; none for no places.
@@ -222,7 +229,7 @@ def get_embeddings_batch(
     if not named:
         return []
     images = _images(named, temporal, sensor, backend, client, backbone, batch_size)
-    return _embed(images, _task(output, backbone, device), batch_size)
+    return _embed(images, _task(output, backbone, device, stage), batch_size)
 
 
 def _check(
@@ -303,11 +310,12 @@ def _task(
     output: OutputSpec,
     backbone: BackboneConfig | nn.Module | None,
     device: str | torch.device,
+    stage: int,
 ) -> FeatureExtraction:
     place = _device(device)
     if not isinstance(backbone, nn.Module):
         backbone = _shared_backbone(backbone or _default_config(), place)
-    task = FeatureExtraction(backbone, output.mode, output.pooling)
+    task = FeatureExtraction(backbone, output.mode, output.pooling, stage=stage)
     return task.to(place)
 
 
@@ -317,7 +325,7 @@ def _shared_backbone(config: BackboneConfig, device: torch.device) -> nn.Module:
         for known, place, module in _loaded:
             if known == config and place == device:
                 return module
-        module, described = load_backbone(config)
+        module, described = load_all_stages(config)
         # Where FeatureExtraction looks for what a module is.
         module.provenance = described  # type: ignore[assignment]
         module.to(device)
@@ -373,7 +381,9 @@ def _embed_batch(
         meta = _meta(origin, task, kind, shape)
         # Copies, so that one embedding does not keep its batch alive.
         if task.output == 'grid':
-            yield Embedding(_georeferenced(values.copy(), origin), meta)
+            grid = _georeferenced(values.copy(), origin)
+            grid.attrs = {'grid_kind': meta['grid_kind'], 'model': MODEL}
+            yield Embedding(grid, meta)
         else:
             yield Embedding(values.copy(), meta)
 
@@ -384,6 +394,9 @@ def _meta(
     made = task.provenance
     backbone = made['backbone']
     size = made['preprocessing']['resize']
+    kind_of_grid = (
+        'last_stage_featmap' if task.stage == 3 else f'stage_{task.stage}_featmap'
+    )
     meta: dict[str, Any] = jsonable(
         {
             'model': MODEL,
@@ -395,9 +408,10 @@ def _meta(
             **{name: backbone.get(name) for name in _OF_BACKBONE},
             'device': str(task.device),
             'feature_kind': kind,
+            'stage': task.stage,
             'feature_shape': shape,
             'grid_hw': shape[1:],
-            'grid_kind': GRID_KIND if task.output == 'grid' else None,
+            'grid_kind': kind_of_grid if task.output == 'grid' else None,
             'pooling': made['pooling'],
             'provenance': {
                 'processing:software': _software(),
@@ -432,8 +446,7 @@ def _georeferenced(values: NDArray[np.float32], origin: Origin) -> xr.DataArray:
                 },
             ),
         }
-    attributes = {'grid_kind': GRID_KIND, 'model': MODEL}
-    return xr.DataArray(values, coords, ('d', 'y', 'x'), 'embedding', attributes)
+    return xr.DataArray(values, coords, ('d', 'y', 'x'), 'embedding')
 
 
 _software = cache(software_versions)

@@ -65,6 +65,9 @@ _COMPARED_IF_BOTH_TELL = (
     'model.backbone.tensors',
 )
 
+#: The stage, and what told it in earlier versions, if anything did.
+_STAGE, _OUT_INDICES = 'model.stage', 'model.backbone.settings.out_indices'
+
 #: What differs between pooled features and the maps that they were pooled from.
 _POOLING = ('model.output', 'model.pooling')
 
@@ -97,8 +100,8 @@ def feature_settings(provenance: Mapping[str, Any]) -> Settings:
 
     Returns:
         Names, with dots between their parts, and plain values: weights and settings of
-        the backbone, preprocessing, pooling and precision. Empty if nothing is told of
-        the model.
+        the backbone, preprocessing, stage, pooling and precision. Empty if nothing is
+        told of the model.
     """
     made = jsonable(provenance)
     model = made.get('model')
@@ -109,10 +112,12 @@ def feature_settings(provenance: Mapping[str, Any]) -> Settings:
         compared['backbone'] = _compared_of_backbone(model['backbone'])
     numerics = {**(made.get('run') or {}), **(model.get('numerics') or {})}
     told = {name: numerics.get(name) for name in ('precision', 'tf32')}
-    return {
-        **dict(_flat('model', compared)),
-        **{name: value for name, value in told.items() if value is not None},
-    }
+    return _with_stage(
+        {
+            **dict(_flat('model', compared)),
+            **{name: value for name, value in told.items() if value is not None},
+        }
+    )
 
 
 def differing(one: Settings, other: Settings) -> list[str]:
@@ -147,6 +152,8 @@ def differences(old: Settings, new: Settings) -> list[tuple[str, str, str]]:
     Returns:
         Name, old and new value, sorted by name.
     """
+    # Those of an unfinished run are as its version wrote them.
+    old, new = _with_stage(old), _with_stage(new)
     return [
         (name, _text(old.get(name)), _text(new.get(name)))
         for name in sorted(differing(old, new))
@@ -252,6 +259,16 @@ def _compared_of_backbone(described: Any) -> Any:
     ):
         compared['code'] = f'upstream at {commit}' + (', edited' if edited else '')
     return compared
+
+
+def _with_stage(settings: Settings) -> Settings:
+    """Tell the stage of features also where an earlier version did not."""
+    if not any(name.startswith('model.backbone.') for name in settings):
+        return settings
+    stages = settings.get(_OUT_INDICES)
+    known = stages[-1] if isinstance(stages, list) and stages else 3
+    told = {name: v for name, v in settings.items() if name != _OUT_INDICES}
+    return {_STAGE: known, **told}
 
 
 def _settings_of_earlier_version(described: Mapping[str, Any]) -> dict[str, Any]:

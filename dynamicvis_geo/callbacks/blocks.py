@@ -12,6 +12,7 @@ import base64
 import hashlib
 import itertools
 import json
+import math
 import operator
 import zlib
 from collections.abc import Mapping, Sequence
@@ -44,14 +45,16 @@ Ints = NDArray[np.int64]
 #: File that says what is being made, in the folder of the blocks.
 DESCRIPTION_FILE = 'run.json'
 
-#: Chips of a block if nothing else is said: about a minute of a CPU, and as many
-#: feature maps as are held in memory without harm.
+#: Chips of a block if nothing else is said, at most: about a minute of a CPU, and as
+#: many feature maps as are held in memory without harm.
 BLOCK_CHIPS = {
     ('pooled', 'cpu'): 64,
     ('pooled', 'gpu'): 4096,
     ('grid', 'cpu'): 64,
     ('grid', 'gpu'): 256,
 }
+#: Bytes of the feature maps of a block: those of 256 of the last stage, 512 pixels.
+BLOCK_BYTES = 192 * 2**20
 #: Blocks that each process should have at least, to be done at the same time.
 LEAST_BLOCKS = 4
 
@@ -162,7 +165,13 @@ def make_plan(
     )
 
 
-def block_size(chips: int, output: str, device: str, workers: int) -> int:
+def block_size(
+    chips: int,
+    output: str,
+    device: str,
+    workers: int,
+    shape: tuple[int, int, int] | None = None,
+) -> int:
     """Return the chips that a block should have at most.
 
     Args:
@@ -170,8 +179,11 @@ def block_size(chips: int, output: str, device: str, workers: int) -> int:
         output: 'pooled' or 'grid'.
         device: Type of the device that computes, such as 'cpu'.
         workers: Number of processes that share the work.
+        shape: Channels, height and width of the feature map of a chip, if known.
     """
     most = BLOCK_CHIPS[output, 'cpu' if device == 'cpu' else 'gpu']
+    if output == 'grid' and shape is not None:
+        most = min(most, BLOCK_BYTES // (4 * math.prod(shape)))
     return max(1, min(most, chips // (LEAST_BLOCKS * workers)))
 
 

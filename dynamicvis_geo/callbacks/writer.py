@@ -113,8 +113,9 @@ class EmbeddingWriter(BasePredictionWriter):
                 their ``scale``.
             block_chips: Chips of a block, at most: as many are lost by a process that
                 is killed. None takes the number with which the output was begun; else
-                64 on a CPU, and on a GPU 4096, or 256 feature maps; fewer where there
-                would not be some blocks for each process.
+                64 on a CPU, and on a GPU 4096, or 256 feature maps; fewer where their
+                maps take more than 192 MiB, or there would not be some blocks for each
+                process.
             retry_failed: Compute chips that are listed as failed again. Without it,
                 these are left alone.
             shard: Which of several runs that share the work this is, counted from 1:
@@ -311,6 +312,7 @@ class EmbeddingWriter(BasePredictionWriter):
             self._output.format.output,
             trainer.strategy.root_device.type,
             trainer.world_size * self.shard.count,
+            getattr(module, 'feature_shape', None),
         )
         begun = self._output.begin(
             chips,

@@ -37,24 +37,23 @@ def backbone_config(weights: str) -> BackboneConfig:
     return BackboneConfig.from_env(**weights_fields(weights))
 
 
-def feature_shape(config: BackboneConfig) -> tuple[int, int, int]:
+def feature_shape(config: BackboneConfig, stage: int = 3) -> tuple[int, int, int]:
     """Compute the shape of feature maps without making the model.
 
     Args:
         config: The backbone.
+        stage: Whose maps, 0 to 3.
 
     Returns:
         Channels, height and width.
     """
     size = config.img_size
-    sides = size if isinstance(size, tuple) else (size, size)
-    return 1024 if config.named_arch == 'l' else 768, *map_size(sides)
-
-
-def map_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the feature map of an image: a cell is 32 pixels wide."""
-    height, width = image_size
-    return -(-height // 32), -(-width // 32)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    # Each stage halves the sides and doubles the channels; a last cell is 32 pixels.
+    cell, channels = 4 << stage, 96 << stage
+    if config.named_arch == 'l':
+        channels = 128 << stage
+    return channels, -(-height // cell), -(-width // cell)
 
 
 def choose_device(

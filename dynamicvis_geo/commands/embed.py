@@ -108,6 +108,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=('mean', 'max'),
         help='over the cells of a map (default: mean)',
     )
+    features.add_argument(
+        '--stage',
+        type=int,
+        choices=(0, 1, 2, 3),
+        default=3,
+        help='of the model whose features are taken: cells of 4, 8, 16 or 32 pixels of '
+        'its input, 512 by default; finer ones know more of texture and less of what '
+        'it is (default: 3)',
+    )
     add_weights(features)
     add_plan(parser)
     add_running(parser)
@@ -216,11 +225,16 @@ def run(arguments: Namespace) -> int:
     if isinstance(data, ScenesDataModule):
         _warn_of_byte_images(data.scenes, arguments.input_range)
     # Of what is finished, the first process alone can be sure: it may be at work.
-    plan = data.plan(writer if is_first() else None, feature_shape(config))
+    shape = feature_shape(config, arguments.stage)
+    plan = data.plan(writer if is_first() else None, shape)
     if not goes_ahead(data, plan, arguments, writer.shard):
         return 0
     module = FeatureExtraction(
-        config, output, arguments.pooling or 'mean', arguments.input_range
+        config,
+        output,
+        arguments.pooling or 'mean',
+        arguments.input_range,
+        arguments.stage,
     )
     return predict(data, module, writer, arguments)
 

@@ -13,18 +13,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from torch import nn
 
 import dynamicvis_geo
 from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter
-from dynamicvis_geo.commands.backbone import map_size
 from dynamicvis_geo.commands.chips import is_first, say_plan
 from dynamicvis_geo.commands.options import log
 from dynamicvis_geo.commands.trainer import quieten_lightning, run_trainer
 from dynamicvis_geo.datamodules import ChipDataModule, EarthEngineDataModule
 from dynamicvis_geo.datamodules.chips import FEATURES
 from dynamicvis_geo.errors import DynamicVisGeoError, SpecError, causes_of, one_line
-from dynamicvis_geo.models.dynamicvis import DynamicVis
 from dynamicvis_geo.tasks import FeatureExtraction
 
 #: How lines begin in which jsonargparse tells what it tried, not what is wrong.
@@ -72,16 +69,9 @@ def run(arguments: Namespace) -> int:
     cli = _assemble(arguments.rest)
     writer = cli.config_init.writer
     if is_first() and isinstance(cli.datamodule, ChipDataModule):
-        features = _feature_shape(cli.model.backbone)
+        features = cli.model.feature_shape or FEATURES
         say_plan(cli.datamodule.plan(writer, features), writer.shard)
     return run_trainer(cli.trainer, cli.model, cli.datamodule, writer)
-
-
-def _feature_shape(backbone: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width of the feature maps, as far as they are known."""
-    if not isinstance(backbone, DynamicVis):
-        return FEATURES
-    return backbone.feature_channels[-1], *map_size(backbone.img_size)
 
 
 def _assemble(arguments: Sequence[str]) -> PredictCLI:

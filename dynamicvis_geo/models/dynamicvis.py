@@ -279,9 +279,12 @@ class DynamicVis(nn.Module):
         return fused_triton.can_fuse(self.layers, x)
 
     def forward(
-        self, x: Tensor, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        out_indices: Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Give the maps of the stages in `out_indices`.
+        """Give the maps of the stages in `out_indices`; later stages do not run.
 
         Patches, norms, gates, their order and what flows between the mixers are float32
         (float64 in a float64 model) also under autocast, which reaches the products of
@@ -298,49 +301,56 @@ class DynamicVis(nn.Module):
             x: normalised image, ``[B, in_channels, H, W]`` of `img_size`.
             generator: a CPU generator for the permutations of the ``shuffle`` paths,
                 instead of `shuffle_seed`.
+            out_indices: stages whose maps are returned by this call, instead of those
+                of the model.
 
         Returns:
             ``[B, C, h, w]`` of each stage, contiguous, at strides 4, 8, 16 and 32,
             after its LayerNorm; for 'avg_featmap' one ``[B, C]``.
 
         Raises:
-            SpecError: if *x* has another shape than the model was built for.
+            SpecError: if *x* has another shape than the model was built for, or
+                *out_indices* names other stages than there are.
         """
         if x.ndim != 4:
             raise SpecError(f'x has shape {tuple(x.shape)}: give [B, C, H, W]')
+        stages = self.out_indices
+        if out_indices is not None:
+            stages = _stages(out_indices, self.out_type)
         if generator is None and 'shuffle' in self.path_type:
             generator = torch.Generator().manual_seed(self.shuffle_seed)
         if torch.compiler.is_compiling():
-            return self._forward_together(x, generator)
+            return self._forward_together(x, generator, stages)
         if needs_gradients((x, *self.parameters())):
             tell_cost_of_gradients(self.scan, x.device.type)
         with float32_products():
             if x.device.type != 'cpu':
-                return self._forward_together(x, generator)
-            return self._forward_in_groups(x, generator)
+                return self._forward_together(x, generator, stages)
+            return self._forward_in_groups(x, generator, stages)
 
     def _forward_in_groups(
-        self, x: Tensor, generator: torch.Generator | None
+        self, x: Tensor, generator: torch.Generator | None, stages: tuple[int, ...]
     ) -> tuple[Tensor, ...]:
         start = None if generator is None else generator.get_state()
         outputs = []
         for images in x.split(-(-torch.get_num_threads() // _THREADS_AN_IMAGE)):
             if generator is not None and start is not None:
                 generator.set_state(start)  # A batch shares its permutations.
-            outputs.append(self._forward_together(images, generator))
+            outputs.append(self._forward_together(images, generator, stages))
         if len(outputs) == 1:
             return outputs[0]
         return tuple(torch.cat(maps) for maps in zip(*outputs, strict=True))
 
     def _forward_together(
-        self, x: Tensor, generator: torch.Generator | None
+        self, x: Tensor, generator: torch.Generator | None, stages: tuple[int, ...]
     ) -> tuple[Tensor, ...]:
+        # All stages or none, so that a map is the same whether later ones run or not.
         if self.can_fuse(x):
             from dynamicvis_geo.models.fused_triton import run_stages
 
-            every = run_stages(self.layers, self.pos_embed, x)
-            maps = [every[stage].contiguous() for stage in self.out_indices]
-            return self._outputs(maps)
+            needed = list(self.layers)[: stages[-1] + 1]
+            every = run_stages(needed, self.pos_embed, x)
+            return self._outputs([every[stage].contiguous() for stage in stages])
         maps = []
         for stage, parts in enumerate(self.layers):
             patch_embed, mixers, norm = cast(nn.ModuleList, parts)
@@ -352,8 +362,10 @@ class DynamicVis(nn.Module):
                 tokens = mixer(tokens, generator)
             x = norm(tokens).transpose(1, 2).contiguous()
             x = x.unflatten(2, (height, width))
-            if stage in self.out_indices:
+            if stage in stages:
                 maps.append(x)
+            if stage == stages[-1]:
+                break
         return self._outputs(maps)
 
     def _outputs(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
@@ -379,6 +391,30 @@ class DynamicVis(nn.Module):
             stage.requires_grad_(False)
         if frozen_stages == len(self.layers) and self.out_type == 'avg_featmap':
             self.post_meanpool_norm.requires_grad_(False)
+
+
+def map_shapes(settings: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
+    """Work out the shapes of feature maps.
+
+    Args:
+        settings: As :attr:`DynamicVis.settings` gives them.
+
+    Returns:
+        Channels, height and width of the map of each stage, of the first stage first;
+        for 'avg_featmap' of the last one alone.
+    """
+    widths = _WIDTHS[settings['arch']]
+    if settings['out_type'] == 'avg_featmap':
+        return ((widths[-1], 1, 1),)
+    height, width = settings['img_size']
+    shapes = []
+    for channels, kernel, stride in zip(
+        widths, settings['patch_sizes'], settings['strides'], strict=True
+    ):
+        height = conv_size(height, kernel, stride)
+        width = conv_size(width, kernel, stride)
+        shapes.append((channels, height, width))
+    return tuple(shapes)
 
 
 def _note_grid(

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,28 +41,31 @@ _HUB_ERRORS = cast(
 )
 
 
-def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
+def load_backbone(
+    config: BackboneConfig, out_indices: Sequence[int] = (3,)
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build the backbone of a configuration, with its weights, for inference.
 
     Args:
         config: Which weights and which implementation.
+        out_indices: Stages whose maps it returns, 0 to 3.
 
     Returns:
         The backbone, frozen and in eval mode, on the CPU, in float32; it takes
         normalised images ``[B, 3, H, W]`` of ``config.img_size`` and returns a tuple of
-        one map ``[B, C, h, w]``. And its provenance, as plain values for JSON.
+        one map ``[B, C, h, w]`` a stage. And its provenance, as plain values for JSON.
 
     Raises:
         CheckpointError: If the checkpoint cannot be fetched or read, is not the one
             asked for, or does not fit the configuration.
-        SpecError: If the configuration cannot be built.
+        SpecError: If the configuration cannot be built, or there are no such stages.
         UpstreamError: If ``implementation='upstream'`` and the official code cannot be
             run.
     """
     if config.weights == 'random':
-        model, provenance = _random_backbone(config)
+        model, provenance = _random_backbone(config, out_indices)
     else:
-        model, provenance = _pretrained_backbone(config)
+        model, provenance = _pretrained_backbone(config, out_indices)
     model.eval()
     model.requires_grad_(False)
     provenance |= {
@@ -79,7 +82,7 @@ def load_backbone(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
     }
     if config.implementation == 'upstream':
         trained = provenance.get('trained_settings', {})
-        official = build_upstream(config, model.arch, trained)
+        official = build_upstream(config, model.arch, trained, model.out_indices)
         official.load_state_dict(model.state_dict())
         source = upstream_source(type(official))
         provenance['upstream_commit'] = source.commit
@@ -203,7 +206,9 @@ def _not_to_be_had(what: str, reason: str, remedy: str) -> CheckpointError:
     return CheckpointError(f'cannot fetch {what} ({line}): {remedy}')
 
 
-def _random_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, Any]]:
+def _random_backbone(
+    config: BackboneConfig, out_indices: Sequence[int]
+) -> tuple[DynamicVis, dict[str, Any]]:
     if config.named_arch is None:
         raise SpecError(
             "arch='auto' cannot be told from the name "
@@ -214,11 +219,13 @@ def _random_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, Any]
         "use weights='pretrained' for the real ones",
         stacklevel=3,
     )
-    model = _build(config, config.named_arch, {}, seed=RANDOM_SEED)
+    model = _build(config, config.named_arch, {}, out_indices, seed=RANDOM_SEED)
     return model, {'weights': 'random', 'seed': RANDOM_SEED}
 
 
-def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, Any]]:
+def _pretrained_backbone(
+    config: BackboneConfig, out_indices: Sequence[int]
+) -> tuple[DynamicVis, dict[str, Any]]:
     source: dict[str, Any] = {'repository': None, 'file': None, 'revision': None}
     if config.checkpoint is not None:
         path = config.checkpoint
@@ -231,10 +238,10 @@ def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, 
     checkpoint = read_checkpoint(path, config.sha256)
     _check(config, checkpoint)
     try:
-        model = _build(config, checkpoint.arch, checkpoint.settings)
+        model = _build(config, checkpoint.arch, checkpoint.settings, out_indices)
     except (AttributeError, TypeError, ValueError) as error:
         # If it is not the file, this raises what is wrong with the configuration.
-        _build(config, checkpoint.arch, {})
+        _build(config, checkpoint.arch, {}, out_indices)
         raise CheckpointError(
             f'{path} was trained with settings of which no backbone can be built '
             f'({following(checkpoint.settings)}: {error}): give another file'
@@ -286,12 +293,20 @@ def _check(config: BackboneConfig, checkpoint: Checkpoint) -> None:
 
 
 def _build(
-    config: BackboneConfig, arch: str, trained: Mapping[str, Any], seed: int = 0
+    config: BackboneConfig,
+    arch: str,
+    trained: Mapping[str, Any],
+    out_indices: Sequence[int],
+    seed: int = 0,
 ) -> DynamicVis:
     """Build the backbone on the CPU; the state of global random generators is kept."""
     with torch.device('cpu'), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return DynamicVis(scan=config.scan, **config.model_arguments(arch, trained))
+        return DynamicVis(
+            scan=config.scan,
+            out_indices=out_indices,
+            **config.model_arguments(arch, trained),
+        )
 
 
 def _names_of(config: BackboneConfig) -> tuple[str, ...]:

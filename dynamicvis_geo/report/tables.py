@@ -131,6 +131,7 @@ _SUMMARY = (
     ('Input size', ('model', 'preprocessing', 'resize')),
     ('Input size', ('model', 'backbone', 'img_size')),
     ('Input range', ('model', 'preprocessing', 'input_range')),
+    ('Stage', ('model', 'stage')),
     ('Pooling', ('model', 'pooling')),
     ('Dataset', ('source', 'sources', 0, 'dataset')),
     ('Sensor', ('source', 'sources', 0, 'sensor')),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
-from dynamicvis_geo.models.dynamicvis import DynamicVis
+from dynamicvis_geo.models.dynamicvis import DynamicVis, map_shapes
 from dynamicvis_geo.models.graphs import GraphedForward
 from dynamicvis_geo.models.weights import load_backbone
 from dynamicvis_geo.transforms import Preprocess
@@ -17,6 +17,8 @@ from dynamicvis_geo.transforms import Preprocess
 #: A vector each chip, or its feature map.
 OutputMode = Literal['pooled', 'grid']
 Pooling = Literal['mean', 'max']
+#: Stages of the backbone; their cells are 4, 8, 16 and 32 pixels of its input wide.
+STAGES = (0, 1, 2, 3)
 
 
 class FeatureExtraction(LightningModule):
@@ -24,7 +26,7 @@ class FeatureExtraction(LightningModule):
 
     Args:
         backbone: what to load, or any module that maps ``[B, 3, h, w]`` normalised
-            images to feature maps (a tensor, or a tuple whose last entry counts).
+            images to feature maps: a tensor, or a tuple of them, of the finest first.
             Images are resized to its attribute ``img_size``, if it has one; its
             attribute ``provenance``, a dict, says where it comes from; its method
             ``numerics``, given a device, how it computes there, as a dict.
@@ -32,9 +34,13 @@ class FeatureExtraction(LightningModule):
         pooling: 'mean' or 'max' over the cells of the map.
         input_range: raw values that become black and white, see
             :class:`~dynamicvis_geo.transforms.Preprocess`.
+        stage: which map of the backbone, 0 to 3. DynamicVis gives those of strides 4,
+            8, 16 and 32, and later stages do not run. Of the maps of another module, 3
+            is the last one, 2 the one before, and so on.
 
     Raises:
-        SpecError: if an argument has a value that cannot be used.
+        SpecError: if an argument has a value that cannot be used, or the backbone has
+            no such stage.
         CheckpointError: if the weights cannot be loaded.
     """
 
@@ -44,32 +50,52 @@ class FeatureExtraction(LightningModule):
         output: OutputMode = 'pooled',
         pooling: Pooling = 'mean',
         input_range: tuple[float, float] = (0.0, 10000.0),
+        stage: int = 3,
     ) -> None:
         super().__init__()
         for name, value, choices in (
             ('output', output, get_args(OutputMode)),
             ('pooling', pooling, get_args(Pooling)),
+            ('stage', stage, STAGES),
         ):
-            if value not in choices:
+            if value not in choices or isinstance(value, bool):
                 raise SpecError(
-                    f'{name}={value!r} is unknown: choose one of {", ".join(choices)}'
+                    f'{name}={value!r} is unknown: choose one of '
+                    f'{", ".join(map(str, choices))}'
                 )
-        self.output, self.pooling = output, pooling
+        self.output, self.pooling, self.stage = output, pooling, int(stage)
         if isinstance(backbone, nn.Module):
-            self.backbone, described = backbone, _describe(backbone)
+            self.backbone = backbone
+            described = _describe(_native(backbone) or backbone)
         else:
-            self.backbone, described = load_backbone(backbone)
+            self.backbone, described = load_all_stages(backbone)
+        native, settings = _native(self.backbone), described.get('settings')
+        is_ours = native or described.get('implementation') == 'upstream'
+        self._shapes: tuple[tuple[int, int, int], ...] = ()
+        if settings is not None and is_ours:
+            self._shapes = map_shapes(settings)
+            self._check_count(len(self._shapes))
+            # Not those that the model was built for: the stage is what it is asked for.
+            settings = {**settings, 'out_indices': [self.stage]}
+            described = {**described, 'settings': settings}
+        built = (3,) if native is None else native.out_indices
+        if built != (3,) and stage not in built:
+            raise SpecError(
+                f'stage={stage}: the backbone was built for others, out_indices='
+                f'{built}: give one of these, or build it without out_indices'
+            )
         self.preprocess = Preprocess(
             getattr(self.backbone, 'img_size', None), input_range
         )
         self.requires_grad_(False)
         self.eval()
-        self._graphs = GraphedForward(self._last_map, self.parameters)
+        self._graphs = GraphedForward(self._map, self.parameters)
         # In a run with more processes than chips, some get none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self._made: dict[str, Any] = {
             'backbone': described,
             'preprocessing': self.preprocess.provenance,
+            'stage': self.stage,
             'output': output,
             'pooling': f'featmap_{pooling}' if output == 'pooled' else None,
         }
@@ -96,8 +122,20 @@ class FeatureExtraction(LightningModule):
     @property
     def embedding_dim(self) -> int | None:
         """Channels of the features, where the backbone declares its own."""
+        if self.feature_shape is not None:
+            return self.feature_shape[0]
         channels: tuple[int, ...] = getattr(self.backbone, 'feature_channels', ())
-        return channels[-1] if channels else None
+        return channels[self._index] if len(channels) >= -self._index else None
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of a feature map, where they are known."""
+        return self._shapes[self._index] if self._shapes else None
+
+    @property
+    def _index(self) -> int:
+        """Which map it is, counted from the last one of all stages."""
+        return self.stage - len(STAGES)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: the features are of a frozen model.
@@ -128,22 +166,44 @@ class FeatureExtraction(LightningModule):
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
-        """Give the last feature map of images that are preprocessed already.
+        """Give the feature maps of images that are preprocessed already.
 
         Args:
             x: normalised images, ``[B, 3, h, w]``.
 
         Returns:
             float32 ``[B, D, h, w]``; ``[B, D]`` if the backbone gives vectors.
+
+        Raises:
+            SpecError: if the backbone gives no map of the stage.
         """
         if isinstance(self.backbone, DynamicVis) and self.backbone.can_fuse(x):
             return self._graphs(x)
-        return self._last_map(x)
+        return self._map(x)
 
-    def _last_map(self, x: Tensor) -> Tensor:
+    def _map(self, x: Tensor) -> Tensor:
+        native = _native(self.backbone)
+        if native is not None:
+            # Only a stage that the model would not end with has to be asked for.
+            ends = native.out_indices[-1] == self.stage
+            asked = {} if ends else {'out_indices': (self.stage,)}
+            last: Tensor = self.backbone(x, **asked)[-1]
+            return last.float()
         maps = self.backbone(x)
-        last: Tensor = maps[-1] if isinstance(maps, tuple | list) else maps
-        return last.float()
+        if not isinstance(maps, tuple | list):
+            maps = [maps]
+        self._check_count(len(maps))
+        chosen: Tensor = maps[self._index]
+        return chosen.float()
+
+    def _check_count(self, maps: int) -> None:
+        """Refuse a stage that a backbone of so many maps does not have."""
+        if maps < -self._index:
+            has = 'one map, stage 3' if maps == 1 else f'stages {4 - maps} to 3'
+            raise SpecError(
+                f'stage={self.stage}: the backbone gives {has}: choose one of these, '
+                'or a backbone that gives more maps'
+            )
 
     def reduce(self, features: Tensor) -> Tensor:
         """Pool feature maps, or leave them as they are: see ``output``.
@@ -196,6 +256,25 @@ class FeatureExtraction(LightningModule):
             )
         rest = {key: value for key, value in batch.items() if key != 'image'}
         return {'embedding': self(batch['image']), **rest}
+
+
+def load_all_stages(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a backbone of which any stage can be had, as :func:`load_backbone` does.
+
+    Ours is asked for a stage at each call; the official code gives them all.
+
+    Args:
+        config: what to load.
+    """
+    if config.implementation == 'upstream':
+        return load_backbone(config, STAGES)
+    return load_backbone(config)
+
+
+def _native(backbone: nn.Module) -> DynamicVis | None:
+    """Return the DynamicVis that a backbone is, or that torch.compile has wrapped."""
+    model = getattr(backbone, '_orig_mod', backbone)
+    return model if isinstance(model, DynamicVis) else None
 
 
 def _describe(backbone: nn.Module) -> dict[str, Any]:
