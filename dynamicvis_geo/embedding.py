@@ -17,12 +17,12 @@ from torchgeo.datasets import GeoDataset
 
 from dynamicvis_geo.earthengine import EarthEngineClient
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.models import BackboneConfig
+from dynamicvis_geo.models import BackboneConfig, load_backbone
 from dynamicvis_geo.places import Origin, Place, given_image, images_of
 from dynamicvis_geo.provenance import jsonable, software_versions
 from dynamicvis_geo.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 from dynamicvis_geo.tasks import FeatureExtraction
-from dynamicvis_geo.tasks.features import load_all_stages
+from dynamicvis_geo.tasks.features import stages_to_load
 
 MODEL = 'dynamicvis'
 
@@ -325,7 +325,7 @@ def _shared_backbone(config: BackboneConfig, device: torch.device) -> nn.Module:
         for known, place, module in _loaded:
             if known == config and place == device:
                 return module
-        module, described = load_all_stages(config)
+        module, described = load_backbone(config, **stages_to_load(config))
         # Where FeatureExtraction looks for what a module is.
         module.provenance = described  # type: ignore[assignment]
         module.to(device)

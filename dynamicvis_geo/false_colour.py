@@ -19,11 +19,13 @@ from dynamicvis_geo.formats.geotiff import read_feature_map
 from dynamicvis_geo.outputs import Output
 from dynamicvis_geo.paths import Place, local_output
 from dynamicvis_geo.plotting.colours import (
+    FIT_VECTORS,
     MISSING,
     PCAColours,
     Picture,
     fit_map_colours,
     map_picture,
+    sample_rows,
 )
 from dynamicvis_geo.plotting.features import chip_label, plot_sheet, sheet, show
 from dynamicvis_geo.provenance import PROVENANCE_KEY, refuse_others
@@ -53,7 +55,14 @@ def fit_file_colours(files: Sequence[Place]) -> PCAColours:
         SpecError: If the maps have too few cells or channels, or differ in channels.
     """
     chosen = [files[i] for i in spread(len(files), FIT_MAPS)]
-    return fit_map_colours([read_feature_map(file) for file in chosen])
+    return _fit(map(read_feature_map, chosen), len(chosen))
+
+
+def _fit(maps: Iterable[NDArray[np.float32]], count: int) -> PCAColours:
+    """Fit colours to maps of which not all fit into memory: cells of each are kept."""
+    share = FIT_VECTORS // max(count, 1) or 1
+    cells = (sample_rows(m.reshape(len(m), -1).T, share).T for m in maps)
+    return fit_map_colours([some[..., None] for some in cells])
 
 
 def write_false_colour(path: Place, target: Path, colours: PCAColours) -> None:
@@ -147,7 +156,7 @@ def plot_false_colours(output: Output, colours: PCAColours | None = None) -> Fig
     chips = output.chips
     if colours is None:
         some = chips.iloc[spread(len(chips), FIT_MAPS)]
-        colours = fit_map_colours(list(output.maps(some)))
+        colours = _fit(output.maps(some), len(some))
     shares = ', '.join(f'{100 * share:.0f}' for share in colours.explained)
     title = (
         f'Feature maps, {output.dimensions} channels: main components (PCA) as red, '

@@ -114,6 +114,7 @@ def test_call_of_the_established_adapter(earth: dict[str, Any]) -> None:
         'implementation': 'native',
         'device': meta['device'],
         'feature_kind': 'featmap',
+        'stage': 3,
         'feature_shape': [768, 2, 2],
         'grid_hw': [2, 2],
         'grid_kind': None,
@@ -214,6 +215,28 @@ def test_grid_is_georeferenced(earth: dict[str, Any], tmp_path: Path) -> None:
     with rioxarray.open_rasterio(tmp_path / 'map.tif') as again:
         assert (again.values == grid.values).all()
         assert again.rio.bounds() == (minx, miny, maxx, maxy)
+
+
+def test_grid_of_an_earlier_stage(earth: dict[str, Any]) -> None:
+    grids = OutputSpec.grid()
+    fine, again = (
+        get_embedding(spatial=PLOT, output=grids, backbone=RANDOM, stage=1, **earth),
+        get_embeddings_batch(
+            spatials=[PLOT], output=grids, backbone=RANDOM, stage=1, **earth
+        )[0],
+    )
+    np.testing.assert_array_equal(fine.data, again.data)
+    meta = fine.meta
+    assert fine.data.shape == tuple(meta['feature_shape']) == (192, 8, 8)
+    assert fine.data.attrs['grid_kind'] == meta['grid_kind'] == 'stage_1_featmap'
+    assert meta['stage'] == meta['provenance']['model']['stage'] == 1
+    assert fine.data.rio.transform() == from_bounds(*meta['bounds'], 8, 8)
+    pooled = get_embedding(spatial=PLOT, backbone=RANDOM, stage=1, **earth)
+    means = np.asarray(fine.data).mean((1, 2))
+    np.testing.assert_allclose(pooled.data, means, rtol=1e-4, atol=1e-5)
+    # The last stage is of the same backbone, which has not been changed.
+    last = get_embedding(spatial=PLOT, backbone=RANDOM, **earth)
+    assert (last.meta['stage'], last.data.shape) == (3, (768,))
 
 
 def test_map_of_one_cell_has_a_size(earth: dict[str, Any]) -> None:
@@ -335,6 +358,7 @@ def test_model_is_loaded_once(
         ({'backend': 'aws'}, "backend='aws'.*'gee', 'auto'"),
         ({'client': 'me'}, "client='me'.*EarthEngineClient"),
         ({'backbone': 'b'}, "backbone='b'.*BackboneConfig"),
+        ({'stage': 5}, 'stage=5.*0, 1, 2, 3'),
         ({'device': 'gpu'}, "device='gpu'.*'cuda'"),
         ({'device': 'cuda:99'}, "device='cuda:99'"),
         ({'spatial': BBox(10, 50, 11, 51)}, 'spatial: BBox.* pixels, more.*4096'),

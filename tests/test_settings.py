@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models import BackboneConfig, DynamicVis
-from dynamicvis_geo.settings import differing, feature_settings
+from dynamicvis_geo.settings import (
+    check_comparable,
+    differences,
+    differing,
+    feature_settings,
+)
 from dynamicvis_geo.tasks import FeatureExtraction
 from tests.models.checkpoints import (
     mmengine_content,
@@ -157,6 +163,34 @@ def test_official_code_at_another_commit_or_edited_counts(
     assert difference(one, official(pinned, None)) == []
     for commit, edited in ((pinned, True), ('a' * 40, False), (None, None)):
         assert difference(one, official(commit, edited)) == ['model.backbone.code']
+
+
+@pytest.mark.filterwarnings('ignore:weights=.random')
+def test_the_stage_counts_and_was_the_last_before_it_was_told(
+    random: dict[str, Any],
+) -> None:
+    backbone = DynamicVis(img_size=32, out_indices=(1, 3))
+    one = made(backbone)
+    other = {'model': FeatureExtraction(backbone, stage=1).provenance}
+    assert difference(one, other) == ['model.stage']
+    with pytest.raises(SpecError, match=r'otherwise.*model\.stage: 3 \(probe\), 1\.'):
+        check_comparable(one, other, 'the maps')
+    # An earlier version took the last map, and told just what the model gives.
+    for made_now, indices in ((random, [3]), (one, [1, 3]), (other, [1])):
+        before = json.loads(json.dumps(made_now))
+        del before['model']['stage']
+        before['model']['backbone']['settings']['out_indices'] = indices
+        assert difference(before, made_now) == difference(made_now, before) == []
+    assert difference(as_first_version(random), random) == []
+
+
+def test_settings_of_an_unfinished_run_of_an_earlier_version() -> None:
+    arch = {'model.backbone.settings.arch': 'b'}
+    old = {**arch, 'model.backbone.settings.out_indices': [3]}
+    assert differences(old, {**arch, 'model.stage': 3}) == []
+    told = [('model.stage', '3', '0')]
+    assert differences(old, {**arch, 'model.stage': 0}) == told
+    assert differences(arch, {**arch, 'model.stage': 0}) == told
 
 
 def test_nothing_is_told_of_the_model() -> None:

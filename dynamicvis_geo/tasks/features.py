@@ -68,7 +68,9 @@ class FeatureExtraction(LightningModule):
             self.backbone = backbone
             described = _describe(_native(backbone) or backbone)
         else:
-            self.backbone, described = load_all_stages(backbone)
+            self.backbone, described = load_backbone(
+                backbone, **stages_to_load(backbone)
+            )
         native, settings = _native(self.backbone), described.get('settings')
         is_ours = native or described.get('implementation') == 'upstream'
         self._shapes: tuple[tuple[int, int, int], ...] = ()
@@ -258,17 +260,18 @@ class FeatureExtraction(LightningModule):
         return {'embedding': self(batch['image']), **rest}
 
 
-def load_all_stages(config: BackboneConfig) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a backbone of which any stage can be had, as :func:`load_backbone` does.
+def stages_to_load(config: BackboneConfig) -> dict[str, Any]:
+    """Say with what :func:`load_backbone` gives a backbone that has any stage.
 
-    Ours is asked for a stage at each call; the official code gives them all.
+    Ours is asked for a stage at each call; the official code has to give them all.
 
     Args:
         config: what to load.
+
+    Returns:
+        Further arguments of :func:`load_backbone`.
     """
-    if config.implementation == 'upstream':
-        return load_backbone(config, STAGES)
-    return load_backbone(config)
+    return {'out_indices': STAGES} if config.implementation == 'upstream' else {}
 
 
 def _native(backbone: nn.Module) -> DynamicVis | None:

@@ -14,6 +14,7 @@ from dynamicvis_geo.callbacks.blocks import (
     BlockPlan,
     Description,
     block_name,
+    block_size,
     describe,
     finished,
     make_plan,
@@ -365,3 +366,16 @@ def test_description_is_readable(store: Store) -> None:
     content = store.read(DESCRIPTION_FILE)
     assert content is not None
     assert json.loads(content)['settings'] == {'weights': 'abc'}
+
+
+def test_a_block_has_fewer_chips_where_feature_maps_are_large() -> None:
+    many = 10**6
+    last, first = (768, 16, 16), (96, 128, 128)
+    assert block_size(many, 'grid', 'cuda', 1) == 256
+    assert block_size(many, 'grid', 'cuda', 1, last) == 256
+    assert block_size(many, 'grid', 'cuda', 1, first) == 32
+    assert block_size(many, 'grid', 'cpu', 1, (192, 64, 64)) == 64
+    assert block_size(many, 'grid', 'cpu', 1, first) == 32
+    assert block_size(many, 'grid', 'cpu', 1, (96, 4096, 4096)) == 1
+    assert block_size(many, 'pooled', 'cuda', 1, first) == 4096
+    assert block_size(80, 'grid', 'cuda', 4, first) == 5

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import xarray
 from geopandas.testing import assert_geodataframe_equal
 from rasterio.windows import from_bounds
 
 from dynamicvis_geo import BackboneConfig, FeatureExtraction, read_provenance
 from dynamicvis_geo.errors import SourceError
+from dynamicvis_geo.outputs import open_output
 from tests.stores import Upload
 
 from .conftest import MakeScene
@@ -62,6 +64,72 @@ def test_grid_lies_on_the_chips(
         assert file.res == (320, 320)
         assert file.crs.to_epsg() == 32633
     assert read_provenance(files[0])['model']['output'] == 'grid'
+
+
+def test_maps_of_an_earlier_stage_have_finer_cells(
+    make_scene: MakeScene, run_cli: RunCli, tmp_path: Path
+) -> None:
+    scene, output = make_scene(shape=(3, 64, 128)), tmp_path / 'maps'
+    grid = ('--grid', '--output', output)
+    code, _, err = embed(run_cli, scene, *grid, '--stage', '1')
+    assert code == 0, err
+    config = BackboneConfig(weights='random', img_size=64)
+    with pytest.warns(UserWarning, match='untrained'):
+        task = FeatureExtraction(config, 'grid', stage=1)
+    first = sorted(output.glob('*.tif'))[0]
+    with rasterio.open(first) as file, rasterio.open(scene) as image:
+        assert (file.count, file.height, file.width) == (192, 8, 8)
+        assert file.res == (80, 80)
+        window = from_bounds(*file.bounds, image.transform)
+        pixels = torch.from_numpy(image.read(window=window).astype(np.float32))
+        got = torch.from_numpy(file.read())
+    torch.testing.assert_close(got, task(pixels[None])[0], atol=1e-4, rtol=1e-4)
+    made = read_provenance(first)['model']
+    assert made['stage'] == 1
+    assert made['backbone']['settings']['out_indices'] == [1]
+    code, _, err = embed(run_cli, scene, *grid)
+    assert code == 2
+    assert re.search(r'\n  model\.stage +1 +3\n', err)
+    code, _, err = embed(run_cli, scene, *grid, '--stage', '4')
+    assert code == 2
+    assert '--stage' in err
+
+
+def test_mosaic_of_finer_cells_where_chips_overlap(
+    make_scene: MakeScene, run_cli: RunCli, tmp_path: Path
+) -> None:
+    scene = make_scene(shape=(3, 96, 128))
+    options = ('--grid', '--stage', '0', '--stride', '32')
+    mosaic, maps = tmp_path / 'm.zarr', tmp_path / 'maps'
+    for output, more in ((mosaic, ('--dtype', 'float16')), (maps, ())):
+        code, _, err = embed(run_cli, scene, '--output', output, *options, *more)
+        assert code == 0, err
+    with xarray.open_zarr(mosaic, group='EPSG_32633') as opened:
+        array = opened['embeddings'].load().isel(time=0)
+    assert array.sizes == {'embedding': 96, 'y': 24, 'x': 32}
+    assert array.rio.resolution() == (40, -40)
+    assert array.notnull().all()
+    # The middle of a chip is its own.
+    for path in maps.glob('*.tif'):
+        with rasterio.open(path) as file:
+            bounds, features = file.bounds, file.read()
+        x, y = (bounds.left + bounds.right) / 2, (bounds.top + bounds.bottom) / 2
+        cells = array.sel(x=slice(x - 80, x + 80), y=slice(y + 80, y - 80))
+        middle = features[:, 6:10, 6:10]
+        np.testing.assert_allclose(cells, middle, rtol=1e-3, atol=1e-3)
+
+
+def test_vectors_of_an_earlier_stage(
+    make_scene: MakeScene, run_cli: RunCli, tmp_path: Path
+) -> None:
+    output = tmp_path / 'e.parquet'
+    options = ('--stage', '0', '--pooling', 'max', '--dtype', 'int8')
+    code, _, err = embed(run_cli, make_scene(), '--output', output, *options)
+    assert code == 0, err
+    assert open_output(output).embeddings().shape == (6, 96)
+    made = read_provenance(output)
+    assert made['emb:dimensions'] == 96
+    assert (made['model']['stage'], made['model']['pooling']) == (0, 'featmap_max')
 
 
 def test_points_in_two_zones_each_have_their_chip(

@@ -82,6 +82,12 @@ def test_images_of_ones_own(
         '0 B to fetch; 73.7 kB to write\n'
     )
     assert not output.exists()
+    for stage, size in ((0, '590 kB'), (1, '295 kB'), (2, '147 kB'), (3, '73.7 kB')):
+        _, out, _ = embed(
+            *(run_cli, scene, '--size', '64', '--grid', '--output', output),
+            *('--dry-run', '--stage', str(stage)),
+        )
+        assert f'; {size} to write' in out
     plain = make_scene('lonlat.tif', crs='EPSG:3035')
     _, out, _ = embed(
         run_cli, plain, '--size', '64', '--output', 'e.parquet', '--dry-run'
@@ -164,16 +170,25 @@ def test_what_may_be_a_mistake_is_refused_with_its_numbers(
     assert not place.exists()
 
 
+@pytest.mark.parametrize(
+    ('size', 'stage', 'words'),
+    [('1024', '3', '1.27 TB to write'), ('512', '0', '2.54 TB to write')],
+)
 def test_a_terabyte_is_refused(
-    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: RunCli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: str,
+    stage: str,
+    words: str,
 ) -> None:
-    monkeypatch.setenv('RS_EMBED_DYNAMICVIS_IMG', '1024')
-    target = ('--grid', '--output', tmp_path / 'maps')
+    monkeypatch.setenv('RS_EMBED_DYNAMICVIS_IMG', size)
+    target = ('--grid', '--stage', stage, '--output', tmp_path / 'maps')
     place = ('--roi=0,44,10,50', '--size', '112', *WINDOW, *NOBODY)
     code, _, err = embed(run_cli, *place, *target)
     assert code == 2
     assert 'error: more than 1 TB of output: at least 4' in err
-    assert '1.27 TB to write' in err
+    assert words in err
 
 
 def test_yes_means_it(

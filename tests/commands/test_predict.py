@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dynamicvis_geo import read_provenance
+from dynamicvis_geo.formats.geotiff import GeoTIFF
 from tests.earthengine_server import EarthEngineServer
 
 from .conftest import MakeScene
@@ -58,6 +59,31 @@ def test_local_images(make_scene: MakeScene, run_cli: RunCli, tmp_path: Path) ->
     assert len(list((tmp_path / 'maps').glob('*.tif'))) == 6
     # Without a progress bar, only warnings are told.
     assert 'finished already' not in err
+
+
+def test_stage_of_a_configuration(
+    make_scene: MakeScene, run_cli: RunCli, tmp_path: Path
+) -> None:
+    config = {
+        'model': {'output': 'grid', 'stage': 2},
+        'data': {
+            'class_path': 'ScenesDataModule',
+            'init_args': {'path': str(make_scene()), 'size': 64},
+        },
+        'writer': {'path': str(tmp_path / 'maps')},
+    }
+    (tmp_path / 'run.yaml').write_text(yaml.safe_dump(config))
+    options = ('--config', tmp_path / 'run.yaml', *TINY, '--trainer.accelerator', 'cpu')
+    code, _, err = run_cli('predict', *options)
+    assert code == 0, err
+    assert '; 147 kB to write' in err
+    chips, count, dimensions = GeoTIFF.read_chips(tmp_path / 'maps', 1)
+    assert (count, dimensions) == (6, 384)
+    assert chips['width'].tolist() == [4]
+    assert read_provenance(tmp_path / 'maps')['model']['stage'] == 2
+    code, _, err = run_cli('predict', *options, '--model.stage', '7')
+    assert code == 2
+    assert 'stage=7 is unknown: choose one of 0, 1, 2, 3' in err.splitlines()[-1]
 
 
 def test_shards_of_a_configuration(

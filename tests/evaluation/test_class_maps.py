@@ -192,6 +192,11 @@ def test_what_does_not_fit_is_refused(maps: Path, probe: Path, tmp_path: Path) -
     path = save(other, tmp_path / 'other.ckpt', {'model': stretched})
     with pytest.raises(SpecError, match=r'chip-0\.tif.*\[0, 3000\] \(probe\)'):
         predict_maps(path, maps, output)
+    # Of an earlier version: the last stage.
+    other = LinearProbe('multiclass', 4, ('a', 'b'), 'none')
+    path = save(other, tmp_path / 'stage.ckpt', {'model': GRID['model'] | {'stage': 1}})
+    with pytest.raises(SpecError, match=r'chip-0\.tif.*model\.stage: 1 \(probe\), 3\.'):
+        predict_maps(path, maps, output)
     wide = LinearProbe('multiclass', 5, ('a', 'b'), 'none')
     path = save(wide, tmp_path / 'wide.ckpt')
     with pytest.raises(SourceError, match='4 bands, but the probe takes 5'):

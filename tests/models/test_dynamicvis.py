@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models import DynamicVis
+from dynamicvis_geo.models.dynamicvis import map_shapes
 
 from . import parity
 
@@ -44,6 +45,48 @@ def test_equals_the_official_model(name: str) -> None:
     for got, official in zip(maps, expected, strict=True):
         assert got.shape == official.shape
         assert parity.relative_error(got, official) <= parity.tolerance(case)
+
+
+def test_a_stage_alone_is_the_official_one_and_later_ones_do_not_run(
+    small: DynamicVis,
+) -> None:
+    case = parity.CASES['b_img64_b2']
+    x = parity.image(case['input_name'], tuple(case['input_shape']))
+    together = run(small, x, out_indices=(0, 1, 2, 3))
+    ran: list[int] = []
+    handles = [
+        small.get_submodule(f'layers.{stage}.2').register_forward_hook(
+            lambda *_, stage=stage: ran.append(stage)
+        )
+        for stage in range(4)
+    ]
+    for stage, official in enumerate(parity.golden('b_img64_b2').values()):
+        ran.clear()
+        (alone,) = run(small, x, out_indices=(stage,))
+        # Each of two images on its own.
+        assert set(ran) == set(range(stage + 1))
+        assert parity.relative_error(alone, official) <= parity.tolerance(case)
+        assert torch.equal(alone, together[stage])
+    for handle in handles:
+        handle.remove()
+    assert small.out_indices == (0, 1, 2, 3)
+    with pytest.raises(SpecError, match=r'out_indices=\(4,\)'):
+        run(small, x, out_indices=(4,))
+
+
+@pytest.mark.usefixtures('shallow')
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'img_size': (64, 96)},
+        {'img_size': 72},
+        {'img_size': 64, 'patch_sizes': (7, 2, 3, 3), 'strides': (2, 2, 2, 4)},
+    ],
+)
+def test_shapes_of_maps_are_known_from_settings(arguments: dict[str, Any]) -> None:
+    model = DynamicVis(**arguments, out_indices=(0, 1, 2, 3)).eval()
+    maps = run(model, torch.zeros(1, 3, *model.img_size))
+    assert map_shapes(model.settings) == tuple(tuple(m.shape[1:]) for m in maps)
 
 
 def test_order_of_tokens_differs_no_more_than_official_rounding_makes_it() -> None:

@@ -36,6 +36,21 @@ def test_replays_and_ragged_batches_equal_the_backbone() -> None:
 
 
 @with_gpu
+@pytest.mark.parametrize('stage', [0, 1, 2])
+def test_stages_are_recorded_too(stage: int) -> None:
+    config = BackboneConfig(weights='random', img_size=64)
+    module = FeatureExtraction(config, 'grid', stage=stage).cuda()
+    for _ in range(3):
+        batch = images(4)
+        features = module(batch)
+        with torch.no_grad():
+            x = module.preprocess(batch)
+            expected = module.backbone(x, out_indices=(0, 1, 2, 3))[stage]
+        assert (features - expected).norm() / expected.norm() < 1e-5
+    assert len(module._graphs._recordings) == 1
+
+
+@with_gpu
 def test_earlier_features_are_not_overwritten() -> None:
     module = make_module().cuda()
     first, second = images(2), images(2)

@@ -27,6 +27,8 @@ from dynamicvis_geo.models.verify import (
     verify,
 )
 from dynamicvis_geo.models.weights import load_backbone
+from dynamicvis_geo.settings import check_comparable
+from dynamicvis_geo.tasks import FeatureExtraction
 from tests.models.checkpoints import (
     mmengine_content,
     official_state_dict,
@@ -359,6 +361,47 @@ def test_official_code_gets_weights_and_settings_of_the_checkpoint(
         'upstream_commit': commit,
         'upstream_edited': False,
     }
+
+
+HELD = (
+    NATIVE
+    + """
+
+class Network(DynamicVisBackbone):
+    pass
+
+
+class DynamicVisBackbone(nn.Module):
+    def __init__(self, **arguments):
+        super().__init__()
+        network = Network(**arguments)
+        self.layers, self.pos_embed = network.layers, network.pos_embed
+        self.run = [network.eval()]
+
+    def forward(self, x):
+        return self.run[0](x)
+"""
+)
+
+
+@pytest.mark.usefixtures('shallow')
+@pytest.mark.filterwarnings('ignore:weights=.random')
+def test_stages_of_the_official_code(official: Path) -> None:
+    commit = write_repository(official, HELD.replace('{shift}', '0'))
+    git(official, 'checkout', '--quiet', commit)
+    config = BackboneConfig(weights='random', img_size=64, repo_path=official)
+    image = torch.rand(1, 3, 64, 64) * 9000
+    for stage in (0, 2, 3):
+        upstream, native = (
+            FeatureExtraction(replace(config, implementation=name), 'grid', stage=stage)
+            for name in ('upstream', 'native')
+        )
+        assert type(upstream.backbone).__module__ == 'dynamicvis.models.models'
+        assert torch.equal(upstream(image), native(image))
+        assert upstream.feature_shape == native.feature_shape
+        made = [{'model': task.provenance} for task in (upstream, native)]
+        assert made[0]['model']['stage'] == stage
+        check_comparable(*made, 'features of the official code')
 
 
 @pytest.mark.skipif(

@@ -135,6 +135,69 @@ def test_dynamicvis_runs_in_both_precisions(chips: ChipDataset) -> None:
         assert cosine.min() > 0.99
 
 
+@pytest.mark.parametrize('stage', [0, 1, 2, 3])
+def test_stages_of_dynamicvis(stage: int) -> None:
+    torch.manual_seed(0)
+    backbone = DynamicVis(img_size=64)
+    image = torch.rand(2, 3, 64, 64) * 9000
+    task = FeatureExtraction(backbone, 'grid', stage=stage)
+    grid = task(image)
+    with torch.no_grad():
+        x = task.preprocess(image)
+        expected = backbone(x, out_indices=(0, 1, 2, 3))[stage]
+    assert torch.equal(grid, expected)
+    side = 16 >> stage
+    assert task.feature_shape == grid.shape[1:] == (96 << stage, side, side)
+    assert task.embedding_dim == 96 << stage
+    made = task.provenance
+    assert made['stage'] == stage
+    assert made['backbone']['settings']['out_indices'] == [stage]
+    mean = FeatureExtraction(backbone, stage=stage)(image)
+    torch.testing.assert_close(mean, grid.mean((2, 3)))
+    most = FeatureExtraction(backbone, pooling='max', stage=stage)(image)
+    assert torch.equal(most, grid.amax((2, 3)))
+    # The module may be shared: it stays as it is.
+    assert backbone.out_indices == (3,)
+
+
+def test_stages_of_other_modules_are_counted_from_the_last_map() -> None:
+    image = torch.rand(1, 3, 32, 32) * 9000
+    last = FeatureExtraction(Blocks(), 'grid')(image)
+    assert last.any()
+    before = FeatureExtraction(Blocks(), 'grid', stage=2)
+    assert torch.equal(before(image), last * 0)
+    assert before.provenance['stage'] == 2
+    assert before.feature_shape is before.embedding_dim is None
+    with pytest.raises(SpecError, match='stage=1: the backbone gives stages 2 to 3'):
+        FeatureExtraction(Blocks(), stage=1)(image)
+    with pytest.raises(SpecError, match='stage=2: the backbone gives one map, stage 3'):
+        FeatureExtraction(Vector(), stage=2)(image)
+    telling = Blocks()
+    telling.feature_channels = (5, 3)  # type: ignore[assignment]
+    dims = [FeatureExtraction(telling, stage=s).embedding_dim for s in (1, 2, 3)]
+    assert dims == [None, 5, 3]
+
+
+def test_a_stage_that_the_backbone_is_not_for_is_refused() -> None:
+    one = DynamicVis(img_size=32, out_indices=(1,))
+    with pytest.raises(SpecError, match=r'stage=3: .* out_indices=\(1,\)'):
+        FeatureExtraction(one)
+    assert FeatureExtraction(one, stage=1).embedding_dim == 192
+    averaged = DynamicVis(img_size=32, out_type='avg_featmap')
+    assert FeatureExtraction(averaged).feature_shape == (768, 1, 1)
+    with pytest.raises(SpecError, match='stage=0: the backbone gives one map'):
+        FeatureExtraction(averaged, stage=0)
+
+
+def test_stages_of_a_compiled_model_are_those_of_the_model() -> None:
+    backbone = DynamicVis(img_size=32)
+    image = torch.rand(1, 3, 32, 32) * 9000
+    compiled = FeatureExtraction(torch.compile(backbone, backend='eager'), stage=0)
+    plain = FeatureExtraction(backbone, stage=0)
+    torch.testing.assert_close(compiled(image), plain(image))
+    assert compiled.provenance == plain.provenance
+
+
 def test_precision_that_rounds_reflectance_is_refused(chips: ChipDataset) -> None:
     with pytest.raises(SpecError, match='bf16-mixed'):
         predict(FeatureExtraction(Blocks()), chips, precision='bf16-true')
@@ -159,6 +222,9 @@ def test_provenance_says_what_was_done() -> None:
     [
         ({'output': 'tokens'}, "output='tokens'.*pooled, grid"),
         ({'pooling': 'median'}, "pooling='median'.*mean, max"),
+        ({'stage': 4}, 'stage=4.*0, 1, 2, 3'),
+        ({'stage': '1'}, "stage='1'"),
+        ({'stage': True}, 'stage=True'),
         ({'input_range': (1, 1)}, 'input_range'),
     ],
 )
