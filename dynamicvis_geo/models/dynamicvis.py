@@ -134,7 +134,7 @@ class DynamicVis(nn.Module):
         self.shuffle_seed = shuffle_seed
         check_scan(scan)
         self.scan = scan
-        self.out_indices = _stages(out_indices, out_type)
+        self.out_indices = check_stages(out_indices, out_type)
         self.out_type = out_type
         self.interpolate_mode = _choice(
             'interpolate_mode', interpolate_mode, {m: m for m in _INTERPOLATE_MODES}
@@ -316,7 +316,7 @@ class DynamicVis(nn.Module):
             raise SpecError(f'x has shape {tuple(x.shape)}: give [B, C, H, W]')
         stages = self.out_indices
         if out_indices is not None:
-            stages = _stages(out_indices, self.out_type)
+            stages = check_stages(out_indices, self.out_type)
         if generator is None and 'shuffle' in self.path_type:
             generator = torch.Generator().manual_seed(self.shuffle_seed)
         if torch.compiler.is_compiling():
@@ -478,7 +478,18 @@ def _image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _stages(out_indices: Sequence[int], out_type: str) -> tuple[int, ...]:
+def check_stages(
+    out_indices: Sequence[int], out_type: str = 'featmap'
+) -> tuple[int, ...]:
+    """Sort the numbers of stages, each once.
+
+    Args:
+        out_indices: as :class:`DynamicVis` takes it.
+        out_type: what it gives of them.
+
+    Raises:
+        SpecError: if there are no such stages, or none of them has that output.
+    """
     stages = tuple(sorted(set(out_indices)))
     if not stages or any(stage not in range(4) for stage in stages):
         raise SpecError(f'out_indices={out_indices!r} must name stages from 0 to 3')

@@ -25,7 +25,7 @@ from torchvision.models import Weights, WeightsEnum
 from dynamicvis_geo.errors import CheckpointError, SpecError
 from dynamicvis_geo.models.checkpoint import Checkpoint, load_into, read_checkpoint
 from dynamicvis_geo.models.config import BackboneConfig, following
-from dynamicvis_geo.models.dynamicvis import DynamicVis
+from dynamicvis_geo.models.dynamicvis import DynamicVis, check_stages
 from dynamicvis_geo.models.upstream import build_upstream, upstream_source
 from dynamicvis_geo.transforms import Preprocess
 
@@ -62,12 +62,14 @@ def load_backbone(
         UpstreamError: If ``implementation='upstream'`` and the official code cannot be
             run.
     """
+    stages = check_stages(out_indices)
     if config.weights == 'random':
-        model, provenance = _random_backbone(config, out_indices)
+        model, provenance = _random_backbone(config)
     else:
-        model, provenance = _pretrained_backbone(config, out_indices)
+        model, provenance = _pretrained_backbone(config)
     model.eval()
     model.requires_grad_(False)
+    model.out_indices = stages
     provenance |= {
         'arch': model.arch,
         'path_type': model.path_type,
@@ -82,7 +84,7 @@ def load_backbone(
     }
     if config.implementation == 'upstream':
         trained = provenance.get('trained_settings', {})
-        official = build_upstream(config, model.arch, trained, model.out_indices)
+        official = build_upstream(config, model.arch, trained, stages)
         official.load_state_dict(model.state_dict())
         source = upstream_source(type(official))
         provenance['upstream_commit'] = source.commit
@@ -206,9 +208,7 @@ def _not_to_be_had(what: str, reason: str, remedy: str) -> CheckpointError:
     return CheckpointError(f'cannot fetch {what} ({line}): {remedy}')
 
 
-def _random_backbone(
-    config: BackboneConfig, out_indices: Sequence[int]
-) -> tuple[DynamicVis, dict[str, Any]]:
+def _random_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, Any]]:
     if config.named_arch is None:
         raise SpecError(
             "arch='auto' cannot be told from the name "
@@ -219,13 +219,11 @@ def _random_backbone(
         "use weights='pretrained' for the real ones",
         stacklevel=3,
     )
-    model = _build(config, config.named_arch, {}, out_indices, seed=RANDOM_SEED)
+    model = _build(config, config.named_arch, {}, seed=RANDOM_SEED)
     return model, {'weights': 'random', 'seed': RANDOM_SEED}
 
 
-def _pretrained_backbone(
-    config: BackboneConfig, out_indices: Sequence[int]
-) -> tuple[DynamicVis, dict[str, Any]]:
+def _pretrained_backbone(config: BackboneConfig) -> tuple[DynamicVis, dict[str, Any]]:
     source: dict[str, Any] = {'repository': None, 'file': None, 'revision': None}
     if config.checkpoint is not None:
         path = config.checkpoint
@@ -238,10 +236,10 @@ def _pretrained_backbone(
     checkpoint = read_checkpoint(path, config.sha256)
     _check(config, checkpoint)
     try:
-        model = _build(config, checkpoint.arch, checkpoint.settings, out_indices)
+        model = _build(config, checkpoint.arch, checkpoint.settings)
     except (AttributeError, TypeError, ValueError) as error:
         # If it is not the file, this raises what is wrong with the configuration.
-        _build(config, checkpoint.arch, {}, out_indices)
+        _build(config, checkpoint.arch, {})
         raise CheckpointError(
             f'{path} was trained with settings of which no backbone can be built '
             f'({following(checkpoint.settings)}: {error}): give another file'
@@ -293,20 +291,12 @@ def _check(config: BackboneConfig, checkpoint: Checkpoint) -> None:
 
 
 def _build(
-    config: BackboneConfig,
-    arch: str,
-    trained: Mapping[str, Any],
-    out_indices: Sequence[int],
-    seed: int = 0,
+    config: BackboneConfig, arch: str, trained: Mapping[str, Any], seed: int = 0
 ) -> DynamicVis:
     """Build the backbone on the CPU; the state of global random generators is kept."""
     with torch.device('cpu'), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return DynamicVis(
-            scan=config.scan,
-            out_indices=out_indices,
-            **config.model_arguments(arch, trained),
-        )
+        return DynamicVis(scan=config.scan, **config.model_arguments(arch, trained))
 
 
 def _names_of(config: BackboneConfig) -> tuple[str, ...]:
