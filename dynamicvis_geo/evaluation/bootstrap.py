@@ -53,10 +53,9 @@ def bootstrap(
     Raises:
         SpecError: If a number is out of range.
     """
-    if resamples < 0 or not 0 < level < 1:
-        raise SpecError(
-            f'resamples={resamples!r} must be 0 or more, level={level!r} within 0 and 1'
-        )
+    check_resamples(resamples)
+    if not 0 < level < 1:
+        raise SpecError(f'level={level!r} must lie within 0 and 1')
     exact = scores(task, truth, predicted)
     count = len(truth)
     rng = np.random.default_rng(seed)
@@ -77,6 +76,19 @@ def bootstrap(
         low, high = _percentiles(drawn[name], level)
         intervals[name] = Interval(float(values[0]), low, high)
     return intervals
+
+
+def check_resamples(resamples: int) -> None:
+    """Refuse a number of draws that there cannot be.
+
+    Args:
+        resamples: As :func:`bootstrap` takes it.
+
+    Raises:
+        SpecError: If it is less than 0.
+    """
+    if resamples < 0:
+        raise SpecError(f'resamples={resamples!r} must be 0 or more')
 
 
 def _percentiles(parts: list[NDArray[np.float64]], level: float) -> tuple[float, float]:

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import PredictionErrorDisplay, confusion_matrix
 
-from dynamicvis_geo.evaluation.bootstrap import bootstrap
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.evaluation.bootstrap import bootstrap, check_resamples
 from dynamicvis_geo.evaluation.knn import knn
 from dynamicvis_geo.evaluation.linear import fit_linear
 from dynamicvis_geo.evaluation.problem import Arrays, Problem, as_problem
@@ -80,9 +81,9 @@ class Results:
             int64 ``[C, C]``.
 
         Raises:
-            KeyError: If there is no such method.
+            SpecError: If there is no such method.
         """
-        chosen = self.predicted[method].argmax(axis=1)
+        chosen = self._values(method).argmax(axis=1)
         counts: NDArray[np.int64] = confusion_matrix(
             self.truth, chosen, labels=np.arange(len(self.classes))
         )
@@ -99,21 +100,27 @@ class Results:
             The figure.
 
         Raises:
-            KeyError: If there is no such method.
+            SpecError: If there is no such method.
         """
         if self.task != 'regression':
             figure = plot_confusion_matrix(self.confusion(method), self.classes)
         else:
             figure = Figure(figsize=(5, 5), layout='constrained')
-            PredictionErrorDisplay(
-                y_true=self.truth, y_pred=self.predicted[method]
-            ).plot(
+            PredictionErrorDisplay(y_true=self.truth, y_pred=self._values(method)).plot(
                 figure.subplots(),
                 kind='actual_vs_predicted',
                 scatter_kwargs={'alpha': 0.5 if len(self.truth) < 2000 else 0.1},
             )
         figure.axes[0].set_title(method)
         return figure
+
+    def _values(self, method: str) -> NDArray[np.float64]:
+        if method not in self.predicted:
+            raise SpecError(
+                f'method={method!r} is unknown: choose one of '
+                f'{", ".join(self.predicted)}'
+            )
+        return self.predicted[method]
 
     def wide(self) -> pd.DataFrame:
         """Return the table with a row a method and a column a metric, as text.
@@ -202,6 +209,7 @@ def evaluate(
         SpecError: If an argument or a split cannot be used, the training split has one
             class or a constant target, or fewer samples than the smallest k.
     """
+    check_resamples(resamples)
     problem = as_problem(data, task, classes)
     train = problem.sizes['train']
     notes = list(problem.notes)

@@ -143,6 +143,11 @@ def test_table_is_tidy_and_json_is_strict() -> None:
     np.testing.assert_array_equal(
         shifted.confusion('m'), np.roll(np.diag(truth), 1, axis=1)
     )
+    for show in (results.confusion, results.plot):
+        with pytest.raises(
+            SpecError, match=rf"method='knn' is.*k=5 cosine.*{logistic}"
+        ):
+            show('knn')
     content = json.loads(results.to_json(labels='plots.csv'))
     assert content['classes'] == ['a', 'b', 'c']
     assert content['splits'] == {'train': 90, 'val': 40, 'test': 70}
@@ -214,7 +219,8 @@ def test_fits_that_do_not_converge_are_reported(
         ({}, {'k': (0,)}, 'k='),
         ({}, {'distances': ('l1',)}, 'distances='),
         ({}, {'standardize': 'minmax'}, "standardize='minmax'"),
-        ({}, {'resamples': -1}, 'resamples=-1'),
+        # Before anything is fitted, which would fail for other reasons.
+        ({}, {'resamples': -1, 'k': (-3,)}, 'resamples=-1'),
     ],
 )
 def test_what_cannot_be_evaluated(
