@@ -12,8 +12,9 @@ from dynamicvis_geo.false_colour import (
     plot_false_colours,
     write_false_colours,
 )
-from dynamicvis_geo.formats.geotiff import feature_map_files
+from dynamicvis_geo.formats.geotiff import feature_map_files, read_feature_map
 from dynamicvis_geo.outputs import open_output
+from dynamicvis_geo.plotting import fit_map_colours
 from dynamicvis_geo.provenance import read_provenance
 from tests.outputs import PROVENANCE, write_grid
 
@@ -52,6 +53,17 @@ def test_geotiffs_have_the_place_of_their_maps_and_colours_in_common(
     assert written[0][:, 0, 0].tolist() == written[3][:, 2, 1].tolist()
     assert written[0][:, 0, 0].tolist() == written[1][:, 1, 1].tolist()
     assert (written[1] >= 1).all()
+
+
+def test_colours_are_those_of_all_maps_together(tmp_path: Path) -> None:
+    write_grid(tmp_path / 'maps')
+    files = feature_map_files(tmp_path / 'maps')
+    one_by_one = fit_file_colours(files)
+    together = fit_map_colours([read_feature_map(file) for file in files])
+    for name in ('mean', 'components', 'low', 'high', 'explained'):
+        np.testing.assert_array_equal(
+            getattr(one_by_one, name), getattr(together, name)
+        )
 
 
 def test_the_folder_of_the_maps_is_not_overwritten(tmp_path: Path) -> None:
