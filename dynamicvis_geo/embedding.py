@@ -159,7 +159,7 @@ def get_embedding(
         _check(model, temporal, sensor, output, backend, client, backbone)
         place = [('spatial', spatial)]
         images = _images(place, temporal, sensor, backend, client, backbone, 1)
-        return _embed(images, _task(output, backbone, device, stage), batch_size=1)[0]
+        return embed_images(images, feature_task(output, backbone, device, stage), batch_size=1)[0]
     if isinstance(backend, GeoDataset):
         raise SpecError(
             f'backend is a {type(backend).__name__}, but input_chw gives the image '
@@ -167,7 +167,7 @@ def get_embedding(
         )
     _check(model, temporal, sensor, output, backend, client, backbone)
     image = given_image(input_chw, spatial, temporal, sensor)
-    return _embed([image], _task(output, backbone, device, stage), batch_size=1)[0]
+    return embed_images([image], feature_task(output, backbone, device, stage), batch_size=1)[0]
 
 
 def get_embeddings_batch(
@@ -229,7 +229,7 @@ def get_embeddings_batch(
     if not named:
         return []
     images = _images(named, temporal, sensor, backend, client, backbone, batch_size)
-    return _embed(images, _task(output, backbone, device, stage), batch_size)
+    return embed_images(images, feature_task(output, backbone, device, stage), batch_size)
 
 
 def _check(
@@ -306,12 +306,24 @@ def _default_config() -> BackboneConfig:
     return BackboneConfig.from_env()
 
 
-def _task(
+def feature_task(
     output: OutputSpec,
     backbone: BackboneConfig | nn.Module | None,
     device: str | torch.device,
     stage: int,
 ) -> FeatureExtraction:
+    """Make the task that gives features on a device.
+
+    Args:
+        output: As for :func:`get_embedding`.
+        backbone: As for :func:`get_embedding`.
+        device: As for :func:`get_embedding`.
+        stage: As for :func:`get_embedding`.
+
+    Raises:
+        SpecError: If the device or the stage cannot be used.
+        CheckpointError: If the weights cannot be loaded.
+    """
     place = _device(device)
     if not isinstance(backbone, nn.Module):
         backbone = _shared_backbone(backbone or _default_config(), place)
@@ -347,10 +359,19 @@ def _device(device: str | torch.device) -> torch.device:
         ) from error
 
 
-def _embed(
+def embed_images(
     images: Iterable[tuple[Tensor, Origin]], task: FeatureExtraction, batch_size: int
 ) -> list[Embedding]:
-    """Embed images, those of one size after preprocessing together."""
+    """Give the features of images, those of one size after preprocessing together.
+
+    Args:
+        images: Raw reflectance ``[3, H, W]``, and where it comes from.
+        task: What gives them.
+        batch_size: Images that go through the backbone at once.
+
+    Returns:
+        The features of each image, in their order.
+    """
     done: dict[int, Embedding] = {}
     waiting: dict[torch.Size, list[tuple[int, Tensor, Origin]]] = {}
 

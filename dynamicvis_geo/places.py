@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from dynamicvis_geo.datasets.footprints import project_area
 from dynamicvis_geo.datasets.remote import RemoteDataset
 from dynamicvis_geo.datasets.requests import local_crs
 from dynamicvis_geo.datasets.source import Found, describe
-from dynamicvis_geo.earthengine import EarthEngineClient
+from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.earthengine.composite import no_imagery
 from dynamicvis_geo.errors import EarthEngineError, NoImageryError, SpecError
 from dynamicvis_geo.projections import crs_name
@@ -143,6 +144,7 @@ def images_of(
     dataset: GeoDataset | None,
     client: EarthEngineClient,
     batch_size: int,
+    cache: ChipCache | str | os.PathLike[str] | None = None,
 ) -> Iterator[tuple[Tensor, Origin]]:
     """Fetch the images of places, in their order, some ahead of their use.
 
@@ -154,6 +156,7 @@ def images_of(
             None.
         client: For Earth Engine.
         batch_size: Images that are used at a time.
+        cache: Folder that keeps what Earth Engine sends.
 
     Yields:
         Images, float32 ``[3, H, W]``, and their origins.
@@ -184,6 +187,7 @@ def images_of(
                     place,
                     temporal or DEFAULT_WINDOW,
                     sensor or SensorSpec(),
+                    cache=cache,
                     client=client,
                     # A missing image is told of in the words of these arguments.
                     on_missing='fill',

@@ -190,6 +190,10 @@ class Handler(BaseHTTPRequestHandler):
             with FAULTS.request({}):
                 FAULTS.wait()
                 self.answer(200, rectangle(SIDE))
+        elif 'value:compute' in self.path:
+            with FAULTS.request({}):
+                value = Evaluator(body['expression'], None, None).run()
+                self.answer(200, json.dumps({'result': value}).encode())
         elif 'image:computePixels' in self.path:
             with FAULTS.request(body['grid']) as fault:
                 self.pixels(body, fault)

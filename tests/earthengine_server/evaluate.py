@@ -300,6 +300,9 @@ def _cast(dtype: Any) -> Any:
 FUNCTIONS = {
     'ImageCollection.load': _load,
     'Collection.filter': _filter,
+    'Collection.first': lambda _, collection: Image(
+        dict.fromkeys(world.BANDS[collection.id])
+    ),
     'Collection.map': _map,
     'Collection.size': lambda self, collection: len(self.images(collection)),
     'Filter.intersects': _intersects,
@@ -310,6 +313,7 @@ FUNCTIONS = {
     'Feature': lambda _, geometry: geometry,
     'GeometryConstructors.Polygon': _polygon,
     'GeometryConstructors.MultiPolygon': _multipolygon,
+    'Image.bandNames': lambda _, image: [*image.bands],
     'Image.select': _select,
     'Image.linkCollection': _link,
     'Image.updateMask': _update_mask,

@@ -1,0 +1,1 @@
+"""Other frameworks' ways to the backbone; each module is imported on request."""
