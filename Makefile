@@ -69,4 +69,7 @@ $(INSTALLED): pyproject.toml setup.py dynamicvis_geo/models/_scan.c
 	@echo 'Installing into $(VENV) with Python $(VERSION)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --editable '.[tests]'
+	@# By itself: its models need seventy packages more, and an old timm.
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
+	$(BIN)/python -m pip install --no-deps 'rs-embed>=0.3'
 	@touch $@

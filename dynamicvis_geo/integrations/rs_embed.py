@@ -294,37 +294,32 @@ class DynamicVisEmbedder(EmbedderBase):
         workers: int,
     ) -> _Images:
         """Fetch the images of places, several at once."""
-        temporal = temporal_to_range(temporal)
+        window = temporal_to_range(temporal)
         sensor = sensor or self.input_spec.to_sensor_spec()
         if isinstance(provider, EarthEngineProvider):
-            client = provider.client
-            client = replace(
-                client, max_concurrency=min(client.max_concurrency, workers)
-            )
             named = [(f'spatials[{i}]', _place(s)) for i, s in enumerate(spatials)]
+            most = min(provider.client.max_concurrency, workers)
             for image, origin in images_of(
                 named,
-                _window(temporal),
+                _window(window),
                 _sensor(sensor),
                 None,
-                client,
+                replace(provider.client, max_concurrency=most),
                 BATCH_SIZE,
                 provider.cache,
             ):
-                meta = origin.meta | {'backend': provider.name}
-                yield image, replace(origin, meta=meta)
-            return
+                yield image, _told_of(origin, provider, sensor)
+        else:
 
-        def fetch(spatial: TheirPlace) -> tuple[Tensor, Origin]:
-            result = EmbedderBase.fetch_input(
-                self, provider, spatial=spatial, temporal=temporal, sensor=sensor
-            )
-            image, origin = _given(result.data, spatial, temporal, sensor)
-            told = {'backend': provider.name, 'source': sensor.collection}
-            return image, replace(origin, meta=origin.meta | told)
+            def fetch(spatial: TheirPlace) -> tuple[Tensor, Origin]:
+                result = EmbedderBase.fetch_input(
+                    self, provider, spatial=spatial, temporal=window, sensor=sensor
+                )
+                image, origin = _given(result.data, spatial, window, sensor)
+                return image, _told_of(origin, provider, sensor)
 
-        with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(fetch, spatials)
+            with ThreadPoolExecutor(workers) as pool:
+                yield from pool.map(fetch, spatials)
 
 
 def _embed(
@@ -341,7 +336,7 @@ def _embed(
                 **embedding.meta,
                 # What rs-embed's models tell, too.
                 'type': 'on_the_fly',
-                'temporal': _told(embedding.meta),
+                'temporal': _dates(embedding.meta),
                 'y_axis_direction': 'north_to_south',
             },
         )
@@ -349,7 +344,12 @@ def _embed(
     ]
 
 
-def _told(meta: dict[str, Any]) -> dict[str, Any]:
+def _told_of(origin: Origin, provider: ProviderBase, sensor: TheirSensor) -> Origin:
+    told = {'backend': provider.name, 'source': sensor.collection}
+    return replace(origin, meta=origin.meta | told)
+
+
+def _dates(meta: dict[str, Any]) -> dict[str, Any]:
     if meta['start'] is None:
         return {'mode': None}
     return {'mode': 'range', 'start': meta['start'], 'end': meta['end']}

@@ -26,7 +26,7 @@ from rs_embed.tools.temporal import split_temporal_range, temporal_to_start_end
 from dynamicvis_geo.datasets import EarthEngineDataset
 from dynamicvis_geo.earthengine import ChipCache, EarthEngineClient
 from dynamicvis_geo.earthengine.composite import no_imagery
-from dynamicvis_geo.errors import DynamicVisGeoError, NoImageryError, SpecError
+from dynamicvis_geo.errors import DynamicVisGeoError, SpecError
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.specs import SensorSpec, TemporalSpec
 
@@ -147,10 +147,7 @@ class EarthEngineProvider(ProviderBase):
                 fill_value=fill_value,
                 dtype='float32',
             )
-            (found,) = self._fetch(region, wanted, [image.window])
-            if found is None:
-                raise _no_imagery(region, wanted, image.window)
-        return found
+            return self._fetch_one(region, wanted, image.window)
 
     def fetch_sensor_patch_chw(
         self,
@@ -229,11 +226,9 @@ class EarthEngineProvider(ProviderBase):
             )
             found = self._fetch(spatial, sensor, windows)
             frames = [frame for frame in found if frame is not None]
-            if not frames:
-                raise _no_imagery(spatial, sensor, temporal_to_start_end(temporal))
             if len(frames) < len(found):
                 window = temporal_to_start_end(temporal)
-                (whole,) = self._fetch(spatial, sensor, [window])
+                whole = self._fetch_one(spatial, sensor, window)
                 frames = [whole if frame is None else frame for frame in found]
         # A window of fewer days than images.
         frames += frames[-1:] * (n_frames - len(frames))
@@ -297,6 +292,15 @@ class EarthEngineProvider(ProviderBase):
         """
         named: tuple[str, ...] = resolve_band_aliases(collection, bands)
         return named
+
+    def _fetch_one(
+        self, spatial: TheirPlace, sensor: SensorSpec, window: tuple[str, str]
+    ) -> Image:
+        (image,) = self._fetch(spatial, sensor, [window])
+        if image is None:
+            place, remedy = str(spatial), 'Widen temporal, or raise cloudy_pct.'
+            raise no_imagery(place, sensor, window, remedy, place)
+        return image
 
     def _fetch(
         self,
@@ -394,13 +398,6 @@ def sensor_spec(
         cloudy_pct=cloudy_pct if _is_sentinel2(collection) else None,
         **rest,
     )
-
-
-def _no_imagery(
-    spatial: TheirPlace, sensor: SensorSpec, window: tuple[str, str]
-) -> NoImageryError:
-    remedy = 'Widen temporal, or raise cloudy_pct.'
-    return no_imagery(str(spatial), sensor, window, remedy, str(spatial))
 
 
 def _is_sentinel2(collection: str) -> bool:

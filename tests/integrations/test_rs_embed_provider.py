@@ -98,6 +98,21 @@ def test_other_models_get_their_pixels(
     assert np.array_equal(again.data, found.data)
 
 
+@pytest.mark.parametrize('model', ['remoteclip', 'scalemae'])
+def test_input_of_models_of_rs_embed(model: str) -> None:
+    told = rs_embed.inspect_model_input(
+        model,
+        spatial=PLOT,
+        temporal=TEMPORAL,
+        fetch=CLOUDY,
+        backend='dynamicvis_geo',
+        return_arrays=True,
+    )
+    values, valid = pixels(PLOT, ('B4', 'B3', 'B2'))
+    image = told['frames'][0]['array_chw']
+    assert np.array_equal(np.floor(image), np.where(valid, values, 0))
+
+
 def test_threads_share_the_limit(
     provided: dv.EarthEngineClient, server: EarthEngineServer
 ) -> None:
