@@ -46,7 +46,6 @@ from dynamicvis_geo.integrations.rs_embed_provider import (
 from dynamicvis_geo.models import BackboneConfig
 from dynamicvis_geo.places import Origin, Place, given_image, images_of
 from dynamicvis_geo.provenance import jsonable
-from dynamicvis_geo.samplers.place import LARGEST_SIDE
 from dynamicvis_geo.specs import BBox, OutputSpec, PointBuffer, SensorSpec, TemporalSpec
 from dynamicvis_geo.transforms import HIGHEST
 
@@ -90,6 +89,8 @@ class DynamicVisEmbedder(EmbedderBase):
     def describe(self) -> dict[str, Any]:
         """Tell inputs, outputs and settings, as rs-embed's models do."""
         config = BackboneConfig.from_env()
+        size = config.img_size
+        height, width = (size, size) if isinstance(size, int) else size
         spec = self.input_spec
         return {
             'type': 'on_the_fly',
@@ -102,7 +103,9 @@ class DynamicVisEmbedder(EmbedderBase):
                 'cloudy_pct': spec.cloudy_pct,
                 'composite': spec.composite,
                 'fill_value': spec.fill_value,
-                'image_size': config.img_size,
+                # Height and width: by a single number rs-embed would cut images into
+                # tiles of that size, or pad them to it.
+                'image_size': [height, width],
                 'preprocess': 'reflectance_0_10000_to_uint8_then_resize_bicubic',
             },
             'model_config': {
@@ -120,18 +123,6 @@ class DynamicVisEmbedder(EmbedderBase):
                 },
             },
         }
-
-    def resolve_input_image_size(
-        self, model_config: _Settings, *, input_hw: tuple[int, int] | None = None
-    ) -> int | None:
-        """Return the side of an image up to which it is not cut into tiles.
-
-        Args:
-            model_config: No matter.
-            input_hw: Rows and columns of an image; of none in particular, the side is
-                what rs-embed takes as its tile size.
-        """
-        return LARGEST_SIDE if input_hw is None else None
 
     def fetch_input(
         self,

@@ -91,7 +91,7 @@ def test_model_is_listed_and_described() -> None:
     told = rs_embed.describe_model('dynamicvis')
     assert told['inputs'] == {'collection': S2, 'bands': ['B4', 'B3', 'B2']}
     assert told['output'] == ['pooled', 'grid']
-    assert told['defaults']['image_size'] == 64
+    assert told['defaults']['image_size'] == [64, 64]
     assert 'large' in told['model_config']['variant']['choices']
     assert told['model_config']['path_type']['default'] == 'forward_reverse_mean'
     assert json.loads(json.dumps(told)) == told
@@ -254,7 +254,13 @@ def test_images_of_another_provider_are_its_own() -> None:
         assert (found.meta['backend'], found.meta['source']) == ('archive', S2)
 
 
-def test_export(tmp_path: Path, earth: dict[str, Any]) -> None:
+# rs-embed embeds images together on any device but 'cpu'.
+@pytest.mark.parametrize(
+    ('device', 'prep'), [('cpu', None), ('cpu:0', None), ('cpu:0', 'resize')]
+)
+def test_export(
+    device: str, prep: str | None, tmp_path: Path, earth: dict[str, Any]
+) -> None:
     request = rs_embed.ExportModelRequest.configure('dynamicvis', weights='random')
     [done, failed] = rs_embed.export_batch(
         spatials=[PLOT, NOWHERE],
@@ -264,13 +270,17 @@ def test_export(tmp_path: Path, earth: dict[str, Any]) -> None:
         config=rs_embed.ExportConfig(continue_on_error=True, show_progress=False),
         fetch=CLOUDY,
         backend='dynamicvis_geo',
-        device='cpu',
+        device=device,
+        input_prep=prep,
     )
     assert (done['status'], failed['status']) == ('ok', 'failed')
     with np.load(tmp_path / 'plot.npz') as file:
         [name] = [name for name in file.files if name.startswith('embedding')]
         found = file[name]
-    assert same(found, ours(PLOT, dv.OutputSpec.pooled(), earth).data)
+    known = ours(PLOT, dv.OutputSpec.pooled(), earth)
+    assert same(found, known.data)
+    told = done['models'][0]['meta']
+    assert (told['chip_id'], told['crs']) == (known.meta['chip_id'], 'EPSG:32632')
 
 
 def test_settings_come_from_the_call_and_the_environment(
