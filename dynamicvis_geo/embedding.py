@@ -159,7 +159,9 @@ def get_embedding(
         _check(model, temporal, sensor, output, backend, client, backbone)
         place = [('spatial', spatial)]
         images = _images(place, temporal, sensor, backend, client, backbone, 1)
-        return embed_images(images, feature_task(output, backbone, device, stage), batch_size=1)[0]
+        return embed_images(
+            images, feature_task(output, backbone, device, stage), batch_size=1
+        )[0]
     if isinstance(backend, GeoDataset):
         raise SpecError(
             f'backend is a {type(backend).__name__}, but input_chw gives the image '
@@ -167,7 +169,9 @@ def get_embedding(
         )
     _check(model, temporal, sensor, output, backend, client, backbone)
     image = given_image(input_chw, spatial, temporal, sensor)
-    return embed_images([image], feature_task(output, backbone, device, stage), batch_size=1)[0]
+    return embed_images(
+        [image], feature_task(output, backbone, device, stage), batch_size=1
+    )[0]
 
 
 def get_embeddings_batch(
@@ -229,7 +233,9 @@ def get_embeddings_batch(
     if not named:
         return []
     images = _images(named, temporal, sensor, backend, client, backbone, batch_size)
-    return embed_images(images, feature_task(output, backbone, device, stage), batch_size)
+    return embed_images(
+        images, feature_task(output, backbone, device, stage), batch_size
+    )
 
 
 def _check(

@@ -35,7 +35,7 @@ from rs_embed.providers.base import ProviderBase
 from rs_embed.tools.projection import common_grid
 from torch import Tensor
 
-from dynamicvis_geo.embedding import MODEL, embed_images
+from dynamicvis_geo.embedding import MODEL, embed_images, feature_task
 from dynamicvis_geo.integrations.rs_embed_provider import (
     EarthEngineProvider,
     TheirPlace,
@@ -55,7 +55,7 @@ __all__ = ('DynamicVisEmbedder', 'EarthEngineProvider', 'register_provider')
 BATCH_SIZE = 16
 
 _SENSOR = SensorSpec()
-_Settings = dict[str, Any] | None
+_Given = dict[str, Any] | None
 _Images = Iterator[tuple[Tensor, Origin]]
 
 
@@ -114,6 +114,7 @@ class DynamicVisEmbedder(EmbedderBase):
                     'default': config.arch,
                     'choices': ['auto', 'b', 'base', 'l', 'large'],
                 },
+                'stage': {'type': 'int', 'default': 3, 'choices': [0, 1, 2, 3]},
                 **{
                     field.name: {
                         'type': getattr(field.type, '__name__', str(field.type)),
@@ -164,7 +165,7 @@ class DynamicVisEmbedder(EmbedderBase):
         backend: str,
         device: str = 'auto',
         input_chw: NDArray[Any] | None = None,
-        model_config: _Settings = None,
+        model_config: _Given = None,
         fetch_meta: dict[str, Any] | None = None,
     ) -> Embedding:
         """Give the features of one place or image.
@@ -179,6 +180,7 @@ class DynamicVisEmbedder(EmbedderBase):
             input_chw: The image, instead of one of the provider.
             model_config: Fields of :class:`~dynamicvis_geo.BackboneConfig`, or
                 ``variant``, which is its ``arch``; others are as the environment says.
+                And ``stage``, as for :func:`dynamicvis_geo.get_embedding`.
             fetch_meta: What :meth:`fetch_input` told of the image.
 
         Returns:
@@ -208,7 +210,7 @@ class DynamicVisEmbedder(EmbedderBase):
         spatials: Sequence[TheirPlace],
         temporal: TheirTemporal | None = None,
         sensor: TheirSensor | None = None,
-        model_config: _Settings = None,
+        model_config: _Given = None,
         output: TheirOutput = TheirOutput.pooled(),  # noqa: B008 - frozen
         backend: str = 'auto',
         device: str = 'auto',
@@ -227,10 +229,10 @@ class DynamicVisEmbedder(EmbedderBase):
         Raises:
             ModelError: As :meth:`get_embedding` has it.
         """
-        config = _config(model_config)
+        workers = _settings(model_config)[0].fetch_workers
         provider = self._get_provider(backend)
-        images = self._fetch(provider, spatials, temporal, sensor, config.fetch_workers)
-        return _embed(images, output, config, device)
+        images = self._fetch(provider, spatials, temporal, sensor, workers)
+        return _embed(images, output, model_config, device)
 
     def get_embeddings_batch_from_inputs(
         self,
@@ -239,7 +241,7 @@ class DynamicVisEmbedder(EmbedderBase):
         input_chws: Sequence[NDArray[Any]],
         temporal: TheirTemporal | None = None,
         sensor: TheirSensor | None = None,
-        model_config: _Settings = None,
+        model_config: _Given = None,
         output: TheirOutput = TheirOutput.pooled(),  # noqa: B008 - frozen
         backend: str = 'auto',
         device: str = 'auto',
@@ -274,7 +276,7 @@ class DynamicVisEmbedder(EmbedderBase):
             else _given(image, place, temporal, sensor)
             for image, place, meta in zip(input_chws, spatials, metas, strict=True)
         )
-        return _embed(images, output, _config(model_config), device)
+        return _embed(images, output, model_config, device)
 
     def _fetch(
         self,
@@ -314,12 +316,13 @@ class DynamicVisEmbedder(EmbedderBase):
 
 
 def _embed(
-    images: _Images, output: TheirOutput, config: BackboneConfig, device: str
+    images: _Images, output: TheirOutput, settings: _Given, device: str
 ) -> list[Embedding]:
+    config, stage = _settings(settings)
+    wanted = OutputSpec(output.mode, output.pooling)
     with told_as(ModelError):
-        embeddings = embed_images(
-            images, OutputSpec(output.mode, output.pooling), config, device, BATCH_SIZE
-        )
+        task = feature_task(wanted, config, device, stage)
+        embeddings = embed_images(images, task, BATCH_SIZE)
     return [
         Embedding(
             embedding.data,
@@ -379,13 +382,17 @@ def _origin(meta: dict[str, Any]) -> Origin:
     )
 
 
-def _config(settings: _Settings) -> BackboneConfig:
+def _settings(settings: _Given) -> tuple[BackboneConfig, int]:
     """Read settings of the model, and the environment for others.
+
+    Returns:
+        The backbone, and which of its maps.
 
     Raises:
         ModelError: If there is one that is unknown, or has a value that cannot be used.
     """
     given = dict(settings or {})
+    stage = given.pop('stage', 3)
     if 'variant' in given:
         if 'arch' in given:
             raise ModelError('variant and arch are the same: leave out one of them')
@@ -395,10 +402,10 @@ def _config(settings: _Settings) -> BackboneConfig:
     if unknown:
         raise ModelError(
             f'{", ".join(unknown)}: no settings of {MODEL!r}, which are variant, '
-            f'{", ".join(known)}'
+            f'stage, {", ".join(known)}'
         )
     with told_as(ModelError):
-        return BackboneConfig.from_env(**given)
+        return BackboneConfig.from_env(**given), stage
 
 
 def _place(spatial: TheirPlace) -> Place:

@@ -298,10 +298,12 @@ def test_settings_come_from_the_call_and_the_environment(
     meta = told(variant='base', img_size=32, path_type='shuffle')
     assert (meta['arch'], meta['image_size']) == ('b', 32)
     assert meta['path_type'] == 'shuffle'
+    assert told(stage=1)['feature_shape'] == [192, 8, 8]
     for settings, message in (
         ({'variant': 'huge'}, "arch='huge'"),
         ({'variant': 'b', 'arch': 'b'}, 'variant and arch'),
-        ({'depth': 3}, 'depth: no settings.*variant, hf_repo'),
+        ({'depth': 3}, 'depth: no settings.*variant, stage, hf_repo'),
+        ({'stage': 4}, 'stage=4'),
         ({'device': 'cuda:99'}, "device='cuda:99'"),
     ):
         with pytest.raises(ModelError, match=message):
