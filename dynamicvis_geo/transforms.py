@@ -1,7 +1,7 @@
 """From raw reflectance to the input of the backbone."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ class Preprocess(nn.Module):
     The path of the established adapter of this model: scale *input_range* to 0..1 and
     clip, times 255, truncate to whole levels, resize (bicubic, with the antialiasing of
     Pillow's ``Image.resize``), divide by 255, subtract the mean and divide by the
-    standard deviation. It runs on whole batches, on the device of the batch.
+    standard deviation. It runs on whole batches, on the device of the batch, and on
+    samples and batches of TorchGeo, as ``transforms=`` of a dataset for instance.
 
     Args:
         img_size: pixels of a side of the result, or (height, width); None leaves the
@@ -80,19 +81,45 @@ class Preprocess(nn.Module):
             'std': list(IMAGENET_STD),
         }
 
-    def forward(self, image: Tensor) -> Tensor:
+    @overload
+    def forward(self, image: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, image: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def forward(self, image: Tensor | Mapping[str, Any]) -> Tensor | dict[str, Any]:
         """Preprocess raw values.
 
         Args:
             image: ``[..., 3, H, W]`` in RGB order, any real dtype that holds the values
-                exactly. NaN counts as the low end of the input range.
+                exactly, NaN being the low end of the input range; or a sample or batch
+                of TorchGeo, a dictionary with such an ``image``.
 
         Returns:
-            float32 ``[..., 3, *img_size]``.
+            float32 ``[..., 3, *img_size]``; or a copy of the dictionary with that, in
+            which ``mask`` (its nearest pixels, if it has the size of the image),
+            ``bbox_xyxy`` and ``transform`` follow the new size, and the rest is as it
+            was.
 
         Raises:
-            SpecError: if there are not 3 bands, or the dtype is a 16-bit float.
+            SpecError: if there are not 3 bands, the dtype is a 16-bit float, or the
+                dictionary has no ``image``.
         """
+        if isinstance(image, Tensor):
+            return self._normalise(image)
+        sample = dict(image)
+        if 'image' not in sample:
+            raise SpecError(
+                f"the sample has no 'image', but {sorted(sample)}: give "
+                "{'image': tensor, ...}, or the tensor alone"
+            )
+        before = sample['image']
+        sample['image'] = after = self._normalise(before)
+        if before.shape[-2:] != after.shape[-2:]:
+            _follow(sample, before.shape[-2:], after.shape[-2:])
+        return sample
+
+    def _normalise(self, image: Tensor) -> Tensor:
         if image.ndim < 3 or image.shape[-3] != 3:
             raise SpecError(
                 f'image has shape {tuple(image.shape)}: give [..., 3, H, W], bands in '
@@ -103,13 +130,40 @@ class Preprocess(nn.Module):
                 f'image is {image.dtype}, which rounds reflectance by up to 0.4 %: '
                 "give float32 (with a Trainer: precision='bf16-mixed', not 'bf16-true')"
             )
+        # Transforms of a dataset or data module are on the CPU wherever the batch is.
+        low, span, mean, std = (
+            value.to(image.device, torch.float32)
+            for value in (self.low, self.span, self.mean, self.std)
+        )
         with torch.autocast(image.device.type, enabled=False):
             # In place: new memory for every step takes a CPU longer than the steps.
-            levels = (image.float() - self.low.float()).div_(self.span.float())
+            levels = (image.float() - low).div_(span)
             levels = levels.nan_to_num_(0.0).clamp_(0, 1).mul_(255).floor_()
             if self.img_size is not None:
                 levels = _resize(levels, *self.img_size)
-            return levels.div_(255).sub_(self.mean.float()).div_(self.std.float())
+            return levels.div_(255).sub_(mean).div_(std)
+
+
+def _follow(sample: dict[str, Any], old: Sequence[int], new: Sequence[int]) -> None:
+    """Bring what TorchGeo has beside an image from its old to its new size."""
+    mask, boxes, affine = (sample.get(k) for k in ('mask', 'bbox_xyxy', 'transform'))
+    y, x = (after / before for before, after in zip(old, new, strict=True))
+    if isinstance(mask, Tensor) and mask.shape[-2:] == old:
+        rows, columns = (
+            torch.arange(after, device=mask.device)
+            .add(0.5)
+            .mul(before / after)
+            .long()
+            .clamp(max=before - 1)
+            for before, after in zip(old, new, strict=True)
+        )
+        sample['mask'] = mask[..., rows[:, None], columns]
+    if isinstance(boxes, Tensor):
+        sample['bbox_xyxy'] = boxes * boxes.new_tensor([x, y, x, y], dtype=torch.float)
+    if isinstance(affine, Tensor):
+        # Rows of the matrix of (column, row, 1); `imagery & labels` has two matrices.
+        sizes = affine.new_tensor([1 / x, 1 / y, 1])
+        sample['transform'] = affine * sizes.repeat(affine.shape[-1] // 3)
 
 
 def _resize(levels: Tensor, height: int, width: int) -> Tensor:

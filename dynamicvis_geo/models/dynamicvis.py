@@ -356,10 +356,9 @@ class DynamicVis(nn.Module):
             patch_embed, mixers, norm = cast(nn.ModuleList, parts)
             tokens, (height, width) = patch_embed(x)
             if stage == 0 and self.pos_embed is not None:
-                self._check_grid((height, width), x)
-                tokens = tokens + self.pos_embed
+                tokens = tokens + self._positions((height, width), x)
             for mixer in cast(nn.Sequential, mixers):
-                tokens = mixer(tokens, generator)
+                tokens = mixer(tokens, generator, self._global_tokens(height))
             x = norm(tokens).transpose(1, 2).contiguous()
             x = x.unflatten(2, (height, width))
             if stage in stages:
@@ -373,13 +372,19 @@ class DynamicVis(nn.Module):
             return (self.post_meanpool_norm(maps[-1].mean((-2, -1))),)
         return tuple(maps)
 
-    def _check_grid(self, grid: tuple[int, int], x: Tensor) -> None:
+    def _positions(self, grid: tuple[int, int], x: Tensor) -> Tensor:
+        """Give the position embedding of a grid: here it is of one grid alone."""
         if grid != self.grid:
             raise SpecError(
                 f'x is {x.shape[-2]} x {x.shape[-1]} pixels, but the model was built '
                 f'for img_size={self.img_size}: resize x or build the model with '
                 f'img_size={tuple(x.shape[-2:])}'
             )
+        return self.pos_embed
+
+    def _global_tokens(self, rows: int) -> int | None:
+        """Give their number for a grid of so many rows; None is that of the mixer."""
+        return None
 
     def _freeze(self, frozen_stages: int) -> None:
         if frozen_stages > len(self.layers):

@@ -122,18 +122,25 @@ class SparseMixer(nn.Module):
             self.spatial_gate = Gate(width)
         self.spatial_mamba_mixer: Callable[..., Tensor] = block
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        global_tokens: int | None = None,
+    ) -> Tensor:
         """Mix tokens.
 
         Args:
             x: ``[B, N, width]``.
             generator: a CPU generator for the permutations of the ``shuffle`` paths.
+            global_tokens: another number of them than the mixer was built with.
 
         Returns:
             ``[B, N, width]``, in the order of *x*.
         """
+        count = self.global_tokens if global_tokens is None else global_tokens
         if self.reduction <= 0:
-            return self._mix(x, x, generator)
+            return self._mix(x, x, count, generator)
         weights = F.softmax(self.spatial_gate(x)[..., 0], dim=-1)
         keep = x.shape[1] // self.reduction
         # A stable sort breaks exact ties by position on every machine; topk does not.
@@ -145,7 +152,7 @@ class SparseMixer(nn.Module):
         starts = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)
         rows = (ids + starts[:, None]).flatten()
         chosen = x.flatten(0, 1).index_select(0, rows).unflatten(0, ids.shape)
-        mixed = self._mix(x, chosen, generator) if keep else chosen
+        mixed = self._mix(x, chosen, count, generator) if keep else chosen
         updated = torch.addcmul(chosen, chosen_weights, mixed).flatten(0, 1)
         if self.is_softmax_on_x:
             output = x * (1 + weights[..., None].to(x.dtype))
@@ -156,10 +163,9 @@ class SparseMixer(nn.Module):
         return output
 
     def _mix(
-        self, x: Tensor, chosen: Tensor, generator: torch.Generator | None
+        self, x: Tensor, chosen: Tensor, count: int, generator: torch.Generator | None
     ) -> Tensor:
-        """Show Mamba the chosen tokens among the global ones, and take those back."""
-        count = self.global_tokens
+        """Show Mamba the chosen tokens among global ones, and take the former back."""
         if not count:
             return self.spatial_mamba_mixer(chosen, generator)
         pooled = _average_runs(x, count)

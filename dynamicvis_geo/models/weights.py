@@ -100,7 +100,11 @@ def load_backbone(
 
 
 def fetch_checkpoint(
-    hf_repo: str, ckpt_file: str, revision: str = 'main', *others: str
+    hf_repo: str,
+    ckpt_file: str,
+    revision: str = 'main',
+    *others: str,
+    cache_dir: str | Path | None = None,
 ) -> Path:
     """Return the path of a checkpoint in Hugging Face's cache, downloaded if need be.
 
@@ -112,6 +116,7 @@ def fetch_checkpoint(
         ckpt_file: File in that repository.
         revision: Branch, tag or commit.
         *others: Further names, tried in order if there is no such file.
+        cache_dir: Another folder for the cache than Hugging Face's own.
 
     Returns:
         The file in the cache.
@@ -126,7 +131,13 @@ def fetch_checkpoint(
         with _hub_errors(name, hf_repo, revision):
             try:
                 return Path(
-                    hf_hub_download(hf_repo, name, revision=revision, endpoint=endpoint)
+                    hf_hub_download(
+                        hf_repo,
+                        name,
+                        revision=revision,
+                        endpoint=endpoint,
+                        cache_dir=cache_dir,
+                    )
                 )
             except LocalEntryNotFoundError:
                 if name == names[-1]:
@@ -365,6 +376,9 @@ def _official(ckpt_file: str, model: str, *others: str) -> Weights:
             'model': model,
             'publication': 'https://arxiv.org/abs/2503.16426',
             'repo': 'https://github.com/KyanChen/DynamicVis',
+            # Labels of regions are learnt: supervised, for all the name of the key.
+            'ssl_method': 'meta-embedding multi-instance learning',
+            'license': 'Apache-2.0',
             'hf_repo': hf_repo,
             'ckpt_file': ckpt_file,
             'ckpt_files': (ckpt_file, *others),
@@ -376,7 +390,10 @@ def _official(ckpt_file: str, model: str, *others: str) -> Weights:
 class DynamicVis_B_Weights(_HubWeights):  # noqa: N801
     """Official weights of arch b, pretrained on fMoW-rgb at 512 pixels.
 
-    ``transforms`` takes raw surface reflectance ``[B, 3, H, W]`` (0..10000).
+    As a member of TorchGeo's: ``transforms`` takes raw surface reflectance (0..10000),
+    ``[3, H, W]`` or ``[B, 3, H, W]``, or a sample or batch with such an ``image``
+    (:class:`~dynamicvis_geo.transforms.Preprocess`), ``meta`` has the keys of TorchGeo,
+    and ``get_state_dict()`` the tensors, which the classification task loads.
     """
 
     #: The epoch of the best single-label F1 score; :class:`BackboneConfig`'s default.
