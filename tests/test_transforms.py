@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -119,3 +120,62 @@ def test_errors_name_the_value(
 ) -> None:
     with pytest.raises(SpecError, match=words):
         Preprocess(**arguments)(image)
+
+
+def test_sample_is_transformed_with_what_lies_on_the_image() -> None:
+    image = torch.from_numpy(scene(64, 32))
+    mask = torch.arange(64 * 32).view(64, 32)
+    sample = {
+        'image': image,
+        'mask': mask,
+        'bbox_xyxy': torch.tensor([[0.0, 8.0, 16.0, 64.0]]),
+        'transform': torch.tensor(Affine(10, 0, 500_000, 0, -10, 4_000_000)),
+        'label': torch.tensor(3),
+        'crs': 'EPSG:32633',
+    }
+    given = dict(sample)
+    transforms = Preprocess((32, 64))
+    got = transforms(sample)
+    assert sample == given
+    assert torch.equal(got['image'], transforms(image))
+    assert torch.equal(got['mask'], mask[1::2].repeat_interleave(2, 1))
+    assert got['bbox_xyxy'].tolist() == [[0, 4, 32, 32]]
+    assert got['transform'].tolist() == [5, 0, 500_000, 0, -20, 4_000_000, 0, 0, 1]
+    assert got['label'] is sample['label']
+    assert got['crs'] == 'EPSG:32633'
+
+    batch = {
+        key: torch.stack([value, value])
+        for key, value in sample.items()
+        if isinstance(value, Tensor)
+    }
+    for key, value in transforms(batch).items():
+        assert torch.equal(value[1], got[key]), key
+
+
+def test_sample_that_keeps_its_size_keeps_the_rest() -> None:
+    sample = {
+        'image': torch.from_numpy(scene(8, 8)),
+        'mask': torch.eye(8),
+        'transform': torch.arange(18.0),  # of imagery & labels
+    }
+    for transforms in (Preprocess(8), Preprocess(None)):
+        got = transforms(sample)
+        assert got['mask'] is sample['mask']
+        assert got['transform'] is sample['transform']
+    larger = Preprocess(16)(sample | {'mask': torch.eye(4)})
+    assert torch.equal(larger['mask'], torch.eye(4))  # of another size than the image
+    assert larger['transform'][9:].tolist() == [4.5, 5, 11, 6, 6.5, 14, 15 / 2, 8, 17]
+
+
+def test_sample_without_an_image_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"no 'image', but \['image1', 'mask'\]"):
+        Preprocess()({'image1': torch.zeros(3, 8, 8), 'mask': torch.zeros(8, 8)})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_transforms_of_a_data_module_take_batches_of_any_device() -> None:
+    image = torch.from_numpy(scene(64, 64))
+    expected = Preprocess(32)(image)
+    got = Preprocess(32)({'image': image.cuda()})['image']
+    torch.testing.assert_close(got.cpu(), expected)

@@ -520,3 +520,24 @@ def test_kernel_of_the_scan_reaches_the_backbone() -> None:
 def test_kernel_of_the_scan_that_is_not_here_is_refused() -> None:
     with pytest.raises(SpecError, match=r"scan='triton'.*install"):
         load_backbone(BackboneConfig(weights='random', scan='triton'))
+
+
+@pytest.mark.parametrize('weights', [*DynamicVis_B_Weights, *DynamicVis_L_Weights])
+def test_members_say_what_those_of_torchgeo_say(weights: Any) -> None:
+    assert {
+        'bands',
+        'dataset',
+        'in_chans',
+        'license',
+        'model',
+        'publication',
+        'repo',
+        'ssl_method',
+    } <= weights.meta.keys()
+    assert weights.meta['in_chans'] == len(weights.meta['bands']) == 3
+    sample = {'image': torch.full((3, 8, 8), 5000), 'mask': torch.eye(8)}
+    got = weights.transforms(sample)
+    side = weights.meta['img_size']
+    assert got['image'].shape == (3, side, side)
+    assert got['mask'].shape == (side, side)
+    assert torch.equal(weights.transforms(sample['image']), got['image'])
