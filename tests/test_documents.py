@@ -18,11 +18,16 @@ import yaml
 import dynamicvis_geo
 from dynamicvis_geo import cli
 from tests.documents.blocks import PAGES, ROOT, Block, arguments, blocks
-from tests.documents.fixtures import earth, inputs, small_backbones
+from tests.documents.fixtures import (
+    earth,
+    inputs,
+    published_weights,
+    small_backbones,
+)
 from tests.documents.material import MADE
 from tests.earthengine_server import EarthEngineServer
 
-__all__ = ('earth', 'inputs', 'small_backbones')
+__all__ = ('earth', 'inputs', 'published_weights', 'small_backbones')
 
 #: Programs of others, and what needs a machine, network or account that tests lack.
 NOT_RUN = {
@@ -64,6 +69,9 @@ NEEDS = {
     'concepts.md': ('embeddings.parquet', 'maps'),
 }
 
+#: Pages that have other packages load the published weights.
+LOADS_WEIGHTS = ('timm.md', 'torchgeo.md')
+
 RUN = [
     page for page in PAGES if {'python', 'console'} & {b.language for b in blocks(page)}
 ]
@@ -77,7 +85,10 @@ def test_page(
     tmp_path: Path,
     server: EarthEngineServer,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if page.name in LOADS_WEIGHTS:
+        request.getfixturevalue('published_weights')
     monkeypatch.chdir(inputs)
     for name in NEEDS.get(page.name, ()):
         if not Path(name).exists():

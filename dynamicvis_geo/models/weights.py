@@ -396,12 +396,12 @@ class DynamicVis_B_Weights(_HubWeights):  # noqa: N801
     and ``get_state_dict()`` the tensors, which the classification task loads.
     """
 
-    #: The epoch of the best single-label F1 score; :class:`BackboneConfig`'s default.
     FMOW_EPOCH_170 = _official(BackboneConfig.ckpt_file, 'DynamicVis-B')
-    #: The last epoch.
+    """The epoch of the best single-label F1; :class:`BackboneConfig`'s default."""
     FMOW_EPOCH_200 = _official(
         'pretrain_dynamicvis_b_bf16_mamba_epoch_200.pth', 'DynamicVis-B'
     )
+    """The last epoch."""
 
 
 _L_FOLDER = 'pretrain_dynamicvis_l_bf16_mamba'
@@ -416,16 +416,16 @@ class DynamicVis_L_Weights(_HubWeights):  # noqa: N801
     ``load_backbone(BackboneConfig(ckpt_file=NAME))``. ``transforms`` is as of arch b.
     """
 
-    #: The epoch of the best single-label F1 score; the name of the file is inferred.
     FMOW_EPOCH_150 = _official(
         f'{_L_FOLDER}_best_single-label_f1-score_epoch_150.pth',
         'DynamicVis-L',
         f'{_L_FOLDER}/best_single-label_f1-score_epoch_150.pth',
     )
-    #: The last epoch; the name of the file is inferred.
+    """The epoch of the best single-label F1 score; the name of the file is inferred."""
     FMOW_EPOCH_200 = _official(
         f'{_L_FOLDER}_epoch_200.pth', 'DynamicVis-L', f'{_L_FOLDER}/epoch_200.pth'
     )
+    """The last epoch; the name of the file is inferred."""
 
 
 def dynamicvis_b(

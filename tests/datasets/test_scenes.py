@@ -14,6 +14,7 @@ from torchgeo.datasets import RasterDataset
 
 from dynamicvis_geo.datasets import ChipDataset, Scenes, collate, open_scenes
 from dynamicvis_geo.errors import SourceError, SpecError
+from dynamicvis_geo.models import DynamicVis_B_Weights
 from dynamicvis_geo.samplers import GridSampler
 from tests.stores import Upload
 
@@ -242,6 +243,18 @@ def test_transforms_see_the_whole_sample(tmp_path: Path) -> None:
     scene = Scenes(path, transforms=halve)
     sample = chips_of([scene], 16)[0]
     assert {'bounds', 'image', 'valid_fraction'} <= set(sample['seen'])
+
+
+def test_transforms_of_the_weights_keep_the_place(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / 'a.tif', pattern(64, 64))
+    transforms = DynamicVis_B_Weights.FMOW_EPOCH_170.transforms
+    plain, scene = Scenes(path), Scenes(path, transforms=transforms)
+    raw, sample = (dataset[dataset.bounds] for dataset in (plain, scene))
+    assert torch.equal(sample['image'], transforms(raw['image']))
+    assert sample['valid_fraction'].tolist() == [1]
+    if 'transform' in raw:  # TorchGeo 0.9
+        corner = Affine(*sample['transform'].tolist()) * (512, 512)
+        assert corner == Affine(*raw['transform'].tolist()) * (64, 64)
 
 
 def test_outside_there_is_nothing(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import ee
 import ee.deprecation
 import google.auth.credentials
+import huggingface_hub
 import pytest
 import torch
 
 from dynamicvis_geo.models import BackboneConfig, weights
 from tests.documents.material import write_inputs
 from tests.earthengine_server import EarthEngineServer
+from tests.models.hub import serve_hub
 
 
 @pytest.fixture(scope='session')
@@ -36,6 +38,21 @@ def earth(
     ee.Initialize(anonymous, project='my-project', url=server.url)
     yield server
     ee.Reset()
+
+
+@pytest.fixture
+def published_weights(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Hugging Face has a checkpoint under the official name."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hugging-face'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    with serve_hub() as hub:
+        monkeypatch.setenv('HF_ENDPOINT', hub.url)
+        file = BackboneConfig.hf_repo, BackboneConfig.ckpt_file
+        hub.files[file] = (inputs / 'weights.pth').read_bytes()
+        yield
 
 
 def untrained(make: Callable[[BackboneConfig], Any]) -> Callable[[BackboneConfig], Any]:
