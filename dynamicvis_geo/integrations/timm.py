@@ -29,8 +29,7 @@ from dynamicvis_geo.models.weights import (
 )
 from dynamicvis_geo.transforms import IMAGENET_MEAN, IMAGENET_STD
 
-# timm appends the names that it registers.
-__all__ = ['DynamicVisClassifier']
+__all__ = ['DynamicVisClassifier', 'dynamicvis_b', 'dynamicvis_l']
 
 _FIRST_CONV = 'layers.0.0.projection'
 _STAGES = 4
@@ -63,6 +62,9 @@ class DynamicVisClassifier(DynamicVis):
     Raises:
         SpecError: if an argument has a value that cannot be used.
     """
+
+    # What timm saves with a model, to build it again.
+    _model_args: dict[str, Any]
 
     def __init__(
         self,
@@ -365,13 +367,12 @@ def _create(
     )
     # What timm has saved itself, head and all, it also loads.
     by_timm = config.source in ('hf-hub', 'local-dir') or bool(config.state_dict)
-    checkpoint = None
-    if pretrained and not by_timm:
-        checkpoint = _fetch(config, cache_dir)
-        kwargs = following(checkpoint.settings) | kwargs
+    checkpoint = _fetch(config, cache_dir) if pretrained and not by_timm else None
+    trained = {} if checkpoint is None else _trained(checkpoint)
 
     def build(**arguments: Any) -> DynamicVisClassifier:
-        model = DynamicVisClassifier(arch, **arguments)
+        model = DynamicVisClassifier(arch, **trained | arguments)
+        model._model_args = trained
         if checkpoint is not None:
             _load(model, checkpoint, arguments.get('in_chans', 3))
         return model
@@ -406,14 +407,21 @@ def _fetch(config: PretrainedCfg, cache_dir: str | Path | None) -> Checkpoint:
     return read_checkpoint(path)
 
 
+def _trained(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Give the arguments with which a checkpoint was trained, as far as it tells."""
+    arguments = following(checkpoint.settings) | {'mamba2': checkpoint.mamba2}
+    if path_type := checkpoint.path_type or checkpoint.settings.get('path_type'):
+        arguments['path_type'] = path_type
+    return arguments
+
+
 def _load(model: DynamicVisClassifier, checkpoint: Checkpoint, in_chans: int) -> None:
-    """Load the backbone; what a checkpoint of it has not is kept as it is."""
+    """Load what there is; a head that a checkpoint has not stays as it is."""
     tensors = dict(checkpoint.state_dict)
-    for name, tensor in model.state_dict().items():
-        if name.startswith('head.'):
-            tensors[name] = tensor
-    if in_chans != 3:
-        weight = f'{_FIRST_CONV}.weight'
+    for name, tensor in model.head.state_dict(prefix='head.').items():
+        tensors.setdefault(name, tensor)
+    weight = f'{_FIRST_CONV}.weight'
+    if tensors[weight].shape[1] != in_chans:
         tensors[weight] = adapt_input_conv(in_chans, tensors[weight])
     load_into(model, replace(checkpoint, state_dict=tensors))
 

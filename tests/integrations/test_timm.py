@@ -281,6 +281,9 @@ def test_weights_from_elsewhere(hub: Hub, tmp_path: Path) -> None:
     # As everywhere, what decides the features follows the checkpoint.
     assert model.settings['spatial_token_keep_ratios'] == [1, 1, 1, 1]
     assert hub.requests == []
+    save_for_hf(model, tmp_path / 'saved')
+    again: Any = timm.create_model(f'local-dir:{tmp_path / "saved"}', pretrained=True)
+    assert again.settings == model.settings
 
     hub.files['me/mine', 'own.pth'] = path.read_bytes()
     overlay = {'hf_hub_id': 'me/mine@main', 'hf_hub_filename': 'own.pth'}
@@ -329,7 +332,13 @@ def test_a_trained_model_is_loaded_again(tmp_path: Path) -> None:
     )
     assert holds(again, model.state_dict())
 
-    save_for_hf(model, tmp_path / 'saved', model_args={'img_size': 64})
+    overlay = {'file': str(tmp_path / 'trained.pth')}
+    again = timm.create_model(
+        'dynamicvis_b', pretrained=True, pretrained_cfg_overlay=overlay, **made
+    )
+    assert holds(again, model.state_dict())
+
+    save_for_hf(model, tmp_path / 'saved')
     again = timm.create_model(f'local-dir:{tmp_path / "saved"}', pretrained=True)
     assert again.num_classes == 2
     assert holds(again, model.state_dict())
