@@ -361,6 +361,14 @@ def _create(
             f'output_stride={stride!r}: DynamicVis has strides 4, 8, 16 and 32 only, '
             'which DeepLabV3 and its like cannot use; take UPerNet, FPN or Unet'
         )
+    asked = kwargs.get('out_indices')
+    if isinstance(asked, Sequence) and _STAGES in asked and len(asked) > 1:
+        warnings.warn(
+            f'out_indices={asked!r}: DynamicVis has {_STAGES} feature maps, 0 to 3; '
+            'the fifth is left out',
+            stacklevel=3,
+        )
+        kwargs['out_indices'] = tuple(index for index in asked if index != _STAGES)
     name = f'dynamicvis_{arch}'
     config: Any = timm.models.resolve_pretrained_cfg(
         name, pretrained_cfg, pretrained_cfg_overlay

@@ -214,11 +214,20 @@ def test_a_fixed_number_of_global_tokens_stays(position: str) -> None:
         assert torch.equal(model.forward_features(image), backbone(image)[0])
 
 
+def test_a_fifth_map_as_convolutional_networks_have_it_is_left_out() -> None:
+    with pytest.warns(UserWarning, match='4 feature maps'):
+        model: Any = timm.create_model(
+            'dynamicvis_b', features_only=True, out_indices=range(5), img_size=64
+        )
+    assert model.feature_info.channels() == [96, 192, 384, 768]
+    assert len(model(torch.rand(1, 3, 64, 64))) == 4
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(SpecError, match='img_size=-64'):
         timm.create_model('dynamicvis_b', img_size=-64)
     with pytest.raises(SpecError, match=r'out_indices=.*4 stages'):
-        timm.create_model('dynamicvis_b', features_only=True, out_indices=(3, 4))
+        timm.create_model('dynamicvis_b', features_only=True, out_indices=(3, 5))
     with pytest.raises(SpecError, match=r'output_stride=16.*UPerNet'):
         timm.create_model('dynamicvis_b', features_only=True, output_stride=16)
     model: Any = timm.create_model('dynamicvis_b', img_size=64)
