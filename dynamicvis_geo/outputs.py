@@ -135,12 +135,13 @@ class Output:
         return Failures(path, table if table.crs is None else table.to_crs('EPSG:4326'))
 
 
-def open_output(path: AnyPath) -> Output:
+def open_output(path: AnyPath, most: int = MAX_HEADERS) -> Output:
     """Read all but the features of an output.
 
     Args:
         path: A GeoParquet file of pooled embeddings or a folder of such, a folder of
             GeoTIFFs of feature maps or one of them, a Zarr store; or the URL of one.
+        most: Chips whose headers are read, at most, where each takes a file.
 
     Raises:
         SourceError: If it is none of these, or cannot be read.
@@ -159,7 +160,7 @@ def open_output(path: AnyPath) -> Output:
             f'{path}: no feature map (*.tif) and no *.parquet file in it; give what '
             'dynamicvis-geo embed wrote'
         )
-    rows, total, dimensions = form.read_chips(path, MAX_HEADERS)
+    rows, total, dimensions = form.read_chips(path, most)
     if 'id' not in rows:
         raise SourceError(
             f'{path}: it has no column id; give a file of pooled embeddings that '

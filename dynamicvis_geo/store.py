@@ -250,6 +250,11 @@ class Location:
         return failures_name(self.name)
 
     @property
+    def stac(self) -> Store:
+        """Folder of the STAC catalogue of the output."""
+        return Store(f'{self.parent.url}/{self.name}.stac')
+
+    @property
     def blocks(self) -> Store:
         """Folder of what is done of an output that is on its way."""
         return Store(f'{self.parent.url}/{self.name}.partial')

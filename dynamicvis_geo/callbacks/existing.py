@@ -21,12 +21,14 @@ from dynamicvis_geo.provenance import (
     read_provenance,
 )
 from dynamicvis_geo.settings import difference_table, differences, settings_of
+from dynamicvis_geo.stac.catalogue import MEMBERS, remove_stac
 from dynamicvis_geo.store import Location
 
 #: Names of files on their way.
 _TEMPORARY = re.compile(r'\..+\.[0-9a-f]+\.partial')
-#: Names in the folder of blocks.
+#: Names in the folder of blocks, and in that of a STAC catalogue.
 _OF_RUNS = (DESCRIPTION_FILE, 'block-*', 'seam-*', '.*')
+_OF_STAC = (*MEMBERS, '.*')
 
 
 @contextmanager
@@ -94,19 +96,22 @@ def check_place(path: Place, made: Format, overwrite: bool) -> None:
 
 
 def _check_beside(path: Place) -> None:
-    """Refuse a folder of blocks and a list of failures that are somebody else's."""
+    """Refuse folders and a list of failures beside it that are somebody else's."""
     location = Location.of(str(path))
-    folder = path.parent / f'{path.name}.partial'
     with _errors(path):
-        if folder.is_file() or any(
-            not any(fnmatch.fnmatch(name, one) for one in _OF_RUNS)
-            for name in (location.blocks.names() if folder.is_dir() else ())
+        for store, known, kept in (
+            (location.blocks, _OF_RUNS, 'unfinished work would be kept'),
+            (location.stac, _OF_STAC, 'its STAC catalogue would be'),
         ):
-            raise OutputError(
-                f"cannot write '{path}': unfinished work would be kept in "
-                f"'{folder}', which is there and not of this package; choose "
-                'another name'
-            )
+            folder = path.parent / store.url.rpartition('/')[2]
+            if folder.is_file() or any(
+                not any(fnmatch.fnmatch(name, one) for one in known)
+                for name in (store.names() if folder.is_dir() else ())
+            ):
+                raise OutputError(
+                    f"cannot write '{path}': {kept} in '{folder}', which is there and "
+                    'not of this package; choose another name'
+                )
         failures = path.parent / location.failures
         if not failures.exists():
             return
@@ -203,6 +208,7 @@ def remove_existing(path: Place) -> None:
     location = Location.of(str(path))
     location.blocks.clear(DESCRIPTION_FILE)
     location.parent.remove(location.failures)
+    remove_stac(location)
     with _errors(path):
         if not path.exists():
             return

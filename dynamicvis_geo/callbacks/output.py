@@ -37,6 +37,7 @@ from dynamicvis_geo.formats.block_files import (
 from dynamicvis_geo.paths import AnyPath, Place, output_path
 from dynamicvis_geo.provenance import run_history
 from dynamicvis_geo.settings import settings_of
+from dynamicvis_geo.stac import update_stac
 from dynamicvis_geo.store import Location, Store
 
 _logger = logging.getLogger(__name__)
@@ -355,7 +356,9 @@ def join_blocks(
     names = [block_name(run, n, SUFFIX) for n in np.flatnonzero(done).tolist()]
     blocks = Blocks(store, names, run.id, run.chip_set, run.chips, run.provenance)
     made.merge(blocks)
-    return Merged(blocks.count, list_failures(location, blocks), missing)
+    failed = list_failures(location, blocks)
+    update_stac(made, location, blocks)
+    return Merged(blocks.count, failed, missing)
 
 
 def _end(

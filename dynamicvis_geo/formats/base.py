@@ -153,12 +153,15 @@ class Format(ABC):
         suffixes: Ends of names, in lower case, that are of this format.
         members: Patterns of the names of all that it puts into a folder: what else a
             folder holds is not part of the output.
+        chip_file: Name of the file of each chip, such as '{id}.tif', where each has its
+            own: the STAC catalogue of the output then has a table of them.
     """
 
     output: ClassVar[Literal['pooled', 'grid']]
     dtypes: ClassVar[tuple[str, ...]]
     suffixes: ClassVar[tuple[str, ...]] = ()
     members: ClassVar[tuple[str, ...]]
+    chip_file: ClassVar[str | None] = None
 
     def __init__(self, url: str, dtype: str) -> None:
         """Say where an output is to be, and the type of its numbers.
@@ -272,6 +275,20 @@ class Format(ABC):
         Raises:
             SourceError: If it cannot be read.
         """
+
+    @classmethod
+    def assets(cls, name: str, crs: str) -> dict[str, dict[str, Any]]:
+        """Name what holds the chips of one CRS, for the STAC Item of these.
+
+        Args:
+            name: Of the output.
+            crs: CRS of the chips, as authority and code or WKT.
+
+        Returns:
+            STAC assets, ``embeddings`` among them, with paths that begin with *name* as
+            their ``href``.
+        """
+        return {'embeddings': {'href': name, 'roles': ['data']}}
 
     @classmethod
     def read_provenance(cls, path: Place) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from dynamicvis_geo.formats.tables import (
     embedding_table,
     join_keys,
     row_keys,
+    zone_extents,
 )
 from dynamicvis_geo.store import Location, Store
 
@@ -201,6 +202,7 @@ class Blocks:
     count: int = field(default=0, init=False)
     schema: pa.Schema | None = field(default=None, init=False)
     _failed: list[pa.Table] = field(default_factory=list, init=False)
+    _zones: list[pa.Table] = field(default_factory=list, init=False)
 
     def rows(self) -> Iterator[pa.Table]:
         """Yield the rows that are done, block by block, in the order of the plan.
@@ -222,11 +224,16 @@ class Blocks:
                 continue
             self.schema = table.schema
             self.count += table.num_rows
+            self._zones.append(zone_extents(table))
             yield table.drop_columns(FAILURE.names).replace_schema_metadata()
 
     def failed(self) -> pa.Table:
         """Return the rows that were read and have failed; no columns without any."""
         return pa.concat_tables(self._failed) if self._failed else pa.table({})
+
+    def zones(self) -> pa.Table:
+        """Return the extents of the rows that were read, a row each CRS."""
+        return zone_extents(*self._zones)
 
     def map_shape(self) -> tuple[int, int, int] | None:
         """Return D, h and w of the feature maps; None if no row that was read is done.

@@ -22,7 +22,8 @@ Columns, in the names that TorchGeo's embedding datasets, Clay and Major TOM use
 ``bbox``            bounds of the footprint, to filter by without reading geometries
 =================== ================================================================
 
-The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the provenance.
+The metadata follow GeoParquet 1.1.0; the key ``dynamicvis_geo`` holds the provenance,
+and ``emb`` the same in the terms of the STAC extension for embeddings (:mod:`.terms`).
 """
 
 import itertools
@@ -42,6 +43,7 @@ from dynamicvis_geo.errors import SourceError, one_line
 from dynamicvis_geo.formats.base import Format
 from dynamicvis_geo.formats.block_files import Blocks
 from dynamicvis_geo.formats.parquet_files import (
+    PARQUET_TYPE,
     Extent,
     GeoParquetWriter,
     one_ahead,
@@ -65,6 +67,7 @@ from dynamicvis_geo.provenance import (
     to_json,
 )
 from dynamicvis_geo.store import Store
+from dynamicvis_geo.terms import EMB_KEY, emb_json
 
 #: Column of the vectors, and of the factors of those that are stored as integers.
 EMBEDDING, SCALE = 'embedding', 'scale'
@@ -175,11 +178,13 @@ class GeoParquet(Format):
         )
         fitting = (fit(table, schema) for table in tables)
         groups = row_groups(fitting, row_group_size(held, schema))
+        metadata: dict[str | bytes, str] = {
+            _RUN_KEY: blocks.chip_set,
+            EMB_KEY: emb_json(provenance),
+        }
         with (
             folder.whole(name, blocks.store) as temporary,
-            GeoParquetWriter(
-                temporary, schema, extent, provenance, {_RUN_KEY: blocks.chip_set}
-            ) as writer,
+            GeoParquetWriter(temporary, schema, extent, provenance, metadata) as writer,
         ):
             for group in one_ahead(groups):
                 writer.write(group)
@@ -196,6 +201,18 @@ class GeoParquet(Format):
         chips = pd.concat([_read_table(part) for part in parts], ignore_index=True)
         lengths = [_vector_length(part, read_schema(part)[0]) for part in parts]
         return chips, len(chips), max(lengths)
+
+    @classmethod
+    def assets(cls, name: str, crs: str) -> dict[str, dict[str, Any]]:
+        """Name the file, or the folder of files, which has the chips of all CRSs."""
+        return {
+            'embeddings': {
+                'href': name,
+                'type': PARQUET_TYPE,
+                'title': 'GeoParquet, a row a chip; column crs tells those of this CRS',
+                'roles': ['data'],
+            }
+        }
 
     @classmethod
     def read_provenance(cls, path: Place) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class GeoTIFF(Format):
     dtypes: ClassVar[tuple[str, ...]] = ('float32',)
     #: GDAL and QGIS leave statistics of a.tif in a.tif.aux.xml.
     members: ClassVar[tuple[str, ...]] = ('*.tif', '*.tif.aux.xml', METADATA_FILE)
+    chip_file: ClassVar[str | None] = '{id}.tif'
 
     def held(self) -> pa.StringArray:
         """Ids of the chips that have a file."""

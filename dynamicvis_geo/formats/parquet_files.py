@@ -17,6 +17,8 @@ from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
 from dynamicvis_geo.store import Store
 
+#: Media type.
+PARQUET_TYPE = 'application/vnd.apache.parquet'
 #: Bytes of embeddings in a row group: a sixteenth of the file, within these bounds.
 ROW_GROUP_BYTES = (4 * 2**20, 16 * 2**20)
 #: Kinds of geometries in WKB, of which footprints are two.

@@ -24,6 +24,15 @@ _ARROW_TYPES = {
 }
 _TIME = pa.timestamp('us', tz='UTC')
 _BBOX = pa.struct([(name, pa.float64()) for name in ('xmin', 'ymin', 'xmax', 'ymax')])
+#: Columns of the extents of chips, a row each CRS.
+_ZONE = pa.schema(
+    [
+        ('crs', pa.string()),
+        *((name, pa.float64()) for name in ('minx', 'miny', 'maxx', 'maxy')),
+        ('start', _TIME),
+        ('end', _TIME),
+    ]
+)
 #: What stands in columns of dates that must have one, where there is no limit.
 _UNDATED = FIRST.ceil('s').tz_localize('UTC')
 
@@ -272,6 +281,28 @@ def join_keys(arrays: Sequence[pa.StringArray]) -> pa.StringArray:
         arrays: Some keys each.
     """
     return pa.chunked_array(arrays, pa.string()).unique()
+
+
+def zone_extents(*tables: pa.Table) -> pa.Table:
+    """Bound the chips of each CRS in space and time.
+
+    Args:
+        *tables: With columns ``crs``, ``minx`` to ``maxy``, ``start`` and ``end``, such
+            as those that this returns.
+
+    Returns:
+        These columns, a row each CRS, in the order of their names; times are null where
+        no chip has one.
+    """
+    extents = [
+        one.select(_ZONE.names).replace_schema_metadata().cast(_ZONE) for one in tables
+    ]
+    joined = pa.concat_tables([_ZONE.empty_table(), *extents])
+    edges = [('minx', 'min'), ('miny', 'min'), ('maxx', 'max'), ('maxy', 'max')]
+    edges += [('start', 'min'), ('end', 'max')]
+    grouped = joined.group_by('crs', use_threads=False).aggregate(edges)
+    columns = [grouped['crs'], *(grouped[f'{name}_{how}'] for name, how in edges)]
+    return pa.table(columns, schema=_ZONE).sort_by('crs')
 
 
 def row_keys(table: pa.Table) -> pa.StringArray:

@@ -52,7 +52,12 @@ from numpy.typing import NDArray
 from dynamicvis_geo.errors import OutputError, SourceError, one_line
 from dynamicvis_geo.formats.base import Format, OpenRun, Predictions, RunChips
 from dynamicvis_geo.formats.block_files import Blocks
-from dynamicvis_geo.formats.parquet_files import Extent, GeoParquetWriter, opened
+from dynamicvis_geo.formats.parquet_files import (
+    PARQUET_TYPE,
+    Extent,
+    GeoParquetWriter,
+    opened,
+)
 from dynamicvis_geo.formats.tables import chip_schema, fit, row_keys
 from dynamicvis_geo.formats.zarr_cells import (
     Mosaic,
@@ -232,6 +237,24 @@ class Zarr(Format):
             chips.loc[chips.index[rows], ['height', 'width']] = layout.map_size
             dimensions = layout.dimensions
         return chips, len(chips), dimensions
+
+    @classmethod
+    def assets(cls, name: str, crs: str) -> dict[str, dict[str, Any]]:
+        """Name the group of a CRS, and the table of all chips."""
+        return {
+            'embeddings': {
+                'href': f'{name}/{group_name(crs)}',
+                'type': 'application/vnd.zarr; version=3',
+                'title': 'Zarr group with the array embeddings',
+                'roles': ['data'],
+            },
+            'chips': {
+                'href': f'{name}/{CHIPS_FILE}',
+                'type': PARQUET_TYPE,
+                'title': 'All chips of the store, with their footprints',
+                'roles': ['metadata'],
+            },
+        }
 
     @classmethod
     def read_maps(

@@ -36,6 +36,7 @@ from dynamicvis_geo.plotting.colours import Picture, sample_rows
 from dynamicvis_geo.quicklooks import Quicklooks
 from dynamicvis_geo.report import tables
 from dynamicvis_geo.store import Store
+from dynamicvis_geo.terms import random_weights
 
 #: Chips that are shown as examples, at most.
 EXAMPLES = 12
@@ -182,7 +183,7 @@ def _content(output: Output, quicklooks: Quicklooks | None) -> dict[str, Any]:
         'name': output.path.name,
         'kind': output.kind,
         'written': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
-        'random': tables.random_weights(output.provenance),
+        'random': random_weights(output.provenance),
         'notes': tables.notes(output, failures, features.vectors),
         'overview': tables.overview(output, failures),
         'summary': tables.summary(output.provenance),

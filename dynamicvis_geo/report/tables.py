@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dynamicvis_geo.outputs import Failures, Output
 from dynamicvis_geo.provenance import METADATA_FILE
+from dynamicvis_geo.terms import find
 
 #: A line of a table: a name, and its value.
 Row = tuple[str, str]
@@ -105,21 +106,6 @@ def notes(
     return found
 
 
-def random_weights(provenance: Mapping[str, Any]) -> bool:
-    """Tell if features are those of random weights.
-
-    Args:
-        provenance: Of an output.
-
-    Returns:
-        True if it says so.
-    """
-    return 'random' in (
-        _find(provenance, 'model', 'backbone', 'weights'),
-        _find(provenance, 'model', 'weights'),
-    )
-
-
 #: Names of the lines of a summary, and the way to their values in a provenance.
 _SUMMARY = (
     ('Weights', ('model', 'backbone', 'weights')),
@@ -154,7 +140,7 @@ def summary(provenance: Mapping[str, Any]) -> list[Row]:
     """
     found: dict[str, str] = {}
     for name, keys in _SUMMARY:
-        value = _find(provenance, *keys)
+        value = find(provenance, *keys)
         if value is not None:
             found.setdefault(name, _text(value))
     return list(found.items())
@@ -206,16 +192,6 @@ def _text(value: Any) -> str:
             return f'{value:g}'
         case _:
             return str(value)
-
-
-def _find(value: Any, *keys: str | int) -> Any:
-    """Return what lies at the end of a way; None where it does not lead on."""
-    for key in keys:
-        if isinstance(key, int):
-            value = value[key] if isinstance(value, list) and key < len(value) else None
-        else:
-            value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def _size(output: Output) -> str:

@@ -223,4 +223,7 @@ def test_a_shard_whose_work_was_done_by_another_ends_without_harm(
     assert 'another process has finished' in log
     assert 'RunEndedError' in log
     assert path.read_bytes() == made
-    assert {entry.name for entry in tmp_path.iterdir()} == {'a.parquet'}
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        'a.parquet',
+        'a.parquet.stac',
+    }

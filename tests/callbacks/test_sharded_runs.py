@@ -37,9 +37,10 @@ def same_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """Bytes of all files of an output; no others may lie beside it."""
-    assert {entry.name for entry in path.parent.iterdir()} == {path.name}
-    found = [path] if path.is_file() else [f for f in path.rglob('*') if f.is_file()]
+    """Bytes of an output and of its catalogue; nothing else may lie beside it."""
+    names = {path.name, f'{path.name}.stac'}
+    assert {entry.name for entry in path.parent.iterdir()} == names
+    found = [file for file in path.parent.rglob('*') if file.is_file()]
     return {str(f.relative_to(path.parent)): f.read_bytes() for f in found}
 
 
@@ -196,7 +197,7 @@ def test_two_runs_on_one_output_at_once(
         refused = 'other settings' in told
         assert refused == (codes == [0, 1]), told
         assert len(gpd.read_parquet(path)) in {*chips}
-    assert os.listdir(tmp_path) == ['a.parquet']
+    assert sorted(os.listdir(tmp_path)) == ['a.parquet', 'a.parquet.stac']
 
 
 @pytest.mark.parametrize('by', ['run', 'merge'])

@@ -253,7 +253,7 @@ def test_overwrite_replaces_a_folder_as_a_whole(tmp_path: Path) -> None:
     (path / 'chip-0.tif.aux.xml').write_text('what QGIS leaves')
     predict(EmbeddingWriter(path, overwrite=True), Chips(2), Task('grid'))
     assert len(list(path.iterdir())) == 3
-    assert [entry.name for entry in tmp_path.iterdir()] == ['maps']
+    assert {entry.name for entry in tmp_path.iterdir()} == {'maps', 'maps.stac'}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -322,7 +322,7 @@ def test_a_run_that_another_has_overtaken(
         assert code == 0, err
         assert out.splitlines()[-1].endswith('another process has made it meanwhile.')
         assert output.read_bytes() == made[0]
-        assert left == {'e.parquet'}
+        assert left == {'e.parquet', 'e.parquet.stac'}
     else:
         assert code == 2
         assert 'another process has finished it, removed it' in err

@@ -146,6 +146,7 @@ def test_all_rows_in_the_order_of_the_plan(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         'out.parquet',
         'out.parquet.partial',
+        'out.parquet.stac',
     ]
 
 
@@ -186,7 +187,7 @@ def test_a_merge_that_is_killed_leaves_nothing_beside_the_output(
     assert run.target.names() == ['out.parquet.partial']
     run.merge()
     run.store.clear(DESCRIPTION_FILE)
-    assert run.target.names() == ['out.parquet']
+    assert sorted(run.target.names()) == ['out.parquet', 'out.parquet.stac']
 
 
 def test_size_of_the_blocks_does_not_show(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_outputs_are_extended_retried_and_overwritten(bucket: str) -> None:
         predict(EmbeddingWriter(url, dtype='int8'), Chips(8), Task())
     predict(EmbeddingWriter(url, dtype='int8', overwrite=True), Chips(2), Task())
     assert len(gpd.read_parquet(url)) == 2
-    assert set(contents(bucket)) == {'a.parquet'}
+    names = {name.partition('/')[0] for name in contents(bucket)}
+    assert names == {'a.parquet', 'a.parquet.stac'}
 
 
 def test_a_part_is_joined(bucket: str) -> None:

@@ -40,7 +40,8 @@ def test_a_trainer_writes_and_extends_a_store(
                 x=slice(at['minx'], at['maxx']), y=slice(at['maxy'], at['miny'])
             )
             np.testing.assert_array_equal(inside, sample['image'][0, ::8, ::8])
-    assert {entry.name for entry in tmp_path.iterdir()} == {'scene', 'maps.zarr'}
+    names = {entry.name for entry in tmp_path.iterdir()}
+    assert names == {'scene', 'maps.zarr', 'maps.zarr.stac'}
 
 
 def test_overwrite_spares_a_store_with_something_else_in_it(
