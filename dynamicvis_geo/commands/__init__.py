@@ -17,6 +17,7 @@ COMMANDS = {
     'predict-map': 'turn feature maps into class maps',
     'plot': 'draw images, feature maps and embeddings',
     'report': 'write a page that tells of a run',
+    'card': 'write a dataset card, as Hugging Face shows it',
     'info': 'show the configuration, or inspect a checkpoint',
     'verify': 'compare this implementation with the official code',
     'convert': 'write the backbone of a checkpoint as safetensors',
