@@ -65,6 +65,7 @@ CODES = {'--on-missing skip': (0, 3), '--retry-failed': (0, 3)}
 NEEDS = {
     'evaluating.md': ('plots.parquet', 'maps'),
     'pictures.md': ('embeddings.parquet', 'maps', 'plots.parquet'),
+    'publishing.md': ('embeddings.parquet',),
     'running-at-scale.md': ('embeddings.parquet', 'maps'),
     'concepts.md': ('embeddings.parquet', 'maps'),
 }
