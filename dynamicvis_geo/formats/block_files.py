@@ -315,7 +315,9 @@ def list_failures(location: Location, blocks: Blocks) -> int:
     outlines = shapely.from_wkb(frame.pop('geometry').to_numpy())
     frame = gpd.GeoDataFrame(frame, geometry=outlines, crs='EPSG:4326')
     with parent.whole(name, blocks.store) as temporary:
-        frame.to_parquet(temporary, index=False, write_covering_bbox=True)
+        frame.to_parquet(
+            temporary, index=False, write_covering_bbox=True, compression='zstd'
+        )
     return len(frame)
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from pyproj import CRS
+from rasterio.env import GDALVersion
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.transform import from_bounds
@@ -31,6 +32,11 @@ _SUFFIXES = ('.tif', '.tiff')
 # A tile's sides are multiples of 16 (TIFF 6.0, section 15); 512 is GDAL's own for COGs.
 _TILE_STEP = 16
 _TILE_MAX = 512
+# By tile, one band is read without the others, and all bands of a place from one part
+# of the file. GDAL has it from 3.11 on.
+_INTERLEAVE = 'tile' if GDALVersion.runtime().at_least('3.11') else 'pixel'
+# Of a tile a band, GDAL's own level makes the file 0.3 % smaller in twice the time.
+_ZSTD_LEVEL = 3
 
 
 class GeoTIFF(Format):
@@ -153,11 +159,12 @@ def _encode(
             chip['minx'], chip['miny'], chip['maxx'], chip['maxy'], width, height
         ),
         compress='zstd',
+        level=_ZSTD_LEVEL,
         predictor=3,
-        # All values of a cell together make the smallest files of small maps.
-        interleave='pixel',
+        interleave=_INTERLEAVE,
         blocksize=_tile_size(max(height, width)),
-        overviews='none',
+        # Maps of more than a tile have some; by default cubic, which overshoots.
+        overview_resampling='average',
     ) as image:
         image.update_tags(**tags)
         image.descriptions = [f'embedding_{i}' for i in range(dimensions)]

@@ -23,6 +23,17 @@ class UndatedImages(RasterDataset):
     filename_glob = '*.tif'
 
 
+def assert_valid(file: Path) -> None:
+    """Have a GeoParquet file checked by a program of others."""
+    validator = pytest.importorskip('geoparquet_validator')
+    report = validator.check(str(file))
+    assert report['version'] == '1.1.0'
+    assert validator.failed(report) == []
+    # Files of tests are too small for good row groups, and for an order of these.
+    levels = {advice['topic']: advice['level'] for advice in report['advice']}
+    assert levels['compression'] == levels['bbox covering'] == 'good'
+
+
 @pytest.fixture
 def make_chips(tmp_path: Path) -> MakeChips:
     """Make a scene of 3 bands, 64 x 96 pixels of 10 m, and six chips of it."""

@@ -27,12 +27,14 @@ from dynamicvis_geo.callbacks.shards import Shard
 from dynamicvis_geo.datasets import ChipDataset
 from dynamicvis_geo.datasets.source import ChipFailure
 from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.formats import parquet_files
 from dynamicvis_geo.formats.base import Predictions
 from dynamicvis_geo.formats.block_files import SUFFIX, Blocks, encode_block
 from dynamicvis_geo.formats.geoparquet import GeoParquet
 from dynamicvis_geo.provenance import read_provenance
 from dynamicvis_geo.store import Location, Store
 from tests.callbacks.test_blocks import begin, grid, plan_of, points
+from tests.formats.conftest import assert_valid
 from tests.formats.dies import die_in_merge
 
 NOW = datetime(2024, 5, 6, tzinfo=UTC)
@@ -247,6 +249,21 @@ def test_failures_are_listed_and_not_in_the_output(tmp_path: Path, dtype: str) -
     assert 'chip 17 has no scene' in set(failures['message'])
     assert (failures['datetime'] == pd.Timestamp(NOW)).all()
     assert failures.geometry.is_valid.all()
+
+
+@pytest.mark.parametrize('chips', [points(1000), grid((0, 0, 16000, 16000))])
+def test_the_validator_finds_nothing_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chips: ChipDataset
+) -> None:
+    # Many row groups of the little that tests write, and failures beside them.
+    monkeypatch.setattr(parquet_files, 'ROW_GROUP_BYTES', (1, 2**20))
+    run = Run(str(tmp_path), chips, 64, fails=frozenset(range(0, len(chips), 50)))
+    run.do()
+    run.merge()
+    path = tmp_path / 'out.parquet'
+    assert pq.read_metadata(path).num_row_groups > 5
+    assert_valid(path)
+    assert_valid(tmp_path / 'out.failures.parquet')
 
 
 def test_nothing_but_failures_and_nothing_at_all(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dynamicvis_geo.callbacks import EmbeddingWriter
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict
-from tests.formats.conftest import MakeChips
+from tests.formats.conftest import MakeChips, assert_valid
 
 
 def write(tmp_path: Path, chips: Any, dtype: str = 'float32') -> Path:
@@ -84,6 +84,22 @@ def test_metadata_follow_the_specification(
     embedding = table.schema.field('embedding').type
     assert embedding == pa.list_(pa.float32(), 7)
     assert file.metadata.row_group(0).column(1).compression == 'ZSTD'
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'int8'])
+def test_the_validator_finds_nothing_wrong(
+    tmp_path: Path, make_chips: MakeChips, dtype: str
+) -> None:
+    write(tmp_path, make_chips(), dtype)
+    writer = EmbeddingWriter(tmp_path / 'folder', dtype=dtype, format='geoparquet')
+    predict(writer, make_chips(), Task(dimensions=7))
+    # Zone 1 begins at 180 degrees: its chips reach across.
+    far = make_chips('EPSG:32601', west=166021.4 - 480, north=1000.0)
+    predict(EmbeddingWriter(tmp_path / 'far.parquet'), far, Task(dimensions=7))
+    files = sorted(tmp_path.rglob('*.parquet'))
+    assert len(files) == 3
+    for file in files:
+        assert_valid(file)
 
 
 def test_footprints_across_the_antimeridian(

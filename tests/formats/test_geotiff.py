@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
+from rasterio.env import GDALVersion
 from torchgeo.datasets import RasterDataset
 
 from dynamicvis_geo.callbacks import EmbeddingWriter
+from dynamicvis_geo.datasets import FeatureMaps
 from dynamicvis_geo.formats.geotiff import encode_feature_map
 from dynamicvis_geo.provenance import read_provenance
 from tests.callbacks.standins import Chips, Task
@@ -73,7 +76,10 @@ def test_tags_say_what_it_is(tmp_path: Path, make_chips: MakeChips) -> None:
         assert image.dtypes == ('float32',) * 5
         assert image.descriptions[1] == 'embedding_1'
         assert image.compression.name == 'zstd'
-        assert image.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+        structure = image.tags(ns='IMAGE_STRUCTURE')
+    assert structure['LAYOUT'] == 'COG'
+    by_tile = GDALVersion.runtime().at_least('3.11')
+    assert structure['INTERLEAVE'] == ('TILE' if by_tile else 'PIXEL')
     assert tags['chip_id'] == chip_id
     assert tags['start'] == '2024-06-01T00:00:00'
     assert tags['end'] == '2024-06-02T00:00:00'
@@ -92,6 +98,28 @@ def test_undated_chip_has_no_date(tmp_path: Path) -> None:
         assert not {'start', 'end', 'TIFFTAG_DATETIME'} & set(image.tags())
 
 
+def test_files_of_other_interleaves_in_one_folder(
+    tmp_path: Path, make_chips: MakeChips
+) -> None:
+    chips, folder = make_chips(), tmp_path / 'maps'
+    predict(EmbeddingWriter(folder), chips, CellMeans('grid'))
+    before = FeatureMaps(folder)
+    x, y, t = before.bounds
+    expected = before[x, y, t]['image']
+    # As older versions wrote them, and GDAL before 3.11.
+    first, second, *_, last = sorted(folder.glob('*.tif'))
+    for file, interleave in ((first, 'pixel'), (second, 'band')):
+        file.rename(tmp_path / 'moved.tif')
+        options = {'driver': 'COG', 'interleave': interleave}
+        rasterio.shutil.copy(tmp_path / 'moved.tif', file, **options)
+    old = first.read_bytes()
+    last.unlink()
+    predict(EmbeddingWriter(folder), chips, CellMeans('grid'))
+    assert last.exists()
+    assert first.read_bytes() == old
+    torch.testing.assert_close(FeatureMaps(folder)[x, y, t]['image'], expected)
+
+
 @pytest.mark.parametrize('shape', [(1, 1, 1), (3, 7, 20), (2, 600, 17)])
 def test_maps_of_any_shape(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     features = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -100,3 +128,17 @@ def test_maps_of_any_shape(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     with rasterio.open(tmp_path / 'map.tif') as image:
         np.testing.assert_array_equal(image.read(), features)
         assert tuple(image.bounds) == (500000, 4500000, 500320, 4500320)
+
+
+def test_the_validator_finds_nothing_wrong(
+    tmp_path: Path, make_chips: MakeChips
+) -> None:
+    validator = pytest.importorskip('rio_cogeo.cogeo')
+    predict(EmbeddingWriter(tmp_path / 'maps'), make_chips(), CellMeans('grid'))
+    large = np.zeros((2, 600, 17), np.float32)
+    content = encode_feature_map(large, Chips(1).rows([0]).iloc[0], {})
+    (tmp_path / 'maps' / 'large.tif').write_bytes(content)
+    files = sorted((tmp_path / 'maps').glob('*.tif'))
+    assert len(files) == 7
+    for file in files:
+        assert validator.cog_validate(file, strict=True) == (True, [], [])
