@@ -74,6 +74,11 @@ class Extent:
             extent.lower, extent.upper = np.reshape(column['bbox'], (2, 2))
         return extent
 
+    @property
+    def bounds(self) -> list[float]:
+        """West, south, east and north, degrees."""
+        return [*self.lower.tolist(), *self.upper.tolist()]
+
     def add(self, other: Self) -> None:
         """Grow to hold another extent.
 
@@ -164,7 +169,7 @@ def _geo_metadata(extent: Extent) -> str:
         'covering': {'bbox': {name: ['bbox', name] for name in _BOUNDS}},
     }
     if extent.types:
-        column['bbox'] = [*extent.lower.tolist(), *extent.upper.tolist()]
+        column['bbox'] = extent.bounds
     return json.dumps(
         {
             'version': '1.1.0',

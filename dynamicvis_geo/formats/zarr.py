@@ -67,6 +67,11 @@ from dynamicvis_geo.formats.zarr_cells import (
     seam_places,
     write_seam,
 )
+from dynamicvis_geo.formats.zarr_conventions import (
+    group_conventions,
+    require_zarr_cm,
+    root_conventions,
+)
 from dynamicvis_geo.formats.zarr_group import (
     METADATA,
     Group,
@@ -115,9 +120,10 @@ class Zarr(Format):
             dtype: 'float32' or 'float16'.
 
         Raises:
-            OutputError: If the package zarr is missing.
+            OutputError: If the package zarr or zarr-cm is missing.
         """
         require_zarr()
+        require_zarr_cm()
         super().__init__(url, dtype)
         self._mosaics: dict[tuple[str, str], Mosaic] = {}
 
@@ -203,17 +209,28 @@ class Zarr(Format):
         self._join_seams(blocks)
         table = _joined(self._held(), done)
         names = {crs: group_name(crs) for crs in pc.unique(table['crs']).to_pylist()}
-        groups = [Group.open(f'{self._folder.url}/{name}') for name in names.values()]
-        sizes = {group.layout.dimensions for group in groups if group is not None}
+        layouts = {crs: self._begun(name).layout for crs, name in names.items()}
+        sizes = {layout.dimensions for layout in layouts.values()}
         provenance = self._provenance(blocks.provenance, min(sizes, default=None))
         self._write_chips(blocks.store, table, provenance)
         text = to_json(provenance, indent=2)
         self._folder.put(METADATA_FILE, f'{text}\n'.encode())
-        attributes = _attributes(provenance)
+        told = _attributes(provenance)
         new = set(pc.unique(done['crs']).to_pylist())
+        root: dict[str, Any] = {}
+        if layouts:
+            map_size = min(layout.map_size for layout in layouts.values())
+            root = root_conventions(provenance, Extent.of(table).bounds, map_size)
         complete(
             self._folder.url,
-            {name: attributes if crs in new else None for crs, name in names.items()},
+            root,
+            {
+                name: {
+                    **(told if crs in new else {}),
+                    **group_conventions(provenance, layouts[crs]),
+                }
+                for crs, name in names.items()
+            },
         )
 
     @classmethod
@@ -306,6 +323,15 @@ class Zarr(Format):
     def _group(self, crs: str) -> Group | None:
         return Group.open(f'{self._folder.url}/{group_name(crs)}')
 
+    def _begun(self, name: str) -> Group:
+        url = f'{self._folder.url}/{name}'
+        group = Group.open(url)
+        if group is None:
+            raise OutputError(
+                f"'{url}' is gone, which was begun: begin anew (overwrite=True)"
+            )
+        return group
+
     def _mosaic(self, run: OpenRun, predictions: Sequence[Predictions]) -> Mosaic:
         """Return what a block is written into; begin it if nobody has."""
         source = int(run.chips.table['source'][predictions[0].chip[0]])
@@ -329,8 +355,12 @@ class Zarr(Format):
             square = run.square if gridded else None
             grid = ChipGrid.of(crs, table)
             layout = Layout.plan(grid, table, maps, self._dtype, square)
+            provenance = self._provenance(run.provenance, maps[0])
+            attributes = {
+                **_attributes(provenance),
+                **group_conventions(provenance, layout),
+            }
             url = f'{self._folder.url}/{group_name(crs)}'
-            attributes = _attributes(self._provenance(run.provenance, maps[0]))
             group = Group.begin(url, layout, crs, attributes)
         group.layout.check_chips(crs, table)
         held = self._held_chips(table.dtype).get(crs, table[:0])
@@ -353,13 +383,7 @@ class Zarr(Format):
                 for place in seam_places(store, name):
                     seams.setdefault(place, []).append(name)
         for name, places in itertools.groupby(sorted(seams), lambda place: place[0]):
-            url = f'{self._folder.url}/{name}'
-            group = Group.open(url)
-            if group is None:
-                raise OutputError(
-                    f"'{url}' is gone, which this run has begun: begin anew "
-                    '(overwrite=True)'
-                )
+            group = self._begun(name)
             for place in places:
                 kept = (read_seam(store, seam, place) for seam in seams[place])
                 put_cells(group, place[1], kept)

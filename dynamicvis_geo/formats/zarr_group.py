@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyproj import CRS
 
 from dynamicvis_geo.errors import OutputError, SourceError, one_line
+from dynamicvis_geo.formats.zarr_conventions import with_others
 from dynamicvis_geo.formats.zarr_layout import ArrayShard, Layout, overlap
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.projections import crs_name
@@ -371,14 +372,17 @@ def _pair(values: Any) -> tuple[Any, Any]:
     return first, second
 
 
-def complete(url: str, groups: Mapping[str, Mapping[str, Any] | None]) -> None:
+def complete(
+    url: str, attributes: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Describe groups, and write the metadata of all below a group into it.
 
     A reader then opens the store, or a group, by one file; that of the store is last.
 
     Args:
         url: Path or URL of the store.
-        groups: Names of all its groups, each with attributes that it gets, if any.
+        attributes: Attributes that the store gets.
+        groups: Names of all its groups, each with attributes that it gets.
     """
     zarr = require_zarr()
     files = {}
@@ -389,12 +393,15 @@ def complete(url: str, groups: Mapping[str, Mapping[str, Any] | None]) -> None:
             if content is not None:
                 files[name] = content
     memory = _Memory(files)
-    zarr.open_group(memory.store, mode='a', zarr_format=3, use_consolidated=False)
-    for group, attributes in groups.items():
+    root = zarr.open_group(
+        memory.store, mode='a', zarr_format=3, use_consolidated=False
+    )
+    root.update_attributes(with_others(attributes, root.attrs))
+    for group, own in groups.items():
         opened = zarr.open_group(
             memory.store, path=group, mode='r+', use_consolidated=False
         )
-        opened.update_attributes(dict(attributes or {}))
+        opened.update_attributes(with_others(own, opened.attrs))
     with _quiet():
         for group in groups:
             zarr.consolidate_metadata(memory.store, path=group, zarr_format=3)

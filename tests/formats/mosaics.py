@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Run:
         fails: Collection[int] = (),
         cells: int = 4,
         dtype: str = 'float32',
+        provenance: Mapping[str, Any] = PROVENANCE,
     ) -> None:
         self.chips, self.fails, self.cells = chips, set(fails), cells
         self.format = Zarr(str(target), dtype)
@@ -94,7 +95,7 @@ class Run:
         left_out = chips.among(self.format.held()) if there is None else there.left_out
         settings = {'dtype': dtype}
         plan = self._plan(block_chips, left_out)
-        self.run = begin(self.store, describe(plan, settings, PROVENANCE))
+        self.run = begin(self.store, describe(plan, settings, provenance))
         self.plan = self._plan(block_chips, self.run.left_out)
         assert self.plan.fingerprint == self.run.plan
         self.work = OpenRun(

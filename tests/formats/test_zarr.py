@@ -50,6 +50,7 @@ from tests.processes import HANG
 
 xr = pytest.importorskip('xarray')
 zarr = pytest.importorskip('zarr')
+pytest.importorskip('zarr_cm')
 pytest.importorskip('rioxarray')
 
 OLDER = Path(__file__).parents[1] / 'data/outputs/maps-before-blocks.zarr.tar.gz'
@@ -355,6 +356,7 @@ def test_projection_without_authority_and_cells_of_part_of_a_pixel(
     (group,) = (path.name for path in target.iterdir() if path.is_dir())
     ds = open_group(target, group)
     assert ds.rio.crs == rasterio.CRS.from_string(crs)
+    assert ds.rio.crs == ds.attrs['proj:wkt2']
     assert ds.rio.resolution() == pytest.approx((0.48, -0.48))
     np.testing.assert_array_equal(ds['embeddings'], expected(ds, chips.chips, 5))
 
@@ -542,6 +544,7 @@ def test_a_store_of_an_older_version_is_filled_further(
     target, chips, failed = tmp_path / 'maps.zarr', grid(16), [4, 9, 10]
     done = [row for row in range(len(chips)) if row not in failed]
     ds = open_group(target)
+    assert 'zarr_conventions' not in ds.attrs
     array = expected(ds, chips.rows(done))
     np.testing.assert_array_equal(ds['embeddings'], array)
     assert same_maps(target).total == len(done)
@@ -553,6 +556,8 @@ def test_a_store_of_an_older_version_is_filled_further(
     run.end()
     again = open_group(target)
     assert again.sizes == ds.sizes
+    names = [convention['name'] for convention in again.attrs['zarr_conventions']]
+    assert names == ['geoemb:', 'proj', 'spatial']
     np.testing.assert_array_equal(again['embeddings'], expected(ds, chips.chips))
     table = gpd.read_parquet(target / 'chips.parquet')
     assert table['id'].tolist()[-3:] == chips.rows(run.plan.rows)['chip_id'].tolist()
@@ -692,8 +697,11 @@ def test_something_else_has_begun_there(
         run.do()
 
 
-def test_without_zarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, 'zarr', None)
+@pytest.mark.parametrize('package', ['zarr', 'zarr_cm'])
+def test_without_zarr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(OutputError, match=r"pip install 'dynamicvis-geo\[zarr\]'"):
         Zarr(str(tmp_path / 'out.zarr'), 'float32')
 
