@@ -1,8 +1,8 @@
 """What the interleave of feature maps costs and saves.
 
 Maps of the last and the first stage of arch b (random weights) are written as GeoTIFFs
-in several ways, and read again, all bands and one. Times are of the processor, the least
-of some tries, in turn.
+in several ways, and read again, all bands and one. Times are of the processor, the
+least of some tries, in turn.
 """
 
 import argparse

@@ -7,6 +7,7 @@ import argparse
 import importlib
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from dynamicvis_geo.termination import EXIT_CODE, Terminated, say, terminable
 #: What the shell sees after an error of the user's, as after wrong arguments.
 USER_ERROR = 2
 INTERRUPTED = 130
+UNREAD = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or what the command says, or 2 after an error that was said in one line, or
         130 after Ctrl-C, or 143 after SIGTERM.
+
+    Raises:
+        SystemExit: With 141 if nobody reads what is printed any more, as of a program
+            that the system ends for this; and as argparse does.
     """
+    try:
+        try:
+            return _main(argv)
+        finally:
+            # Python would do so when nobody can tell any more what an error means.
+            print(end='', flush=True)
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        sys.exit(UNREAD)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     if '_ARGCOMPLETE' in os.environ:
         _complete(os.environ['COMP_LINE'])
     arguments = _parse(sys.argv[1:] if argv is None else argv)
@@ -82,6 +101,20 @@ def _complete(line: str) -> None:
 
     parser = _parser(line.split())
     argcomplete.autocomplete(parser, always_complete_options=False)
+
+
+def _unread() -> bool:
+    """Tell if standard output is a pipe without a reader; if so, write no more."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

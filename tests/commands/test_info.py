@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +33,22 @@ def test_each_setting_says_where_its_value_comes_from(
     assert table['device'][0].startswith('cpu')
     assert table['selective scan'][0].endswith('(asked for: auto)')
     assert table['torch'][0] != table['selective scan'][0]
+
+
+@pytest.mark.parametrize(('command', 'unbuffered'), [('--help', ''), ('info', '1')])
+def test_a_reader_that_has_gone_ends_it_quietly(command: str, unbuffered: str) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, '-m', 'dynamicvis_geo', command],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'PYTHONUNBUFFERED': unbuffered},
+    )
+    os.close(theirs)
+    # As the shell sees it of programs that the system ends for this.
+    assert (done.stderr, done.returncode) == ('', 141)
 
 
 def test_wrong_variable_is_one_line(
