@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import glob
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 import geopandas as gpd
@@ -32,6 +32,7 @@ from dynamicvis_geo.formats.geoparquet import (
     table_columns,
 )
 from dynamicvis_geo.paths import AnyPath, Place, input_path, parquet_source
+from dynamicvis_geo.store import whole_file
 
 #: Of the end of a file at a URL, which is compared to notice that it was replaced.
 _FOOTER_BYTES = 2**16
@@ -273,23 +274,19 @@ def _map_embeddings(path: Place, parts: Sequence[Place]) -> Path:
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f'{name}.{os.getpid()}.partial'
-            stream = temporary.open('wb')
+            TemporaryFile(dir=folder).close()
         except OSError:
             # A folder that cannot be written to: the next one is tried.
             continue
         try:
-            with stream:
+            with whole_file(folder / name) as file, file.open('wb') as stream:
                 _convert(parts, stream)
-            os.replace(temporary, folder / name)
         except OSError as error:
             raise OutputError(
                 f"cannot write '{folder / name}', the embeddings of '{path}' without "
                 f'compression: {one_line(error)}: make room, or copy the file to a '
                 'larger disk'
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         _remove_earlier(folder, path.name, name)
         return folder / name
     raise OutputError(

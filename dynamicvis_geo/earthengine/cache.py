@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import threading
 import time
 import zlib
@@ -23,6 +22,7 @@ from dynamicvis_geo.earthengine.fetch import Chip
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.paths import local_output
 from dynamicvis_geo.specs import SensorSpec
+from dynamicvis_geo.store import whole_file
 
 #: Goes into the keys: to be raised when the same request gives other pixels.
 KEY_VERSION = 1
@@ -137,19 +137,12 @@ class ChipCache:
             OutputError: If it cannot be written.
         """
         path = self.file(sensor, chip)
-        # Hidden, and of a name of its own: other processes may write the same chip.
-        part = path.with_name(f'.{path.stem}.{os.getpid()}.{secrets.token_hex(4)}.tif')
         try:
             content = _encode(sensor, chip, pixels)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open('xb') as file:
-                file.write(content)
-                # Some file systems tell only now that there is no space.
-                os.fsync(file)
-            part.replace(path)
+            with whole_file(path) as part:
+                part.write_bytes(content)
         except (OSError, RasterioError) as error:
-            with suppress(OSError):
-                part.unlink()
             reason = getattr(error, 'strerror', None) or error
             raise OutputError(
                 f'{path}: the chip cannot be kept ({reason}); free some space, or give '
@@ -165,7 +158,7 @@ class ChipCache:
     def clear(self) -> CacheInfo:
         """Remove all chips, and what interrupted runs left; tell what was removed."""
         removed: dict[Path, os.stat_result] = {}
-        for path in self.path.glob('??/*.tif'):
+        for path in self.path.glob('??/*.tif*'):
             if _is_chip(path):
                 # Another process may be clearing too.
                 with suppress(FileNotFoundError):
