@@ -36,11 +36,15 @@ NOT_RUN = {
     'pip install .',
     "pip install '.[ray]'",
     "pip install '.[s3]'",
+    "pip install '.[terratorch]'",
     "pip install '.[zarr]'",
     'earthengine authenticate',
     'earthengine set_project my-project',
     '.venv/bin/python -m tests.earthengine_server',
     'sbatch embed.slurm',
+    'mkdir custom_modules',
+    "echo 'import dynamicvis_geo.integrations.terratorch' > custom_modules/__init__.py",
+    'terratorch fit -c fit.yaml',  # in tests/integrations/test_terratorch.py
     'python examples/ray_shards.py --shards 100 --gpus 1 -- --roi '
     's3://bucket/region.geojson --year 2022 --output s3://bucket/region.parquet',
 }
