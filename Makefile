@@ -11,11 +11,15 @@ VENV ?= $(shell grep -qs '^version *= *$(VERSION)' .venv/pyvenv.cfg || test ! -e
 	&& echo .venv || echo .venv-$(VERSION))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# TorchGeo 0.9 and TerraTorch, which wants it, over what the environment has.
+OLDER := $(VENV)-torchgeo-0.9
 
 .PHONY: help
 help:
 	@echo 'make demo    embed a synthetic scene with random weights; writes demo-output/'
 	@echo 'make test    run the tests'
+	@echo 'make test-torchgeo-0.9'
+	@echo '             run those that touch TorchGeo, with TorchGeo 0.9 and TerraTorch'
 	@echo 'make lint    check style and types'
 	@echo 'make docs    build the documentation into build/docs'
 	@echo 'make dist    build what is published into dist/ (Linux, with a C compiler)'
@@ -31,6 +35,12 @@ demo: $(INSTALLED)
 .PHONY: test
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Python 3.12 or later; CONTRIBUTING.md says what else runs where.
+.PHONY: test-torchgeo-0.9
+test-torchgeo-0.9: $(OLDER)/.installed
+	$(OLDER)/bin/python -m pytest tests/integrations tests/datasets tests/samplers \
+		tests/datamodules 'tests/test_documents.py::test_page[terratorch]'
 
 .PHONY: lint
 lint: $(INSTALLED)
@@ -72,4 +82,16 @@ $(INSTALLED): pyproject.toml setup.py dynamicvis_geo/models/_scan.c
 	@# By itself: its models need seventy packages more, and an old timm.
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
 	$(BIN)/python -m pip install --no-deps 'rs-embed>=0.3'
+	@touch $@
+
+# A path file lets pip find there what the environment has, and add what differs.
+$(OLDER)/.installed: $(INSTALLED)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { \
+	echo 'TorchGeo 0.9 needs Python 3.12 or later, but $(PYTHON) is $(VERSION)' >&2; \
+	exit 2; }
+	$(BIN)/python -m venv --clear --without-pip $(OLDER)
+	here=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	there=$$($(OLDER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$here')" > "$$there/environment.pth"
+	$(OLDER)/bin/python -m pip install 'dynamicvis-geo[terratorch]' 'torchgeo==0.9.*'
 	@touch $@
