@@ -138,6 +138,7 @@ def at_work(run: Process) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures('one_thread')
 def test_shards_on_ray_survive_the_death_of_a_worker(
     server: EarthEngineServer,

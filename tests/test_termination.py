@@ -19,7 +19,10 @@ from tests.callbacks.test_writer import predict
 from tests.earthengine_server import EarthEngineServer
 from tests.processes import HANG, Process, Start, children, living, wait_for
 
-pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='who sent a signal')
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(sys.platform != 'linux', reason='who sent a signal'),
+]
 
 #: Who gets the signal: one process of a run, or all of them.
 SEND: dict[str, Callable[[Process], None]] = {

@@ -16,7 +16,10 @@ from tests.callbacks.standins import Chips, Task
 from tests.callbacks.test_writer import predict, values
 from tests.processes import HANG, Start, children, wait_for
 
-pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='gloo')
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(sys.platform == 'win32', reason='gloo'),
+]
 
 
 class FailsInOneProcess(Task):

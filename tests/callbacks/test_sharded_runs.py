@@ -178,6 +178,7 @@ def test_a_loader_of_the_users_is_no_shard(tmp_path: Path) -> None:
         predict(shard(tmp_path / 'a.parquet', None, 1, 2), Subset(Chips(4), [0, 1]))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize('same', [True, False])
 def test_two_runs_on_one_output_at_once(
     start: Start, tmp_path: Path, same: bool

@@ -39,6 +39,8 @@ from tests.earthengine_server import EarthEngineServer
 from tests.earthengine_server.oracle import expected
 from tests.processes import HANG
 
+pytestmark = pytest.mark.once
+
 SENSOR = SensorSpec(cloudy_pct=90)
 WINDOW = ('2022-06-01', '2022-07-21')
 

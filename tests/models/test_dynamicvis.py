@@ -13,6 +13,8 @@ from dynamicvis_geo.models.dynamicvis import map_shapes
 
 from . import parity
 
+pytestmark = pytest.mark.once
+
 
 def run(model: DynamicVis, x: Tensor, **arguments: Any) -> tuple[Tensor, ...]:
     with torch.inference_mode():

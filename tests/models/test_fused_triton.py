@@ -6,6 +6,8 @@ import pytest
 
 from .triton_tools import compile_kernel, run_cases
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip('triton')
 fused_kernels = pytest.importorskip('dynamicvis_geo.models.fused_kernels')
 patches_triton = pytest.importorskip('dynamicvis_geo.models.patches_triton')

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from . import parity
 from .reference import Reference
 
+pytestmark = pytest.mark.once
+
 #: Names of the cases whose settings are taken, and what is changed of them.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     'default': ('b_img64_b2', {'out_indices': (3,)}),

@@ -11,6 +11,8 @@ from dynamicvis_geo.models.scan import resolve_scan, unavailable_kernels
 
 from .triton_tools import compile_kernel, run_cases
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip('triton')
 scan_triton = pytest.importorskip('dynamicvis_geo.models.scan_triton')
 

@@ -38,6 +38,8 @@ from tests.models.parity import fill
 from tests.models.reference import MISTAKES, Reference
 from tests.models.upstream_repo import NATIVE, git, write_packages, write_repository
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread() -> Iterator[None]:

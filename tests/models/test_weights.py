@@ -35,6 +35,8 @@ from tests.models.checkpoints import (
 )
 from tests.models.hub import COMMIT, Hub, serve_hub
 
+pytestmark = pytest.mark.once
+
 REPO = 'KyanChen/DynamicVis'
 FILE = 'pretrain_dynamicvis_b_bf16_mamba_best_single-label_f1-score_epoch_170.pth'
 SMALL = BackboneConfig(img_size=64)
