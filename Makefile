@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # TorchGeo 0.9 and TerraTorch, which wants it, over what the environment has.
 OLDER := $(VENV)-torchgeo-0.9
+PAGES := terratorch
 
 .PHONY: help
 help:
@@ -40,7 +41,8 @@ test: $(INSTALLED)
 .PHONY: test-torchgeo-0.9
 test-torchgeo-0.9: $(OLDER)/.installed
 	$(OLDER)/bin/python -m pytest tests/integrations tests/datasets tests/samplers \
-		tests/datamodules 'tests/test_documents.py::test_page[terratorch]'
+		tests/datamodules tests/test_places.py tests/test_embedding.py \
+		$(PAGES:%='tests/test_documents.py::test_page[%]')
 
 .PHONY: lint
 lint: $(INSTALLED)

@@ -193,7 +193,8 @@ def test_chips_without_imagery(
 def test_the_chip_that_earth_engine_cannot_do(server: EarthEngineServer) -> None:
     dataset = make(server, block_size=1, limits={'max_concurrency': 1})
     wanted = grid(dataset, 1, 6)
-    server.set(script=[None, None, 400], message="Image 'x' is broken.")
+    left = wanted[2][0].start
+    server.set(kinds=[400], sick=[left], message="Image 'x' is broken.")
     chips = from_earth_engine(dataset, wanted, on_error='skip')
     found = chips.__getitems__(range(6))
     (failure,) = [one for one in found if isinstance(one, ChipFailure)]
