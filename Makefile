@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # TorchGeo 0.9 and TerraTorch, which wants it, over what the environment has.
 OLDER := $(VENV)-torchgeo-0.9
-PAGES := terratorch
+PAGES := terratorch timm torchgeo
 
 .PHONY: help
 help:
