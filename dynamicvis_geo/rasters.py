@@ -1,6 +1,11 @@
 """Rasters opened for reading, wherever GDAL reads from."""
 
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
 
 import rasterio
 from rasterio.io import DatasetReader
@@ -9,6 +14,11 @@ from upath import UPath
 
 from dynamicvis_geo.errors import SourceError
 from dynamicvis_geo.paths import AnyPath, is_gdal_path, is_url
+
+T = TypeVar('T')
+
+#: The process that is no fork of one that may have connections to servers.
+_FIRST = os.getpid()
 
 #: How GDAL names what fsspec calls by these protocols.
 _SYSTEMS = {
@@ -94,3 +104,28 @@ def gdal_env() -> rasterio.Env:
     given = {name: value for name, value in options.items() if name not in os.environ}
     # GDAL finds credentials by itself: rasterio would look for them with boto3.
     return rasterio.Env(session=DummySession(), **given)
+
+
+def apart_from_parent(read: Callable[[], T]) -> T:
+    """Read from a server on no connection that another process has as well.
+
+    A fork leaves the child the connections of the thread that forked it, and GDAL goes
+    on using them there; processes that ask on one connection get the answers of each
+    other, without an error. GDAL's connections are those of a thread, so a forked
+    process reads in another one.
+
+    Args:
+        read: Opens a raster and reads from it; what it raises is raised.
+
+    Returns:
+        What it gives.
+    """
+    if os.getpid() == _FIRST:
+        return read()
+    return _reader(os.getpid(), threading.get_ident()).submit(read).result()
+
+
+@lru_cache(maxsize=64)
+def _reader(process: int, thread: int) -> ThreadPoolExecutor:
+    """Make the thread in which a thread of a forked process reads."""
+    return ThreadPoolExecutor(1, 'raster')

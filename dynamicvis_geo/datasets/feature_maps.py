@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -19,7 +20,7 @@ from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.formats.geotiff import Header, read_header
 from dynamicvis_geo.paths import AnyPath, input_path
 from dynamicvis_geo.provenance import find_provenance
-from dynamicvis_geo.rasters import gdal_env, gdal_name
+from dynamicvis_geo.rasters import apart_from_parent, gdal_env, gdal_name
 from dynamicvis_geo.time_window import ALWAYS, TimeWindow
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ class FeatureMaps(RasterDataset):
         if os.getpid() != self._process:
             forget_file_handles()
             self._process = os.getpid()
+        return apart_from_parent(partial(self._read, query))
+
+    def _read(self, query: GeoSlice) -> Sample:
         with gdal_env():
             sample: Sample = super().__getitem__(query)
         return sample

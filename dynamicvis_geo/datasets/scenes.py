@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from dynamicvis_geo.errors import SourceError, SpecError, one_line
 from dynamicvis_geo.grid import Grid
 from dynamicvis_geo.paths import AnyPath
 from dynamicvis_geo.projections import crs_name
-from dynamicvis_geo.rasters import is_remote, open_raster
+from dynamicvis_geo.rasters import apart_from_parent, is_remote, open_raster
 
 #: Lattices that differ by less than this share of a pixel count as the same.
 ALIGNED = 0.01
@@ -126,7 +126,8 @@ class Scenes(RasterDataset):
         pixels = np.zeros((len(self._bands), *grid.shape), np.float32)
         valid = np.zeros(grid.shape, dtype=bool)
         for image in images:
-            self._paint(image, grid, pixels, valid)
+            paint = partial(self._paint, image, grid, pixels, valid)
+            apart_from_parent(paint) if is_remote(image.path) else paint()
             if valid.all():
                 break
         sample: dict[str, Any] = {

@@ -2,17 +2,25 @@ import os
 import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 import rasterio
 import torch
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets import RasterDataset
 
-from dynamicvis_geo.datasets import ChipDataset, Scenes, collate, open_scenes
+from dynamicvis_geo.datasets import (
+    ChipDataset,
+    FeatureMaps,
+    Scenes,
+    collate,
+    open_scenes,
+)
 from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.models import DynamicVis_B_Weights
 from dynamicvis_geo.samplers import GridSampler
@@ -388,6 +396,44 @@ def test_worker_processes_read_from_stores(
         chips[0]
         loader = DataLoader(chips, num_workers=2, collate_fn=collate)
         assert [batch['image'][0].tolist() for batch in loader] == expected
+
+
+class Connections(Dataset[set[int]]):
+    """Gives the ports on which a server was asked for chips, as those were read."""
+
+    def __init__(self, chips: Dataset[Any], server: str) -> None:
+        self.chips = chips
+        self.port = urlsplit(server).port
+
+    def __getitem__(self, index: int) -> set[int]:
+        self.chips[index]
+        return {
+            one.laddr.port
+            for one in psutil.Process().net_connections('tcp')
+            if one.raddr and one.raddr.port == self.port
+        }
+
+
+@pytest.mark.parametrize('kind', [Scenes, FeatureMaps])
+def test_forked_workers_have_connections_of_their_own(
+    tmp_path: Path, web: str, kind: type[Scenes | FeatureMaps]
+) -> None:
+    """Two processes that ask on one connection get the answers of each other."""
+    write_geotiff(tmp_path / 'a.tif', pattern(512, 512))
+    images = kind(f'{web}/a.tif')
+    chips = ChipDataset([(images, GridSampler(images, 32))])
+    connections = Connections(chips, web)
+    mine = connections[0]
+    assert mine
+    loader = DataLoader(
+        connections,
+        sampler=[len(chips) // 2, len(chips) - 1],
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context='fork',
+    )
+    for theirs in loader:
+        assert theirs - mine
 
 
 def test_missing_images_of_stores_are_named(bucket: str, web: str) -> None:
