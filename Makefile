@@ -11,16 +11,16 @@ VENV ?= $(shell grep -qs '^version *= *$(VERSION)' .venv/pyvenv.cfg || test ! -e
 	&& echo .venv || echo .venv-$(VERSION))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# TorchGeo 0.9 and TerraTorch, which wants it, over what the environment has.
+# TorchGeo 0.9, TerraTorch, which wants it, and rs-embed over what the environment has.
 OLDER := $(VENV)-torchgeo-0.9
-PAGES := terratorch timm torchgeo
+PAGES := from-rs-embed terratorch timm torchgeo
 
 .PHONY: help
 help:
 	@echo 'make demo    embed a synthetic scene with random weights; writes demo-output/'
 	@echo 'make test    run the tests'
 	@echo 'make test-torchgeo-0.9'
-	@echo '             run those that touch TorchGeo, with TorchGeo 0.9 and TerraTorch'
+	@echo '             run those that touch TorchGeo, with TorchGeo 0.9, TerraTorch and rs-embed'
 	@echo 'make lint    check style and types'
 	@echo 'make docs    build the documentation into build/docs'
 	@echo 'make dist    build what is published into dist/ (Linux, with a C compiler)'
@@ -81,9 +81,6 @@ $(INSTALLED): pyproject.toml setup.py dynamicvis_geo/models/_scan.c
 	@echo 'Installing into $(VENV) with Python $(VERSION)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --editable '.[tests]'
-	@# By itself: its models need seventy packages more, and an old timm.
-	$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
-	$(BIN)/python -m pip install --no-deps 'rs-embed>=0.3'
 	@touch $@
 
 # A path file lets pip find there what the environment has, and add what differs.
@@ -96,4 +93,6 @@ $(OLDER)/.installed: $(INSTALLED)
 	there=$$($(OLDER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	echo "import site; site.addsitedir('$$here')" > "$$there/environment.pth"
 	$(OLDER)/bin/python -m pip install 'dynamicvis-geo[terratorch]' 'torchgeo==0.9.*'
+	@# By itself: its own models need seventy packages more, and an old timm.
+	$(OLDER)/bin/python -m pip install --no-deps 'rs-embed>=0.3'
 	@touch $@
