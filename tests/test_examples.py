@@ -10,8 +10,10 @@ from tempfile import TemporaryDirectory
 
 import geopandas as gpd
 import nbformat
+import numpy as np
 import psutil
 import pytest
+import rasterio
 import torch
 from geopandas.testing import assert_geodataframe_equal
 from nbclient import NotebookClient
@@ -65,9 +67,18 @@ def test_scripts(
     assert 'logistic' in run('linear_probe.py', 'plots.parquet', plots, 'cover')
     assert run('similar_places.py', 'plots.parquet').count('\n') == 5
     assert Path('plots.png').exists()
+    scene, sites = inputs / 'scene.tif', inputs / 'sites.csv'
+    assert 'of 25 points' in run(
+        'class_map.py', scene, sites, 'cover', 'classes', 'random'
+    )
+    with rasterio.open('classes/classes.tif') as classes:
+        # Chips of 512 pixels are 64 for these backbones: cells of 32.
+        assert classes.shape == (24, 24)
+        assert set(np.unique(classes.read(1))) <= {0, 1, 2}
+    assert Path('classes/classes.png').exists()
     assert {path.name for path in EXAMPLES.glob('*.py')} == {
-        *('embed_points.py', 'linear_probe.py', 'similar_places.py'),
-        'ray_shards.py',
+        *('class_map.py', 'embed_points.py', 'linear_probe.py', 'ray_shards.py'),
+        'similar_places.py',
     }
 
 
@@ -89,7 +100,8 @@ def test_notebook(
         resources={'metadata': {'path': str(tmp_path)}},
     )
     client.execute()
-    assert 'image/png' in notebook.cells[-2].outputs[0].data
+    drawn = [cell for cell in notebook.cells if 'image/png' in str(cell.get('outputs'))]
+    assert len(drawn) == 3
 
 
 #: A cluster of this machine with two workers, and a script on it.
