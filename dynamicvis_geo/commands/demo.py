@@ -133,6 +133,7 @@ def run(arguments: Namespace) -> None:
   {folder / 'scene.tif'}: the scene, 3 bands of uint16
   {folder / 'embeddings.parquet'}: one embedding a chip, with its footprint
   {folder / 'feature-maps'}: one GeoTIFF a chip, a band a feature
+  {folder / '*.stac'}: a catalogue of each (STAC): where, when, by which model
   {folder / 'features.png'}: the scene beside its features
 
 For features with a meaning, use the published weights (a download of about 150 MB):
