@@ -16,19 +16,23 @@ at a time needs minutes.
                                 target
 =============================== ======================================================
 
-Where every class has samples, values equal those of scikit-learn with
-``sample_weight`` up to rounding; the calibration error equals that of torchmetrics,
-but that there certainty (1) has a bin of its own. Where a class has no sample in a
-weighting, means over classes leave it out, also if it was predicted, for which
-scikit-learn's F1 and Jaccard index count a 0. Values that are not defined (R2 of a
-constant target, F1 where nothing is or is called positive, average precision without
-positives) are NaN, where scikit-learn gives a number.
+Values equal those of torchmetrics, which :class:`~dynamicvis_geo.LinearProbe` logs, and
+of scikit-learn with its usual settings: F1 and Jaccard index with ``average='macro'``
+('binary' of two classes), ``accuracy_macro`` as the recall so averaged. So a class
+without samples counts 0 in a mean if it was predicted, of multilabel in any case, and
+is left out else; so does its average precision, which is left out of multiclass, where
+scikit-learn has no value. But R2 of a constant target is NaN, not a number.
+
+A class that the samples have may be missing in a weighting of them. Metrics that are
+then not defined are left out of means, and are NaN of binary: a bootstrap would
+otherwise take a lack of luck for a lack of skill.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.sparse
+import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -68,69 +72,58 @@ def scores(
     with np.errstate(divide='ignore', invalid='ignore'):
         if task == 'regression':
             return _regression(truth.astype(np.float64), values, weights)
-        if task == 'multilabel':
-            return _multilabel(truth.astype(bool), values, weights)
-        return _classes(task == 'binary', truth.astype(np.int64), values, weights)
+        return _classes(task, truth, values, weights)
 
 
 def _classes(
-    binary: bool, truth: NDArray[np.int64], values: Floats, weights: Floats
+    task: str, truth: NDArray[np.generic], values: Floats, weights: Floats
 ) -> dict[str, Floats]:
-    count, classes = values.shape
-    chosen = values.argmax(1)
-    pairs = scipy.sparse.csr_array(
-        (np.ones(count), (np.arange(count), truth * classes + chosen)),
-        shape=(count, classes**2),
-    )
-    matrix = (weights @ pairs).reshape(-1, classes, classes)
-    right = np.diagonal(matrix, axis1=1, axis2=2)
-    actual, claimed = matrix.sum(2), matrix.sum(1)
-    hits = (chosen == truth).astype(np.float64)
-    present = actual > 0
-    precision = np.stack(
-        [_average_precision(truth == c, values[:, c], weights) for c in range(classes)],
-        axis=1,
+    several = task == 'multilabel'
+    if several:
+        actual, chosen = truth.astype(bool), values > 0.5
+        hits, confidence = actual.ravel().astype(float), values.ravel()
+    else:
+        names = np.arange(values.shape[1])
+        actual = truth[:, None] == names
+        chosen = values.argmax(1)[:, None] == names
+        hits, confidence = (actual & chosen).any(1).astype(float), values.max(1)
+    right, positive, claimed = (
+        weights @ part.astype(float) for part in (actual & chosen, actual, chosen)
     )
     each = {
-        'f1': 2 * right / (actual + claimed),
-        'average_precision': precision,
-        'jaccard': right / (actual + claimed - right),
+        'f1': 2 * right / (positive + claimed),
+        'average_precision': np.stack(
+            [
+                _average_precision(*columns, weights)
+                for columns in zip(actual.T, values.T, strict=True)
+            ],
+            axis=1,
+        ),
+        'jaccard': right / (positive + claimed - right),
     }
+    if task != 'multiclass':
+        never = ~(actual | chosen).any(0)
+        each['f1'][:, never] = each['jaccard'][:, never] = 0
+        each['average_precision'][:, ~actual.any(0)] = 0
+    total = weights.sum(1)
+    if several:
+        agree = (weights @ (actual == chosen).astype(float)).mean(1)
+        accuracy = {'accuracy_micro': agree / total}
+        weights = np.repeat(weights, values.shape[1], axis=1)
+    else:
+        recall = np.where(positive > 0, right / positive, 0)
+        recall[positive + claimed == 0] = np.nan
+        accuracy = {
+            'accuracy_micro': right.sum(1) / total,
+            'accuracy_macro': _mean(recall),
+        }
     return {
-        'accuracy_micro': right.sum(1) / actual.sum(1),
-        'accuracy_macro': _mean(right / actual, present),
+        **accuracy,
         **{
-            name: value[:, 1] if binary else _mean(value, present)
+            name: value[:, 1] if task == 'binary' else _mean(value)
             for name, value in each.items()
         },
-        'calibration_error': _calibration_error(values.max(1), hits, weights),
-    }
-
-
-def _multilabel(
-    truth: NDArray[np.bool_], values: Floats, weights: Floats
-) -> dict[str, Floats]:
-    chosen = values > 0.5
-    right = weights @ (truth & chosen)
-    actual, claimed = weights @ truth, weights @ chosen
-    present = actual > 0
-    classes = truth.shape[1]
-    precision = np.stack(
-        [
-            _average_precision(truth[:, c], values[:, c], weights)
-            for c in range(classes)
-        ],
-        axis=1,
-    )
-    agree = (weights @ (truth == chosen)).sum(1)
-    return {
-        'accuracy_micro': agree / (classes * weights.sum(1)),
-        'f1': _mean(2 * right / (actual + claimed), present),
-        'average_precision': _mean(precision, present),
-        'jaccard': _mean(right / (actual + claimed - right), present),
-        'calibration_error': _calibration_error(
-            values.ravel(), truth.ravel().astype(float), np.repeat(weights, classes, 1)
-        ),
+        'calibration_error': _calibration_error(confidence, hits, weights),
     }
 
 
@@ -149,8 +142,9 @@ def _regression(truth: Floats, values: Floats, weights: Floats) -> dict[str, Flo
     }
 
 
-def _mean(values: Floats, present: NDArray[np.bool_]) -> Floats:
-    mean: Floats = np.where(present, values, 0).sum(1) / present.sum(1)
+def _mean(values: Floats) -> Floats:
+    """Mean over the classes for which a metric is defined."""
+    mean: Floats = np.nansum(values, axis=1) / np.isfinite(values).sum(1)
     return mean
 
 
@@ -170,9 +164,11 @@ def _average_precision(
 
 
 def _calibration_error(confidence: Floats, hits: Floats, weights: Floats) -> Floats:
-    bins = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
+    # The edges of torchmetrics, to the last bit; certainty (1) has a bin of its own.
+    edges = torch.linspace(0, 1, _BINS + 1, dtype=torch.float32).numpy()
+    bins = np.digitize(confidence.astype(np.float32), edges) - 1
     gap = scipy.sparse.csr_array(
-        (hits - confidence, (np.arange(len(bins)), bins)), shape=(len(bins), _BINS)
+        (hits - confidence, (np.arange(len(bins)), bins)), shape=(len(bins), _BINS + 1)
     )
     error: Floats = np.abs(weights @ gap).sum(1) / weights.sum(1)
     return error

@@ -49,8 +49,7 @@ def probe_metrics(task: str, classes: int) -> MetricCollection:
     precision and Jaccard index, means over classes, of binary one value a class; the
     expected calibration error of the winning class in 15 bins. Of multilabel every
     sample and class is a decision, at 0.5: accuracy and calibration error are those of
-    all decisions. Other than in ``evaluation``, a class that was predicted and has no
-    sample counts as 0 in the means.
+    all decisions.
 
     Args:
         task: 'binary', 'multiclass', 'multilabel' or 'regression'.
