@@ -13,11 +13,10 @@ from dynamicvis_geo.evaluation import evaluate
 
 def main(embeddings: str, labels: str, target: str) -> None:
     """Print what simple models score on places that they have not seen."""
-    plots = EmbeddingDataModule(
-        embeddings, target, labels=labels, split='spatial', block_m=20_000
-    )
+    plots = EmbeddingDataModule(embeddings, target, labels=labels)
     results = evaluate(plots)
     print(results.wide().to_string())
+    print(f'95 % intervals, from {results.n_groups} {results.grouped_by}s.')
     for note in results.notes:
         print(f'Note: {note}.')
 

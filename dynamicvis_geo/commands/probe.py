@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 #: Epochs without a smaller loss on the validation split after which training ends.
 PATIENCE = 10
 
-#: Random splits have neighbours on both sides.
-_RANDOM = ('random', 'stratified')
-
 PROBE, JSON, CSV = 'probe.ckpt', 'results.json', 'results.csv'
 
 
@@ -121,10 +118,10 @@ def _add_labels(group: _ActionsContainer) -> None:
 def _add_split(group: _ActionsContainer) -> None:
     group.add_argument(
         '--split',
-        default='random',
-        metavar='random|stratified|spatial|COLUMN',
+        default='auto',
+        metavar='spatial|random|stratified|COLUMN',
         help='how plots are divided, or the column that says train, val or test '
-        '(default: random)',
+        '(default: spatial where places are known, else random)',
     )
     group.add_argument(
         '--fractions',
@@ -137,9 +134,8 @@ def _add_split(group: _ActionsContainer) -> None:
         '--block',
         dest='block_m',
         type=metres,
-        default=10_000.0,
         metavar='METRES',
-        help='side of a block of --split spatial (default: 10000)',
+        help='side of a block of --split spatial (default: chosen from the places)',
     )
 
 
@@ -184,13 +180,12 @@ def run(arguments: Namespace) -> None:
             data, probe=probe, standardize=arguments.standardize, seed=arguments.seed
         )
         print(f'\n{results.wide().reset_index().to_string(index=False)}\n')
+        print(
+            f'95 % intervals, from {results.n_groups} {results.grouped_by}s of the '
+            'test split.'
+        )
         for note in results.notes:
             print(f'Note: {note}.')
-        if arguments.split in _RANDOM:
-            print(
-                'Note: after a random split, plots to test on have neighbours to learn '
-                'from; --split spatial tells more of new places.'
-            )
         _write(results, data, arguments, folder)
     print(f'Wrote {output}: {", ".join(sorted(os.listdir(output)))}.')
 
@@ -241,11 +236,16 @@ def _print_data(data: EmbeddingDataModule) -> None:
             f'{joined.missing} have no value.'
         )
     counts = [len(data.rows(name)) for name in ('train', 'val', 'test')]
+    division = data.division
+    split = f'split {division["kind"]}'
+    if division['block_m'] is not None:
+        chosen = ', chosen from the places' * (data.block_m is None)
+        split += f', blocks of {division["block_m"] / 1000:g} km{chosen}'
     of = f' of {data.num_classes} classes' if data.num_classes else ''
     print(
         f'{data.task.capitalize()}, {data.target}: {sum(counts)} plots{of}; '
         f'{counts[0]} to train, {counts[1]} to validate, {counts[2]} to test '
-        f'(split {data.split}).'
+        f'({split}).'
     )
 
 
@@ -300,12 +300,7 @@ def _write(
         labels=arguments.labels,
         target=arguments.target,
         join=None if joined is None else joined.description,
-        split={
-            'kind': arguments.split,
-            'fractions': arguments.fractions,
-            'block_m': arguments.block_m if arguments.split == 'spatial' else None,
-            'seed': arguments.seed,
-        },
+        split=data.division,
         probe={'standardize': arguments.standardize, 'epochs': arguments.epochs},
     )
     (folder / JSON).write_text(text + '\n', encoding='utf-8')

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, t
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.evaluation.metrics import scores
@@ -29,13 +30,16 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    groups: ArrayLike | None = None,
 ) -> dict[str, Interval]:
     """Compute all metrics with percentile intervals (Efron 1979).
 
-    Test samples are drawn with replacement, as many as there are. The intervals tell
-    how much a metric depends on which samples are in the test split; not how it depends
-    on the training split, nor on places without samples. Samples that lie close to each
-    other are alike, which makes the intervals too narrow.
+    Whole groups of test samples are drawn with replacement, as many as there are: the
+    samples of one block of land, or of one place, are alike, and say less than as many
+    from elsewhere. For few groups, the percentiles lie further out, by the quantiles of
+    Student's t (Hesterberg 2015, "expanded percentile interval"). The intervals tell
+    how much a metric depends on which groups are in the test split; not how it depends
+    on the training split, nor on places that are unlike all of these.
 
     Args:
         task: 'binary', 'multiclass', 'multilabel' or 'regression'.
@@ -44,36 +48,47 @@ def bootstrap(
         resamples: Number of draws; 0 gives intervals of NaN.
         seed: The same seed gives the same intervals, and the same draws for all methods
             on one test split.
-        level: Share of the draws inside the interval.
+        level: Confidence.
+        groups: Group of each sample, ``[n]``; None takes each for itself.
 
     Returns:
         Value, low and high of each metric. Draws for which a metric is not defined
-        (none of the samples drawn is positive) are left out of its interval.
+        (none of the samples drawn is positive) are left out of its interval. Of a
+        single group there is no interval.
 
     Raises:
-        SpecError: If a number is out of range.
+        SpecError: If a number is out of range, or the groups are not one a sample.
     """
     check_resamples(resamples)
     if not 0 < level < 1:
         raise SpecError(f'level={level!r} must lie within 0 and 1')
     exact = scores(task, truth, predicted)
-    count = len(truth)
+    if groups is None:
+        groups = np.arange(len(truth))
+    elif np.shape(groups) != (len(truth),):
+        raise SpecError(
+            f'groups of shape {np.shape(groups)} are not one for each of {len(truth)} '
+            'test samples'
+        )
+    names, member = np.unique(groups, return_inverse=True)
+    count = len(names)
+    tail = _tail(level, count)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in exact}
-    width = count * (predicted.shape[1] if task == 'multilabel' else 1)
+    width = len(truth) * (predicted.shape[1] if task == 'multilabel' else 1)
     step = max(1, _CHUNK // width)
     for start in range(0, resamples, step):
-        weights = np.stack(
+        draws = np.stack(
             [
                 np.bincount(rng.integers(0, count, count), minlength=count)
                 for _ in range(min(step, resamples - start))
             ]
         ).astype(np.float64)
-        for name, values in scores(task, truth, predicted, weights).items():
+        for name, values in scores(task, truth, predicted, draws[:, member]).items():
             drawn[name].append(values)
     intervals = {}
     for name, values in exact.items():
-        low, high = _percentiles(drawn[name], level)
+        low, high = _percentiles(drawn[name], tail)
         intervals[name] = Interval(float(values[0]), low, high)
     return intervals
 
@@ -91,10 +106,18 @@ def check_resamples(resamples: int) -> None:
         raise SpecError(f'resamples={resamples!r} must be 0 or more')
 
 
-def _percentiles(parts: list[NDArray[np.float64]], level: float) -> tuple[float, float]:
+def _tail(level: float, count: int) -> float:
+    """Share of the draws beyond either end of an interval; NaN of a single group."""
+    if count < 2:
+        return np.nan
+    ends = t.ppf((1 - level) / 2, count - 1) * np.sqrt(count / (count - 1))
+    return float(norm.cdf(ends))
+
+
+def _percentiles(parts: list[NDArray[np.float64]], tail: float) -> tuple[float, float]:
     values = np.concatenate(parts) if parts else np.empty(0)
     values = values[np.isfinite(values)]
-    if not len(values):
+    if not len(values) or np.isnan(tail):
         return np.nan, np.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)

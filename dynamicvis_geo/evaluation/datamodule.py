@@ -19,10 +19,18 @@ from dynamicvis_geo.datasets.embeddings import PooledEmbeddings
 from dynamicvis_geo.datasets.source import Sample
 from dynamicvis_geo.datasets.targets import Labels, Task, encode_labels
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.evaluation.ground import (
+    choose_block,
+    height_m,
+    number_places,
+    shared_ground,
+    without_shared_ground,
+)
 from dynamicvis_geo.evaluation.labels import JoinedLabels, join_labels
 from dynamicvis_geo.evaluation.splits import (
     SPLITS,
     Splits,
+    block_numbers,
     column_split,
     random_split,
     spatial_block_split,
@@ -30,17 +38,24 @@ from dynamicvis_geo.evaluation.splits import (
 )
 
 #: Splits that are drawn; any other name is that of a column.
-DRAWN = ('random', 'stratified', 'spatial')
+DRAWN = ('random', 'stratified', 'spatial', 'auto')
+
+_CENTRE = ('centre_lon', 'centre_lat')
 
 
 @dataclass(frozen=True)
 class _Divided:
-    """Labelled rows of the embeddings, and the split of each."""
+    """Labelled rows of the embeddings, the split of each, and its block or place."""
 
     dataset: PooledEmbeddings
     rows: NDArray[np.int64]
     labels: Labels
     splits: Splits
+    groups: NDArray[np.int64]
+    kind: str
+    block_m: float | None
+    left_out: int
+    notes: tuple[str, ...]
     joined: JoinedLabels | None
 
 
@@ -58,9 +73,9 @@ class EmbeddingDataModule(LightningDataModule):
         path: str | os.PathLike[str],
         target: str,
         labels: str | os.PathLike[str] | pd.DataFrame | None = None,
-        split: str = 'random',
+        split: str = 'auto',
         fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
-        block_m: float = 10_000.0,
+        block_m: float | None = None,
         how: str = 'auto',
         on: str | tuple[str, str] | None = None,
         max_distance_m: float | None = None,
@@ -77,11 +92,15 @@ class EmbeddingDataModule(LightningDataModule):
             labels: File or table of labels, joined as
                 :func:`~dynamicvis_geo.evaluation.join_labels` says, with a warning if
                 some cannot be used; None if the labels are a column of the embeddings.
-            split: 'random', 'stratified', 'spatial' (whole blocks of land), or the name
-                of a column, of the labels or else of the embeddings, that says train,
-                val or test.
+            split: 'spatial' (whole blocks of land), 'random' or 'stratified' (whole
+                places, with all their dates), or the name of a column, of the labels or
+                else of the embeddings, that says train, val or test; 'auto' is spatial
+                where the places are known, else random. Chips that share ground across
+                blocks are left out of training, and of validation; of other splits they
+                are counted. :attr:`notes` says how many.
             fractions: Shares of train, val and test.
-            block_m: Side of a block of the spatial split, metres on the ground.
+            block_m: Side of a block of the spatial split, metres on the ground; None
+                chooses it, see :func:`~dynamicvis_geo.evaluation.ground.choose_block`.
             how: The way to join labels: 'auto', 'id', 'nearest' or 'within'.
             on: Column of ids, for labels that are joined by id.
             max_distance_m: Greatest distance of the nearest label, metres.
@@ -159,6 +178,41 @@ class EmbeddingDataModule(LightningDataModule):
     def joined(self) -> JoinedLabels | None:
         """Labels as they were joined, and what was left over; None without a join."""
         return self._divided.joined
+
+    @property
+    def grouped_by(self) -> str:
+        """What was divided as a whole: 'block' of land, or 'place'."""
+        return 'block' if self._divided.kind == 'spatial' else 'place'
+
+    @property
+    def division(self) -> dict[str, Any]:
+        """The split: ``kind``, ``fractions``, ``block_m``, ``seed``, ``left_out``."""
+        return {
+            'kind': self._divided.kind,
+            'fractions': self.fractions,
+            'block_m': self._divided.block_m,
+            'seed': self.seed,
+            'left_out': self._divided.left_out,
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of scores should know of the split, a sentence each."""
+        return self._divided.notes
+
+    def groups(self, split: str) -> NDArray[np.int64]:
+        """Return the blocks, or places, of a split: chips of one are alike.
+
+        Args:
+            split: 'train', 'val' or 'test'.
+
+        Returns:
+            int64 ``[n]``, in the order of :meth:`rows`; no number is in two splits.
+
+        Raises:
+            SpecError: If there is no such split.
+        """
+        return self._divided.groups[self._members(split)]
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of a split in ``dataset.table``.
@@ -271,38 +325,71 @@ class EmbeddingDataModule(LightningDataModule):
             if joined.unused or joined.missing:
                 warnings.warn(joined.description, stacklevel=2)
             rows, values, beside = joined.rows, joined.values, joined.labels
-        if self.split in DRAWN:
+        chips = _chips(dataset, rows)
+        kind, block_m = self.split, self.block_m
+        if kind == 'auto':
+            kind = 'spatial' if set(_CENTRE) <= set(chips.columns) else 'random'
+        places = number_places(chips)
+        if kind in DRAWN:
             labels = encode_labels(values, self._task)
-            splits = self._draw_splits(dataset, rows, labels)
+            _, first = np.unique(places, return_index=True)
+            groups = places
+            if kind == 'spatial':
+                if block_m is None:
+                    block_m = _choose_block(chips, first)
+                centres = chips[list(_CENTRE)].to_numpy(np.float64)[first][places]
+                lon, lat = centres.T
+                groups = block_numbers(lon, lat, block_m)
+                splits = self._draw_blocks(centres, block_m, labels)
+            else:
+                splits = self._draw_places(kind, labels, first)[places]
         else:
-            splits = self._read_splits(dataset, rows, beside)
+            splits, groups = self._read_splits(dataset, rows, beside), places
             given = splits != ''
-            rows, splits = rows[given], splits[given]
+            rows, splits, groups = rows[given], splits[given], groups[given]
+            chips = chips[given]
             labels = encode_labels(values[given], self._task)
-        return _Divided(dataset, rows, labels, splits, joined)
+            _refuse_torn(chips, groups, splits, kind)
+        splits, notes = _apart(chips, splits, kind)
+        kept = splits != ''
+        return _Divided(
+            dataset,
+            rows[kept],
+            Labels(labels.values[kept], labels.classes, labels.task),
+            splits[kept],
+            groups[kept],
+            kind,
+            block_m if kind == 'spatial' else None,
+            int((~kept).sum()),
+            notes,
+            joined,
+        )
 
-    def _draw_splits(
-        self, dataset: PooledEmbeddings, rows: NDArray[np.int64], labels: Labels
+    def _draw_blocks(
+        self, centres: NDArray[np.float64], block_m: float, labels: Labels
     ) -> Splits:
-        if self.split == 'random':
-            return random_split(len(rows), self.fractions, self.seed)
         single = labels.task in ('binary', 'multiclass')
-        if self.split == 'spatial':
-            places = dataset.read(['centre_lon', 'centre_lat']).iloc[rows]
-            return spatial_block_split(
-                places['centre_lon'],
-                places['centre_lat'],
-                self.block_m,
-                self.fractions,
-                self.seed,
-                labels.values if single else None,
-            )
-        if not single:
+        lon, lat = centres.T
+        return spatial_block_split(
+            lon,
+            lat,
+            block_m,
+            self.fractions,
+            self.seed,
+            labels.values if single else None,
+        )
+
+    def _draw_places(
+        self, kind: str, labels: Labels, first: NDArray[np.int64]
+    ) -> Splits:
+        if kind == 'random':
+            return random_split(len(first), self.fractions, self.seed)
+        if labels.task not in ('binary', 'multiclass'):
             raise SpecError(
                 f"split='stratified' needs one class a sample: for {labels.task} use "
                 "'random' or 'spatial'"
             )
-        names = np.array(labels.classes)[labels.values]
+        names = np.array(labels.classes)[labels.values[first]]
         return stratified_split(names, self.fractions, self.seed)
 
     def _read_splits(
@@ -331,6 +418,75 @@ class EmbeddingDataModule(LightningDataModule):
                 stacklevel=2,
             )
         return splits
+
+
+def _chips(dataset: PooledEmbeddings, rows: NDArray[np.int64]) -> pd.DataFrame:
+    """Read what tells the places of chips, as far as a file has it."""
+    known = [name for name in ('point_id', *_CENTRE) if name in dataset.columns]
+    names = ['id', *known, 'geometry']
+    chips = dataset.read([name for name in names if name in dataset.columns])
+    return pd.DataFrame(chips).iloc[rows].reset_index(drop=True)
+
+
+def _choose_block(chips: pd.DataFrame, first: NDArray[np.int64]) -> float:
+    lon, lat = chips[list(_CENTRE)].to_numpy(np.float64)[first].T
+    shapes = chips['geometry'].to_numpy() if 'geometry' in chips else None
+    return choose_block(lon, lat, 0.0 if shapes is None else height_m(shapes))
+
+
+def _refuse_torn(
+    chips: pd.DataFrame, places: NDArray[np.int64], splits: Splits, column: str
+) -> None:
+    """Refuse places that a column puts into several splits."""
+    told = pd.Series(splits).groupby(places).transform('nunique').to_numpy() > 1
+    if told.any():
+        one = np.flatnonzero(places == places[told][0])
+        name = chips['id'].iloc[one[0]] if 'id' in chips else f'{one[0]}'
+        raise SpecError(
+            f'column {column!r} divides {len(np.unique(places[told]))} places that '
+            f'have several chips (dates), such as that of {name}: '
+            f'{", ".join(sorted(set(splits[one])))}; give all chips of a place one '
+            'split, or leave some empty'
+        )
+
+
+def _apart(
+    chips: pd.DataFrame, splits: Splits, kind: str
+) -> tuple[Splits, tuple[str, ...]]:
+    """Leave out, or count, chips that share ground with those of another split."""
+    notes: tuple[str, ...] = ()
+    if kind in ('random', 'stratified'):
+        notes = (
+            f'after a {kind} split, places to test on have neighbours to learn from; a '
+            'spatial one (--split spatial) tells more of new places',
+        )
+    if 'geometry' not in chips:
+        return splits, (
+            *notes,
+            'without footprints, it is not known if splits share ground',
+        )
+    pairs = shared_ground(chips['geometry'].to_numpy(), splits)
+    if not len(pairs):
+        return splits, notes
+    if kind != 'spatial':
+        tested = np.unique(pairs[splits[pairs[:, 0]] == 'test', 0])
+        note = (
+            f'{len(tested)} of {(splits == "test").sum()} chips to test share ground '
+            'with chips to train or validate'
+        )
+        return splits, (*notes, note)
+    kept = without_shared_ground(splits, pairs)
+    for name in sorted(set(splits)):
+        if name not in kept:
+            raise SpecError(
+                f'all chips of split {name!r} share ground with chips of other splits: '
+                'use wider blocks (block_m=), or fewer overlapping chips'
+            )
+    note = (
+        f'{(kept == "").sum()} of {len(kept)} chips were left out, which share ground '
+        'with chips of another split'
+    )
+    return kept, (note,)
 
 
 class _Batches(Dataset[Sample]):

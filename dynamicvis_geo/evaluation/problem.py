@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dynamicvis_geo.datasets.targets import Task
 from dynamicvis_geo.errors import SpecError
@@ -29,6 +29,8 @@ class Problem:
         splits: Features float32 ``[n, D]`` and labels of 'train', 'val' and 'test':
             int64 ``[n]``, 0 and 1 ``[n, C]`` for multilabel, float64 ``[n]`` for
             regression. 'val' may have none.
+        groups: Group of each test sample, int64 ``[n]``: samples of one are alike.
+        grouped_by: 'block', 'place', 'group', or 'sample' where each is its own.
         provenance: Provenance of the features.
         notes: Warnings for a reader of the results.
     """
@@ -36,6 +38,8 @@ class Problem:
     task: str
     classes: tuple[str, ...]
     splits: dict[str, Arrays]
+    groups: NDArray[Any]
+    grouped_by: str
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -49,6 +53,7 @@ def as_problem(
     data: EmbeddingDataModule | Mapping[str, Arrays],
     task: str | None = None,
     classes: Sequence[str] = (),
+    groups: ArrayLike | None = None,
 ) -> Problem:
     """Take the splits from a datamodule, or from arrays, and check them.
 
@@ -57,6 +62,7 @@ def as_problem(
             there is one, 'val'.
         task: Of arrays: 'binary', 'multiclass', 'multilabel' or 'regression'.
         classes: Of arrays: names of the classes; their numbers if left out.
+        groups: Of arrays: group of each test sample; each for itself if left out.
 
     Returns:
         The problem, all of whose features are finite.
@@ -65,12 +71,19 @@ def as_problem(
         SpecError: If there is nothing to learn or to test on, or the arrays do not fit
             each other.
     """
+    notes: tuple[str, ...] = ()
     if isinstance(data, Mapping):
         if task is None or task not in get_args(Task):
             raise SpecError(f'task={task!r} is none of {", ".join(get_args(Task))}')
         splits, provenance = dict(data), {}
+        grouped_by = 'sample' if groups is None else 'group'
     else:
+        if groups is not None:
+            raise SpecError(
+                f'groups={groups!r} is for arrays: a datamodule knows its own'
+            )
         classes, task, provenance = data.classes, data.task, data.provenance
+        groups, grouped_by, notes = data.groups('test'), data.grouped_by, data.notes
         splits = {name: data.arrays(name) for name in SPLITS if len(data.rows(name))}
     for name in ('train', 'test'):
         if name not in splits or not len(splits[name][1]):
@@ -87,7 +100,15 @@ def as_problem(
         for name in SPLITS
     }
     _check_variety(task, names, checked['train'][1])
-    return Problem(task, names, checked, provenance, _notes(task, names, checked))
+    tested = len(checked['test'][1])
+    members = np.arange(tested) if groups is None else np.asarray(groups)
+    if members.shape != (tested,):
+        raise SpecError(
+            f'groups has shape {members.shape}: give one for each of {tested} test '
+            'samples'
+        )
+    notes += _notes(task, names, checked)
+    return Problem(task, names, checked, members, grouped_by, provenance, notes)
 
 
 def _numbered(task: str, splits: Mapping[str, Arrays]) -> tuple[str, ...]:

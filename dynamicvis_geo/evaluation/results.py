@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import PredictionErrorDisplay, confusion_matrix
 
 from dynamicvis_geo.errors import SpecError
@@ -36,7 +36,11 @@ COLUMNS = (
     'n_train',
     'n_val',
     'n_test',
+    'n_groups',
 )
+
+#: With fewer groups, an interval is hardly one.
+_FEW_GROUPS = 10
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ class Results:
     Attributes:
         table: A row a method and metric: ``method``, ``setting``, ``metric``,
             ``value``, ``low`` and ``high`` (of the 95 % interval), ``n_train``,
-            ``n_val``, ``n_test``.
+            ``n_val``, ``n_test``, ``n_groups``.
         task: 'binary', 'multiclass', 'multilabel' or 'regression'.
         classes: Names of the classes; none for regression.
         sizes: Number of samples in each split.
+        n_groups: Number of groups in the test split, which the intervals resample.
+        grouped_by: Their kind: 'block' of land, 'place', 'group', or 'sample'.
         truth: Labels of the test split.
         predicted: For each method, as 'knn k=5 cosine', the probabilities ``[n, C]`` of
             the test split, or the values ``[n]`` of a regression.
@@ -64,6 +70,8 @@ class Results:
     task: str
     classes: tuple[str, ...]
     sizes: dict[str, int]
+    n_groups: int
+    grouped_by: str
     truth: NDArray[Any]
     predicted: dict[str, NDArray[np.float64]]
     choices: dict[str, dict[str, Any]]
@@ -155,6 +163,7 @@ class Results:
                 'task': self.task,
                 'classes': self.classes,
                 'splits': self.sizes,
+                'groups': {'by': self.grouped_by, 'test': self.n_groups},
                 'results': self.table.to_dict('records'),
                 'choices': self.choices,
                 'confusion': matrices,
@@ -173,6 +182,7 @@ def evaluate(
     task: str | None = None,
     classes: Sequence[str] = (),
     *,
+    groups: ArrayLike | None = None,
     probe: LinearProbe | None = None,
     k: Sequence[int] = (5, 20),
     distances: Sequence[str] = ('cosine', 'l2'),
@@ -194,6 +204,8 @@ def evaluate(
             float ``[n]`` for regression).
         task: Of arrays: 'binary', 'multiclass', 'multilabel' or 'regression'.
         classes: Of arrays: names of the classes; their numbers if left out.
+        groups: Of arrays: group of each test sample, ``[n]``, such as its block of
+            land; intervals resample groups. Each sample for itself if left out.
         probe: A fitted probe to score beside the others.
         k: Numbers of neighbours.
         distances: Of neighbours: 'cosine', 'l2', or both.
@@ -210,9 +222,15 @@ def evaluate(
             class or a constant target, or fewer samples than the smallest k.
     """
     check_resamples(resamples)
-    problem = as_problem(data, task, classes)
+    problem = as_problem(data, task, classes, groups)
+    n_groups = len(np.unique(problem.groups))
     train = problem.sizes['train']
     notes = list(problem.notes)
+    if n_groups < _FEW_GROUPS:
+        notes.append(
+            f'the test split has {n_groups} {problem.grouped_by}{"s" * (n_groups != 1)}'
+            ': intervals of so few say little; add places, or use smaller blocks'
+        )
     predicted = {
         ('knn', f'k={number} {distance}'): values
         for number, distance, values in knn(problem, k, distances)
@@ -232,13 +250,14 @@ def evaluate(
         predicted['linear probe', probe.standardize] = values
     truth = problem.splits['test'][1]
     sizes = {f'n_{name}': count for name, count in problem.sizes.items()}
+    sizes['n_groups'] = n_groups
     rows = [
         {'method': method, 'setting': chosen, 'metric': metric}
         | interval._asdict()
         | sizes
         for (method, chosen), values in predicted.items()
         for metric, interval in bootstrap(
-            problem.task, truth, values, resamples, seed
+            problem.task, truth, values, resamples, seed, groups=problem.groups
         ).items()
     ]
     return Results(
@@ -246,6 +265,8 @@ def evaluate(
         problem.task,
         problem.classes,
         problem.sizes,
+        n_groups,
+        problem.grouped_by,
         truth,
         {' '.join(name): values for name, values in predicted.items()},
         {f'{fit.name} {setting}': fit.choice},

@@ -104,8 +104,9 @@ def spatial_block_split(
     Blocks are drawn in random order, each for the split that lacks most samples; of
     several orders the one is taken that lets most splits have most classes, and then
     the one that keeps the fractions best. Chips that overlap, or lie side by side, can
-    still be in two blocks and so in two splits: choose blocks many times as wide as a
-    chip, and as wide as places resemble each other.
+    still be in two blocks and so in two splits (EmbeddingDataModule leaves out those
+    that overlap): choose blocks many times as wide as a chip, and as wide as places
+    resemble each other.
 
     Args:
         lon: Longitude of each sample, degrees, ``[n]``.

@@ -1,6 +1,7 @@
 """`probe` and `predict-map`, from labels to maps."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path | UPath, *further: str | Path) -> list[str]:
     """A probe of the files in a folder."""
     labels = ('--labels', folder / 'labels.csv', '--target', 'cover')
-    shared = ('--seed', '1', '--epochs', '3')
+    shared = ('--seed', '1', '--epochs', '6')
     return list(map(str, ('probe', folder / 'e.parquet', *labels, *shared, *further)))
 
 
@@ -106,8 +107,11 @@ def test_from_labels_to_maps(
     output, out = probed
     assert 'Joined by id: 140 of 150 chips have a label; 1 labels belong' in out
     assert 'and 1 have no value' in out
-    assert '84 to train, 28 to validate, 28 to test (split random)' in out
-    assert '--split spatial' in out
+    (divided,) = re.findall(
+        r'140 plots of 3 classes; (.*) \(split spatial, (.*)\)', out
+    )
+    assert divided[1] == 'blocks of 1 km, chosen from the places'
+    assert '--split spatial' not in out
     lines = out.splitlines()
     assert sum('[' in line for line in lines) == 6
     (row,) = (line for line in lines if 'linear probe' in line and '[' in line)
@@ -119,7 +123,13 @@ def test_from_labels_to_maps(
     assert [path.name for path in output.parent.iterdir()] == ['out']
     content = json.loads((output / 'results.json').read_text())
     assert content['classes'] == list(COVERS)
-    assert content['splits'] == {'train': 84, 'val': 28, 'test': 28}
+    told = [int(count) for count in re.findall(r'\d+', divided[0])]
+    assert list(content['splits'].values()) == told
+    assert sum(told) == 140
+    assert content['split']['kind'] == 'spatial'
+    assert content['split']['block_m'] == 1000
+    assert content['groups']['by'] == 'block'
+    assert f'from {content["groups"]["test"]} blocks of the test split' in out
     assert content['target'] == 'cover'
     assert content['features']['model']['pooling'] == 'featmap_mean'
     table = pd.read_csv(output / 'results.csv')

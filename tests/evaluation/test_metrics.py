@@ -192,3 +192,28 @@ def test_intervals_leave_out_draws_without_positives() -> None:
     assert np.isnan(bootstrap('binary', truth, np.eye(2)[truth], 0)['f1'].low)
     with pytest.raises(SpecError, match='level=2'):
         bootstrap('binary', truth, np.eye(2)[truth], level=2)
+
+
+def test_intervals_resample_groups() -> None:
+    rng = np.random.default_rng(0)
+    block = np.repeat(np.arange(40), 25)
+    # Right in some blocks throughout, and wrong in others.
+    truth = rng.integers(0, 2, 1000)
+    right = (rng.random(40) < 0.7)[block]
+    values = np.eye(2)[np.where(right, truth, 1 - truth)]
+    found = bootstrap('binary', truth, values, 2000, groups=block)['accuracy_micro']
+    share = right.mean()
+    half = 1.96 * np.sqrt(share * (1 - share) / 40)
+    assert found.low == pytest.approx(share - half, abs=0.02)
+    assert found.high == pytest.approx(share + half, abs=0.02)
+    alone = bootstrap('binary', truth, values, 2000)['accuracy_micro']
+    assert alone.high - alone.low < (found.high - found.low) / 3
+    # Groups of one sample are no groups, whatever they are called.
+    each = bootstrap(
+        'binary', truth, values, 2000, groups=[f'{i:4}' for i in range(1000)]
+    )
+    assert each['accuracy_micro'] == alone
+    one = bootstrap('binary', truth, values, 50, groups=np.zeros(1000))
+    assert np.isnan(one['f1'].low)
+    with pytest.raises(SpecError, match=r'groups of shape \(3,\)'):
+        bootstrap('binary', truth, values, 50, groups=[1, 2, 3])

@@ -128,7 +128,7 @@ def test_table_is_tidy_and_json_is_strict() -> None:
     table = results.table
     assert list(table.columns) == [
         *('method', 'setting', 'metric', 'value', 'low', 'high'),
-        *('n_train', 'n_val', 'n_test'),
+        *('n_train', 'n_val', 'n_test', 'n_groups'),
     ]
     assert list(dict.fromkeys(table['method'])) == ['knn', 'logistic', 'linear probe']
     assert len(table) == 6 * 6
@@ -151,10 +151,24 @@ def test_table_is_tidy_and_json_is_strict() -> None:
     content = json.loads(results.to_json(labels='plots.csv'))
     assert content['classes'] == ['a', 'b', 'c']
     assert content['splits'] == {'train': 90, 'val': 40, 'test': 70}
+    assert content['groups'] == {'by': 'sample', 'test': 70}
     assert content['labels'] == 'plots.csv'
     assert content['results'][0]['method'] == 'knn'
     assert content['confusion'][logistic] == np.diag(truth).tolist()
     assert '1.000 [1.000, 1.000]' in results.wide().to_string()
+
+
+def test_intervals_are_those_of_groups_and_few_are_said() -> None:
+    data = classes_data(noise=3.0)
+    alone = evaluate(data, 'multiclass', k=(5,), resamples=200)
+    block = np.arange(70) % 7
+    grouped = evaluate(data, 'multiclass', k=(5,), resamples=200, groups=block)
+    assert (alone.n_groups, grouped.n_groups) == (70, 7)
+    assert (grouped.table['n_groups'] == 7).all()
+    assert not any('intervals of so few' in note for note in alone.notes)
+    assert any('7 groups: intervals of so few' in note for note in grouped.notes)
+    assert (alone.table['value'] == grouped.table['value']).all()
+    assert not (alone.table['low'] == grouped.table['low']).any()
 
 
 def test_the_test_split_decides_nothing() -> None:
@@ -217,6 +231,7 @@ def test_fits_that_do_not_converge_are_reported(
         ({'val': (np.full((9, 8), np.nan), np.zeros(9, int))}, {}, "'val' has NaN"),
         ({'val': (np.ones((9, 8)), np.full(9, 7))}, {}, 'labels from 7'),
         ({}, {'k': (0,)}, 'k='),
+        ({}, {'groups': [1, 2]}, r'groups has shape \(2,\).*each of 70'),
         ({}, {'distances': ('l1',)}, 'distances='),
         ({}, {'standardize': 'minmax'}, "standardize='minmax'"),
         # Before anything is fitted, which would fail for other reasons.

@@ -1,0 +1,133 @@
+"""The ground that chips stand on: their places, and what they share across splits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from dynamicvis_geo.evaluation.splits import Splits, block_numbers
+
+#: Length of a degree of latitude, metres.
+_DEGREE = 111_195.0
+
+#: Sides of blocks to choose from, metres; between places further apart than the widest
+#: hardly anything is alike.
+_SIDES = (*(float(f * 10**e) for e in range(1, 5) for f in (1, 2, 5)), 100_000.0)
+
+#: Blocks that make good intervals of the test split, where there are as many places.
+_ENOUGH = 50
+
+#: Blocks that are let be as few so that they are this many chips wide.
+_FEW, _CHIPS_WIDE = 10, 4
+
+#: Part of a footprint that is not yet shared ground, but rounding.
+_SLIVER = 1e-4
+
+
+def number_places(chips: pd.DataFrame) -> NDArray[np.int64]:
+    """Number the places of chips; those of several dates have one.
+
+    Args:
+        chips: A row a chip; those with the same ``point_id``, or with the same
+            ``centre_lon`` and ``centre_lat`` to six decimals, are at one place. Without
+            such columns, or values, every chip has a place for itself.
+
+    Returns:
+        int64 ``[n]``, counted from 0 in the order of the chips.
+    """
+    chip = np.arange(len(chips))
+    ends = [chip]
+    for names in (['point_id'], ['centre_lon', 'centre_lat']):
+        if set(names) <= set(chips.columns):
+            same = chips[names].round(6).groupby(names, sort=False).ngroup()
+            _, first, code = np.unique(same, return_index=True, return_inverse=True)
+            ends.append(np.where(chips[names].notna().all(axis=1), first[code], chip))
+    links = np.stack([np.tile(chip, len(ends)), np.concatenate(ends)])
+    graph = coo_array((np.ones(links.shape[1]), links), shape=(len(chip), len(chip)))
+    places: NDArray[np.int64]
+    places, _ = pd.factorize(connected_components(graph, directed=False)[1])
+    return places
+
+
+def choose_block(lon: ArrayLike, lat: ArrayLike, chip_m: float = 0.0) -> float:
+    """Choose the side of blocks: as wide as the intervals of scores can bear.
+
+    That is the widest of 10, 20, 50, 100 m and so on to 100 km that divides the places
+    into 50 blocks, or half as many as there are places. Blocks of less than four chips
+    may be fewer, but 10: across the edges of small blocks, most chips share ground.
+
+    Args:
+        lon: Longitude of each place, degrees, ``[n]``.
+        lat: Latitude of each place, degrees, ``[n]``.
+        chip_m: Side of a chip, metres.
+
+    Returns:
+        Metres.
+
+    Raises:
+        SpecError: If a place is none.
+    """
+    enough = max(3, min(_ENOUGH, len(np.asarray(lon)) // 2))
+    for side in reversed(_SIDES):
+        needed = min(_FEW, enough) if side < _CHIPS_WIDE * chip_m else enough
+        if len(np.unique(block_numbers(lon, lat, side))) >= needed:
+            return side
+    return _SIDES[0]
+
+
+def height_m(footprints: NDArray[np.object_]) -> float:
+    """Measure the side of chips from south to north.
+
+    Args:
+        footprints: Shapely geometries in degrees, ``[n]``.
+
+    Returns:
+        The median, metres.
+    """
+    _, south, _, north = shapely.bounds(footprints).T
+    return float(np.median(north - south)) * _DEGREE
+
+
+def shared_ground(footprints: NDArray[np.object_], splits: Splits) -> NDArray[np.int64]:
+    """Find the chips of different splits that share ground.
+
+    Args:
+        footprints: Shapely geometries in degrees, cut at the antimeridian, ``[n]``.
+        splits: Split of each, ``[n]``; '' is in none.
+
+    Returns:
+        Pairs of positions, int64 ``[m, 2]``, each pair in both orders. Chips that only
+        touch share none.
+    """
+    tree = shapely.STRtree(footprints)
+    one, two = tree.query(footprints, predicate='intersects')
+    across = (splits[one] != splits[two]) & (splits[one] != '') & (splits[two] != '')
+    one, two = one[across], two[across]
+    common = shapely.area(shapely.intersection(footprints[one], footprints[two]))
+    smaller = np.minimum(*(shapely.area(footprints[side]) for side in (one, two)))
+    pairs: NDArray[np.int64] = np.stack([one, two], 1)[common > _SLIVER * smaller]
+    return pairs
+
+
+def without_shared_ground(splits: Splits, pairs: NDArray[np.int64]) -> Splits:
+    """Leave out chips until no two splits share ground.
+
+    Those to train and to validate give way to those to test, and those to train to
+    those that are left to validate.
+
+    Args:
+        splits: Split of each chip, ``[n]``.
+        pairs: As :func:`shared_ground` finds them.
+
+    Returns:
+        The splits, '' for chips that were left out.
+    """
+    kept = splits.copy()
+    for stays in ('test', 'val'):
+        beside = pairs[kept[pairs[:, 1]] == stays, 0]
+        kept[beside[~np.isin(kept[beside], ('test', stays))]] = ''
+    return kept
