@@ -1,9 +1,9 @@
 """``dynamicvis-geo probe``: how much embeddings know of labelled plots.
 
-Join labels to pooled embeddings, divide the plots, and score nearest neighbours, a
-logistic regression (a ridge, for numbers) and a linear probe on the test split, with 95
-% intervals. Writes results.json, results.csv, the fitted probe (probe.ckpt) and
-pictures.
+Join labels to pooled embeddings, divide the plots, and score baselines, nearest
+neighbours, a logistic regression (a ridge, for numbers) and a linear probe on the test
+split, with 95 % intervals. Writes results.json, results.csv (for classes also
+classes.csv), the fitted probe (probe.ckpt) and pictures.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dynamicvis_geo.commands.options import (
+    add_images,
     add_overwrite,
     count,
     local_output_path,
@@ -28,6 +29,9 @@ from dynamicvis_geo.commands.options import (
 from dynamicvis_geo.errors import OutputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dynamicvis_geo.datamodules import EmbeddingDataModule
     from dynamicvis_geo.evaluation import Results
     from dynamicvis_geo.tasks import LinearProbe
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 PATIENCE = 10
 
 PROBE, JSON, CSV = 'probe.ckpt', 'results.json', 'results.csv'
+CLASSES = 'classes.csv'
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -64,6 +69,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_overwrite(parser, 'results')
     _add_labels(parser.add_argument_group('labels'))
     _add_split(parser.add_argument_group('splits'))
+    add_images(parser)
     group = parser.add_argument_group('linear models')
     group.add_argument(
         '--standardize',
@@ -174,16 +180,23 @@ def run(arguments: Namespace) -> None:
     # What cannot be evaluated is refused here, before the training.
     as_problem(data)
     _print_data(data)
+    colours = _colours(data, arguments)
     with _staged(output) as folder:
         probe = _fit(data, arguments, folder)
         results = evaluate(
-            data, probe=probe, standardize=arguments.standardize, seed=arguments.seed
+            data,
+            colours=colours,
+            probe=probe,
+            standardize=arguments.standardize,
+            seed=arguments.seed,
         )
         print(f'\n{results.wide().reset_index().to_string(index=False)}\n')
         print(
             f'95 % intervals, from {results.n_groups} {results.grouped_by}s of the '
             'test split.'
         )
+        if results.classes:
+            print(f'\nF1 of each class:\n{results.f1_by_class().to_string()}\n')
         for note in results.notes:
             print(f'Note: {note}.')
         _write(results, data, arguments, folder)
@@ -200,7 +213,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
             f"'{output}' holds files already: choose another --output, or allow "
             'results in it to be replaced (--overwrite)'
         )
-    names = (PROBE, JSON, CSV, 'confusion-*.png', 'predicted-*.png')
+    names = (PROBE, JSON, CSV, CLASSES, 'confusion-*.png', 'predicted-*.png')
     existing = [path for name in names for path in output.glob(name)]
     if existing and not carries_provenance(output / JSON):
         refuse_others(existing)
@@ -291,6 +304,20 @@ def _fit(data: EmbeddingDataModule, arguments: Namespace, folder: Path) -> Linea
     return load_probe(folder / PROBE)
 
 
+def _colours(
+    data: EmbeddingDataModule, arguments: Namespace
+) -> dict[str, NDArray[np.float32]] | None:
+    """Mean colours of the chips, if their images were named."""
+    from dynamicvis_geo.evaluation.baselines import mean_colours
+    from dynamicvis_geo.outputs import recorded_bands
+    from dynamicvis_geo.quicklooks import Quicklooks
+
+    if arguments.images is None:
+        return None
+    bands = arguments.bands or recorded_bands(data.provenance)
+    return mean_colours(data, Quicklooks(arguments.images, bands, pixels=64))
+
+
 def _write(
     results: Results, data: EmbeddingDataModule, arguments: Namespace, folder: Path
 ) -> None:
@@ -305,11 +332,13 @@ def _write(
     )
     (folder / JSON).write_text(text + '\n', encoding='utf-8')
     results.table.to_csv(folder / CSV, index=False)
+    if results.classes:
+        results.by_class.to_csv(folder / CLASSES, index=False)
     if results.task == 'multilabel':
         return
     picture = 'predicted' if results.task == 'regression' else 'confusion'
     for method in results.predicted:
         kind = method.rpartition(' ')[0]
-        if not kind.startswith('knn'):
+        if not kind.startswith(('knn', 'baseline')):
             name = f'{picture}-{kind.replace(" ", "-")}.png'
             results.plot(method).savefig(folder / name, dpi=120)

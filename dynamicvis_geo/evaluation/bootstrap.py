@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, t
 
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.evaluation.metrics import scores
+from dynamicvis_geo.evaluation.metrics import all_scores
 
 #: Numbers in the weights that are held at a time.
 _CHUNK = 2**22
@@ -59,10 +59,39 @@ def bootstrap(
     Raises:
         SpecError: If a number is out of range, or the groups are not one a sample.
     """
+    return bootstrap_all(task, truth, predicted, resamples, seed, level, groups)[0]
+
+
+def bootstrap_all(
+    task: str,
+    truth: NDArray[np.generic],
+    predicted: NDArray[np.floating],
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
+) -> tuple[dict[str, Interval], dict[str, list[Interval]]]:
+    """Compute all metrics, and those of each class, with intervals.
+
+    Args:
+        task: As :func:`bootstrap` takes it, as all others.
+        truth: Labels.
+        predicted: Probabilities, or values.
+        resamples: Number of draws.
+        seed: Of the draws.
+        level: Confidence.
+        groups: Group of each sample.
+
+    Returns:
+        The intervals of each metric; and of each metric of
+        :func:`~dynamicvis_geo.evaluation.metrics.all_scores`, one a class.
+
+    Raises:
+        SpecError: As :func:`bootstrap`.
+    """
     check_resamples(resamples)
     if not 0 < level < 1:
         raise SpecError(f'level={level!r} must lie within 0 and 1')
-    exact = scores(task, truth, predicted)
     if groups is None:
         groups = np.arange(len(truth))
     elif np.shape(groups) != (len(truth),):
@@ -74,7 +103,7 @@ def bootstrap(
     count = len(names)
     tail = _tail(level, count)
     rng = np.random.default_rng(seed)
-    drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in exact}
+    parts = [all_scores(task, truth, predicted)]
     width = len(truth) * (predicted.shape[1] if task == 'multilabel' else 1)
     step = max(1, _CHUNK // width)
     for start in range(0, resamples, step):
@@ -84,13 +113,21 @@ def bootstrap(
                 for _ in range(min(step, resamples - start))
             ]
         ).astype(np.float64)
-        for name, values in scores(task, truth, predicted, draws[:, member]).items():
-            drawn[name].append(values)
-    intervals = {}
-    for name, values in exact.items():
-        low, high = _percentiles(drawn[name], tail)
-        intervals[name] = Interval(float(values[0]), low, high)
-    return intervals
+        parts.append(all_scores(task, truth, predicted, draws[:, member]))
+    overall, each = (
+        {
+            name: np.concatenate([part[i][name] for part in parts])
+            for name in parts[0][i]
+        }
+        for i in (0, 1)
+    )
+    return (
+        {name: _interval(values, tail) for name, values in overall.items()},
+        {
+            name: [_interval(values, tail) for values in columns.T]
+            for name, columns in each.items()
+        },
+    )
 
 
 def check_resamples(resamples: int) -> None:
@@ -114,10 +151,10 @@ def _tail(level: float, count: int) -> float:
     return float(norm.cdf(ends))
 
 
-def _percentiles(parts: list[NDArray[np.float64]], tail: float) -> tuple[float, float]:
-    values = np.concatenate(parts) if parts else np.empty(0)
-    values = values[np.isfinite(values)]
-    if not len(values) or np.isnan(tail):
-        return np.nan, np.nan
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+def _interval(values: NDArray[np.float64], tail: float) -> Interval:
+    """Make the interval of the first value from all others."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    if not len(drawn) or np.isnan(tail):
+        return Interval(float(values[0]), np.nan, np.nan)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(float(values[0]), float(low), float(high))

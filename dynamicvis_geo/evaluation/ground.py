@@ -19,10 +19,10 @@ _DEGREE = 111_195.0
 _SIDES = (*(float(f * 10**e) for e in range(1, 5) for f in (1, 2, 5)), 100_000.0)
 
 #: Blocks that make good intervals of the test split, where there are as many places.
-_ENOUGH = 50
+_ENOUGH = 100
 
 #: Blocks that are let be as few so that they are this many chips wide.
-_FEW, _CHIPS_WIDE = 10, 4
+_FEW, _CHIPS_WIDE = 20, 4
 
 #: Part of a footprint that is not yet shared ground, but rounding.
 _SLIVER = 1e-4
@@ -57,8 +57,8 @@ def choose_block(lon: ArrayLike, lat: ArrayLike, chip_m: float = 0.0) -> float:
     """Choose the side of blocks: as wide as the intervals of scores can bear.
 
     That is the widest of 10, 20, 50, 100 m and so on to 100 km that divides the places
-    into 50 blocks, or half as many as there are places. Blocks of less than four chips
-    may be fewer, but 10: across the edges of small blocks, most chips share ground.
+    into 100 blocks, or half as many as there are places. Blocks of less than four chips
+    may be fewer, but 20: across the edges of small blocks, most chips share ground.
 
     Args:
         lon: Longitude of each place, degrees, ``[n]``.

@@ -66,18 +66,39 @@ def scores(
     Returns:
         ``[R]`` a metric.
     """
+    return all_scores(task, truth, predicted, weights)[0]
+
+
+def all_scores(
+    task: str,
+    truth: NDArray[np.generic],
+    predicted: NDArray[np.floating],
+    weights: Floats | None = None,
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Compute all metrics of a task, and those of each class.
+
+    Args:
+        task: As :func:`scores` takes it, as all others.
+        truth: Labels.
+        predicted: Probabilities, or values.
+        weights: ``[R, n]``, from 0.
+
+    Returns:
+        ``[R]`` a metric; and ``[R, C]`` for ``precision``, ``recall``, ``f1``,
+        ``average_precision`` and ``jaccard``, none of a regression.
+    """
     if weights is None:
         weights = np.ones((1, len(truth)))
     values = predicted.astype(np.float64)
     with np.errstate(divide='ignore', invalid='ignore'):
         if task == 'regression':
-            return _regression(truth.astype(np.float64), values, weights)
+            return _regression(truth.astype(np.float64), values, weights), {}
         return _classes(task, truth, values, weights)
 
 
 def _classes(
     task: str, truth: NDArray[np.generic], values: Floats, weights: Floats
-) -> dict[str, Floats]:
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
     several = task == 'multilabel'
     if several:
         actual, chosen = truth.astype(bool), values > 0.5
@@ -91,6 +112,8 @@ def _classes(
         weights @ part.astype(float) for part in (actual & chosen, actual, chosen)
     )
     each = {
+        'precision': right / claimed,
+        'recall': right / positive,
         'f1': 2 * right / (positive + claimed),
         'average_precision': np.stack(
             [
@@ -101,6 +124,9 @@ def _classes(
         ),
         'jaccard': right / (positive + claimed - right),
     }
+    # Called, but never right; there, but never found: 0, as in the libraries.
+    each['recall'][(claimed > 0) & ~actual.any(0)] = 0
+    each['precision'][(positive > 0) & ~chosen.any(0)] = 0
     if task != 'multiclass':
         never = ~(actual | chosen).any(0)
         each['f1'][:, never] = each['jaccard'][:, never] = 0
@@ -111,20 +137,19 @@ def _classes(
         accuracy = {'accuracy_micro': agree / total}
         weights = np.repeat(weights, values.shape[1], axis=1)
     else:
-        recall = np.where(positive > 0, right / positive, 0)
-        recall[positive + claimed == 0] = np.nan
         accuracy = {
             'accuracy_micro': right.sum(1) / total,
-            'accuracy_macro': _mean(recall),
+            'accuracy_macro': _mean(each['recall']),
         }
-    return {
+    overall = {
         **accuracy,
         **{
-            name: value[:, 1] if task == 'binary' else _mean(value)
-            for name, value in each.items()
+            name: each[name][:, 1] if task == 'binary' else _mean(each[name])
+            for name in ('f1', 'average_precision', 'jaccard')
         },
         'calibration_error': _calibration_error(confidence, hits, weights),
     }
+    return overall, each
 
 
 def _regression(truth: Floats, values: Floats, weights: Floats) -> dict[str, Floats]:

@@ -14,12 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import PredictionErrorDisplay, confusion_matrix
 
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.evaluation.bootstrap import bootstrap, check_resamples
+from dynamicvis_geo.evaluation.baselines import constant
+from dynamicvis_geo.evaluation.bootstrap import bootstrap_all, check_resamples
 from dynamicvis_geo.evaluation.knn import knn
 from dynamicvis_geo.evaluation.linear import fit_linear
 from dynamicvis_geo.evaluation.problem import Arrays, Problem, as_problem
 from dynamicvis_geo.plotting import plot_confusion_matrix
 from dynamicvis_geo.provenance import software_versions, to_json
+from dynamicvis_geo.terms import random_weights
 
 if TYPE_CHECKING:
     from dynamicvis_geo.evaluation.datamodule import EmbeddingDataModule
@@ -39,6 +41,11 @@ COLUMNS = (
     'n_groups',
 )
 
+#: Columns of :attr:`Results.by_class`.
+CLASS_COLUMNS = ('method', 'setting', 'class', 'metric', 'value', 'low', 'high', 'n')
+
+_BASELINE = 'baseline'
+
 #: With fewer groups, an interval is hardly one.
 _FEW_GROUPS = 10
 
@@ -51,6 +58,10 @@ class Results:
         table: A row a method and metric: ``method``, ``setting``, ``metric``,
             ``value``, ``low`` and ``high`` (of the 95 % interval), ``n_train``,
             ``n_val``, ``n_test``, ``n_groups``.
+        by_class: A row a method, class and metric: ``method``, ``setting``, ``class``,
+            ``metric`` (precision, recall, F1, average precision, Jaccard index),
+            ``value``, ``low``, ``high``, and ``n``, the test samples of the class; no
+            row for regression.
         task: 'binary', 'multiclass', 'multilabel' or 'regression'.
         classes: Names of the classes; none for regression.
         sizes: Number of samples in each split.
@@ -67,6 +78,7 @@ class Results:
     """
 
     table: pd.DataFrame
+    by_class: pd.DataFrame
     task: str
     classes: tuple[str, ...]
     sizes: dict[str, int]
@@ -119,7 +131,8 @@ class Results:
                 kind='actual_vs_predicted',
                 scatter_kwargs={'alpha': 0.5 if len(self.truth) < 2000 else 0.1},
             )
-        figure.axes[0].set_title(method)
+        random = ' (random weights)' if random_weights(self.provenance) else ''
+        figure.axes[0].set_title(method + random)
         return figure
 
     def _values(self, method: str) -> NDArray[np.float64]:
@@ -144,6 +157,22 @@ class Results:
         order, metrics = dict.fromkeys(pairs), dict.fromkeys(text['metric'])
         return wide.loc[list(order), list(metrics)]
 
+    def f1_by_class(self) -> pd.DataFrame:
+        """Return the F1 of each class, a row a class and a column a method, as text.
+
+        Returns:
+            Texts such as '0.812'; and ``n``, the test samples of the class. No row for
+            regression.
+        """
+        chosen = self.by_class[self.by_class['metric'] == 'f1']
+        text = chosen.assign(
+            method=chosen['method'] + ' ' + chosen['setting'],
+            value=chosen['value'].map('{:.3f}'.format),
+        )
+        wide = text.pivot(index=['class', 'n'], columns='method', values='value')
+        wide = wide.reset_index('n').loc[list(dict.fromkeys(text['class']))]
+        return wide[['n', *dict.fromkeys(text['method'])]]
+
     def to_json(self, **further: Any) -> str:
         """Write everything but the predictions as JSON, strictly: NaN becomes null.
 
@@ -165,6 +194,7 @@ class Results:
                 'splits': self.sizes,
                 'groups': {'by': self.grouped_by, 'test': self.n_groups},
                 'results': self.table.to_dict('records'),
+                'by_class': self.by_class.to_dict('records'),
                 'choices': self.choices,
                 'confusion': matrices,
                 'notes': self.notes,
@@ -183,6 +213,7 @@ def evaluate(
     classes: Sequence[str] = (),
     *,
     groups: ArrayLike | None = None,
+    colours: Mapping[str, NDArray[np.float32]] | None = None,
     probe: LinearProbe | None = None,
     k: Sequence[int] = (5, 20),
     distances: Sequence[str] = ('cosine', 'l2'),
@@ -190,7 +221,10 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Results:
-    """Score nearest neighbours and a linear model on the test split.
+    """Score nearest neighbours and a linear model on the test split, and baselines.
+
+    Baselines need no features: the largest class of the other splits (their mean, for a
+    regression), and if *colours* are given, the same linear model on these.
 
     kNN takes the features as they are and the training split alone. The logistic
     regression (L-BFGS; one against the rest for multilabel) or the ridge takes
@@ -206,6 +240,8 @@ def evaluate(
         classes: Of arrays: names of the classes; their numbers if left out.
         groups: Of arrays: group of each test sample, ``[n]``, such as its block of
             land; intervals resample groups. Each sample for itself if left out.
+        colours: Mean colours of the samples of each split, ``[n, 3]``, as
+            :func:`~dynamicvis_geo.evaluation.baselines.mean_colours` gives them.
         probe: A fitted probe to score beside the others.
         k: Numbers of neighbours.
         distances: Of neighbours: 'cosine', 'l2', or both.
@@ -226,12 +262,31 @@ def evaluate(
     n_groups = len(np.unique(problem.groups))
     train = problem.sizes['train']
     notes = list(problem.notes)
+    if random_weights(problem.provenance):
+        notes.insert(
+            0,
+            'the features are those of random weights: these scores say nothing of '
+            'DynamicVis',
+        )
     if n_groups < _FEW_GROUPS:
         notes.append(
             f'the test split has {n_groups} {problem.grouped_by}{"s" * (n_groups != 1)}'
             ': intervals of so few say little; add places, or use smaller blocks'
         )
-    predicted = {
+    name, values = constant(problem)
+    predicted = {(_BASELINE, name): values}
+    choices = {}
+    if colours is not None:
+        coloured = as_problem(
+            {name: (colours[name], y) for name, (_, y) in problem.splits.items()},
+            problem.task,
+            problem.classes,
+        )
+        fit = fit_linear(coloured, standardize)
+        predicted[_BASELINE, 'mean colour'] = fit.predicted
+        choices[f'{_BASELINE} mean colour'] = fit.choice
+        notes += [f'mean colour, {note}' for note in fit.notes]
+    predicted |= {
         ('knn', f'k={number} {distance}'): values
         for number, distance, values in knn(problem, k, distances)
     }
@@ -245,23 +300,35 @@ def evaluate(
     parameter = 'alpha' if problem.task == 'regression' else 'C'
     setting = f'{parameter}={fit.choice[parameter]:g}'
     predicted[fit.name, setting] = fit.predicted
+    choices[f'{fit.name} {setting}'] = fit.choice
     if probe is not None:
         values = _probe_values(probe, problem)
         predicted['linear probe', probe.standardize] = values
     truth = problem.splits['test'][1]
     sizes = {f'n_{name}': count for name, count in problem.sizes.items()}
     sizes['n_groups'] = n_groups
-    rows = [
-        {'method': method, 'setting': chosen, 'metric': metric}
-        | interval._asdict()
-        | sizes
-        for (method, chosen), values in predicted.items()
-        for metric, interval in bootstrap(
+    rows, class_rows = [], []
+    counts = _count(truth, problem)
+    for (method, chosen), values in predicted.items():
+        overall, each = bootstrap_all(
             problem.task, truth, values, resamples, seed, groups=problem.groups
-        ).items()
-    ]
+        )
+        named = {'method': method, 'setting': chosen}
+        rows += [
+            named | {'metric': metric} | interval._asdict() | sizes
+            for metric, interval in overall.items()
+        ]
+        class_rows += [
+            named
+            | {'class': label, 'metric': metric}
+            | intervals[i]._asdict()
+            | {'n': counts[i]}
+            for i, label in enumerate(problem.classes)
+            for metric, intervals in each.items()
+        ]
     return Results(
         pd.DataFrame(rows, columns=COLUMNS),
+        pd.DataFrame(class_rows, columns=CLASS_COLUMNS),
         problem.task,
         problem.classes,
         problem.sizes,
@@ -269,7 +336,7 @@ def evaluate(
         problem.grouped_by,
         truth,
         {' '.join(name): values for name, values in predicted.items()},
-        {f'{fit.name} {setting}': fit.choice},
+        choices,
         tuple(notes),
         problem.provenance,
         {'standardize': standardize, 'resamples': resamples, 'seed': seed},
@@ -280,6 +347,14 @@ def _probe_values(probe: LinearProbe, problem: Problem) -> NDArray[np.float64]:
     features = torch.from_numpy(problem.splits['test'][0]).to(probe.device)
     values = probe.eval().probabilities(features)
     return values.cpu().numpy().astype(np.float64)
+
+
+def _count(truth: NDArray[Any], problem: Problem) -> list[int]:
+    """Count the test samples of each class."""
+    several = problem.task == 'multilabel'
+    there = truth if several else truth[:, None] == np.arange(len(problem.classes))
+    counts: list[int] = there.astype(np.int64).sum(axis=0).tolist()
+    return counts
 
 
 def _text(value: float, low: float, high: float) -> str:

@@ -17,6 +17,7 @@ import pytest
 import rasterio
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from rasterio.transform import from_origin
 from torch import Tensor
 from torch.utils.data import DataLoader
 from upath import UPath
@@ -113,11 +114,16 @@ def test_from_labels_to_maps(
     assert divided[1] == 'blocks of 1 km, chosen from the places'
     assert '--split spatial' not in out
     lines = out.splitlines()
-    assert sum('[' in line for line in lines) == 6
+    assert sum('[' in line for line in lines) == 7
+    assert 'Note: the features are those of random weights' in out
+    assert any(line.split()[:2] == ['baseline', 'largest'] for line in lines)
+    assert (
+        out.index('F1 of each class') < out.index('\nforest ') < out.index('\nwater ')
+    )
     (row,) = (line for line in lines if 'linear probe' in line and '[' in line)
     assert '1.000 [1.000, 1.000]' in row
     assert {path.name for path in output.iterdir()} == {
-        *('results.json', 'results.csv', 'probe.ckpt'),
+        *('results.json', 'results.csv', 'classes.csv', 'probe.ckpt'),
         *('confusion-logistic.png', 'confusion-linear-probe.png'),
     }
     assert [path.name for path in output.parent.iterdir()] == ['out']
@@ -133,7 +139,9 @@ def test_from_labels_to_maps(
     assert content['target'] == 'cover'
     assert content['features']['model']['pooling'] == 'featmap_mean'
     table = pd.read_csv(output / 'results.csv')
-    assert set(table['method']) == {'knn', 'logistic', 'linear probe'}
+    assert set(table['method']) == {'baseline', 'knn', 'logistic', 'linear probe'}
+    classes = pd.read_csv(output / 'classes.csv')
+    assert set(classes['class']) == set(COVERS)
     probe = load_probe(output / 'probe.ckpt')
     assert probe.provenance == content['features']
 
@@ -191,9 +199,42 @@ def test_numbers_several_classes_and_a_column_of_splits(
     assert not list((tmp_path / 'kinds').glob('*.png'))
 
 
+def test_mean_colours_of_images_are_a_baseline(
+    files: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    # Chips of 320 m side by side; the image of chip i is as bright as its cover, and
+    # that of the last ones is missing.
+    table = gpd.read_parquet(files / 'e.parquet')
+    count = 130
+    pixels = np.repeat(np.arange(count) % 3, 4)[None, None].repeat(4, 1).repeat(3, 0)
+    with rasterio.open(
+        tmp_path / 'scene.tif',
+        'w',
+        driver='GTiff',
+        dtype='float32',
+        count=3,
+        height=4,
+        width=4 * count,
+        crs=table['crs'].iloc[0],
+        transform=from_origin(table['minx'].min(), table['maxy'].max(), 80, 80),
+    ) as file:
+        file.write((pixels + 1).astype('float32'))
+    code, _, err = run_cli(
+        *command(files, '--output', tmp_path / 'out'),
+        *('--images', tmp_path / 'scene.tif', '--split', 'random'),
+    )
+    assert code == 0, err
+    assert '10 of 140 chips have no image' in err
+    results = pd.read_csv(tmp_path / 'out' / 'results.csv')
+    colour = results[results['setting'] == 'mean colour'].set_index('metric')
+    assert colour['value']['accuracy_micro'] > 0.85
+    assert not list((tmp_path / 'out').glob('*baseline*'))
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
+        (('--target', 'cover', '--images', 'nowhere.tif'), 'nowhere.tif'),
         (('--target', 'colour'), "no column 'colour'"),
         (('--target', 'same'), '1 class'),
         (('--target', 'cover', '--split', 'fold'), 'fold'),

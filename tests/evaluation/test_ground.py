@@ -39,8 +39,8 @@ def test_blocks_are_as_wide_as_enough_of_them_allow() -> None:
     lon, lat = rng.uniform(10, 12, 2000), rng.uniform(0, 2, 2000)
     side = choose_block(lon, lat)
     assert side == 20_000
-    assert len(np.unique(block_numbers(lon, lat, side))) >= 50
-    assert len(np.unique(block_numbers(lon, lat, 50_000.0))) < 50
+    assert len(np.unique(block_numbers(lon, lat, side))) >= 100
+    assert len(np.unique(block_numbers(lon, lat, 50_000.0))) < 100
     # Wide chips need wide blocks, though there are few of them then.
     assert choose_block(lon, lat, 20_000.0) == 50_000
     # Half as many blocks as places is enough, and none is wider than 100 km.
@@ -136,7 +136,7 @@ def test_splits_of_blocks_share_no_ground_and_others_say_how_much(dated: Path) -
 
 def test_chosen_blocks_are_told(dated: Path) -> None:
     division = EmbeddingDataModule(dated, 'cover').division
-    # Ten blocks in 60 x 740 m: more would be less than four chips of 2.2 km wide.
+    # Twenty blocks in 60 x 740 m, of less than four chips of 2.2 km.
     assert division['block_m'] == 2000
     given = EmbeddingDataModule(dated, 'cover', block_m=3000).division
     assert given['block_m'] == 3000

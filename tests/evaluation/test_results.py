@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import precision_recall_fscore_support
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
@@ -130,8 +131,10 @@ def test_table_is_tidy_and_json_is_strict() -> None:
         *('method', 'setting', 'metric', 'value', 'low', 'high'),
         *('n_train', 'n_val', 'n_test', 'n_groups'),
     ]
-    assert list(dict.fromkeys(table['method'])) == ['knn', 'logistic', 'linear probe']
-    assert len(table) == 6 * 6
+    assert list(dict.fromkeys(table['method'])) == [
+        *('baseline', 'knn', 'logistic', 'linear probe'),
+    ]
+    assert len(table) == 7 * 6
     assert (table[['n_train', 'n_val', 'n_test']].iloc[0] == [90, 40, 70]).all()
     perfect = table[(table['method'] == 'logistic') & (table['metric'] == 'f1')]
     assert perfect[['value', 'low', 'high']].to_numpy().tolist() == [[1, 1, 1]]
@@ -153,7 +156,7 @@ def test_table_is_tidy_and_json_is_strict() -> None:
     assert content['splits'] == {'train': 90, 'val': 40, 'test': 70}
     assert content['groups'] == {'by': 'sample', 'test': 70}
     assert content['labels'] == 'plots.csv'
-    assert content['results'][0]['method'] == 'knn'
+    assert content['results'][0]['method'] == 'baseline'
     assert content['confusion'][logistic] == np.diag(truth).tolist()
     assert '1.000 [1.000, 1.000]' in results.wide().to_string()
 
@@ -168,7 +171,85 @@ def test_intervals_are_those_of_groups_and_few_are_said() -> None:
     assert not any('intervals of so few' in note for note in alone.notes)
     assert any('7 groups: intervals of so few' in note for note in grouped.notes)
     assert (alone.table['value'] == grouped.table['value']).all()
-    assert not (alone.table['low'] == grouped.table['low']).any()
+    logistic = alone.table['method'] == 'logistic'
+    low, other = (found.table['low'][logistic] for found in (alone, grouped))
+    assert (low != other).all()
+
+
+def test_baselines_know_no_features() -> None:
+    data = classes_data()
+    known = np.concatenate([data['train'][1], data['val'][1]])
+    shares = np.bincount(known) / len(known)
+    results = evaluate(data, 'multiclass', k=(5,), resamples=20)
+    np.testing.assert_allclose(
+        results.predicted['baseline largest class'], np.tile(shares, (70, 1))
+    )
+    rows = results.table[results.table['setting'] == 'largest class']
+    accuracy = rows[rows['metric'] == 'accuracy_micro']['value'].iloc[0]
+    assert accuracy == (data['test'][1] == shares.argmax()).mean()
+    regression = regression_data()
+    mean = np.concatenate([regression['train'][1], regression['val'][1]]).mean()
+    found = evaluate(regression, 'regression', k=(5,), resamples=0)
+    np.testing.assert_allclose(found.predicted['baseline mean'], np.full(70, mean))
+    assert found.by_class.empty
+    several = {name: (x, np.eye(3, dtype=int)[y]) for name, (x, y) in data.items()}
+    results = evaluate(several, 'multilabel', k=(5,), resamples=0)
+    np.testing.assert_allclose(results.predicted['baseline class shares'][0], shares)
+
+
+def test_colours_are_fitted_as_the_features_are() -> None:
+    data = classes_data(noise=2.0)
+    colours = {name: x[:, :3] for name, (x, _) in data.items()}
+    results = evaluate(data, 'multiclass', colours=colours, k=(5,), resamples=20)
+    alone = {name: (colours[name], y) for name, (_, y) in data.items()}
+    fit = fit_linear(as_problem(alone, 'multiclass'))
+    np.testing.assert_array_equal(
+        results.predicted['baseline mean colour'], fit.predicted
+    )
+    assert results.choices['baseline mean colour'] == fit.choice
+    short = {**colours, 'test': colours['test'][:9]}
+    with pytest.raises(SpecError, match="'test' has features"):
+        evaluate(data, 'multiclass', colours=short, resamples=0)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_scores_of_each_class_are_those_of_scikit_learn() -> None:
+    data = classes_data(noise=3.0)
+    x, y = data['test']
+    # One class has no test sample, and is predicted.
+    data['test'] = x[y != 1], y[y != 1]
+    names = ('a', 'b', 'c')
+    results = evaluate(data, 'multiclass', names, resamples=50)
+    (name,) = results.choices
+    truth, values = results.truth, results.predicted[name]
+    expected = precision_recall_fscore_support(
+        truth, values.argmax(1), labels=range(3), zero_division=0
+    )
+    table = results.by_class
+    assert list(table.columns) == [
+        *('method', 'setting', 'class', 'metric', 'value', 'low', 'high', 'n'),
+    ]
+    for metric, per_class in zip(('precision', 'recall', 'f1'), expected, strict=False):
+        rows = table[(table['method'] == 'logistic') & (table['metric'] == metric)]
+        assert rows['class'].tolist() == list(names)
+        assert rows['n'].tolist() == expected[3].tolist()
+        np.testing.assert_allclose(rows['value'], per_class)
+        assert (rows['low'] <= rows['value']).all()
+    wide = results.f1_by_class()
+    assert wide.index.tolist() == list(names)
+    assert wide['n'].tolist() == expected[3].tolist()
+    assert wide.columns.tolist()[1:] == list(results.predicted)
+    assert wide[name].tolist() == [f'{value:.3f}' for value in expected[2]]
+    assert json.loads(results.to_json())['by_class'][0]['class'] == 'a'
+
+
+def test_random_weights_are_said() -> None:
+    results = evaluate(classes_data(), 'multiclass', k=(5,), resamples=0)
+    made = {'model': {'backbone': {'weights': 'random', 'seed': 0}}}
+    (name,) = results.choices
+    for provenance, end in (({}, name), (made, f'{name} (random weights)')):
+        figure = replace(results, provenance=provenance).plot(name)
+        assert figure.axes[0].get_title() == end
 
 
 def test_the_test_split_decides_nothing() -> None:
