@@ -28,7 +28,12 @@ from dynamicvis_geo.tasks.probe_inputs import (
     once,
     provenances,
 )
-from dynamicvis_geo.tasks.probe_scores import activated, probe_loss, probe_metrics
+from dynamicvis_geo.tasks.probe_scores import (
+    IGNORED,
+    activated,
+    probe_loss,
+    probe_metrics,
+)
 
 #: Key of what this class adds to a Lightning checkpoint.
 CHECKPOINT_KEY = 'dynamicvis_geo_probe'
@@ -54,7 +59,8 @@ class LinearProbe(LightningModule):
 
     It logs ``train_loss``, ``val_loss`` and ``test_loss``, and for validation and test
     the metrics of torchmetrics, such as ``val_accuracy_micro``, under the names of
-    :mod:`~dynamicvis_geo.evaluation.metrics`.
+    :mod:`~dynamicvis_geo.evaluation.metrics`; all of them, but ``train_loss``, over the
+    rows of all processes.
 
     Attributes:
         classes: Names of the classes; none for regression.
@@ -143,6 +149,8 @@ class LinearProbe(LightningModule):
             ('fitted', torch.tensor(not needs_a_pass)),
         ):
             self.register_buffer(name, buffer)
+        # Of each stage, the loss of all rows so far, and their number.
+        self._sums = {stage: torch.zeros(2) for stage in ('val', 'test')}
         self.metrics = nn.ModuleDict(
             {stage: probe_metrics(task, len(classes)) for stage in ('val', 'test')}
         )
@@ -423,25 +431,38 @@ class LinearProbe(LightningModule):
 
     def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
         rows, labels = self._labelled(batch)
-        if not len(rows):
-            return
         scores = self._scores(rows)
-        self.log(f'{stage}_loss', self._loss(scores, labels), batch_size=len(rows))
+        loss = self._loss(scores, labels).detach()
+        self._sums[stage] += torch.stack([loss, torch.ones_like(loss)]).cpu() * len(
+            rows
+        )
         if self.task == 'regression':
             scores = scores * self.target_scale + self.target_mean
         else:
             labels = labels.long()
+            if not len(labels):
+                # A metric that has seen nothing has nothing to gather, while other
+                # processes wait for it; and it cannot see an empty batch.
+                shape = (1, scores.shape[1])
+                scores = scores.new_zeros(shape)
+                several = self.task == 'multilabel'
+                labels = labels.new_full(shape if several else (1,), IGNORED)
         cast(MetricCollection, self.metrics[stage]).update(
             activated(self.task, scores), labels
         )
 
     def _log_metrics(self, stage: str) -> None:
         metrics = cast(MetricCollection, self.metrics[stage])
-        if not any(metric.update_called for metric in metrics.values()):
-            return
-        for name, value in metrics.compute().items():
-            # Of binary, the second class alone.
-            self.log(f'{stage}_{name}', value[1] if value.ndim else value)
+        sums = self._sums[stage].to(self.device)
+        self._sums[stage] = torch.zeros(2)
+        loss, count = self.trainer.strategy.reduce(sums, reduce_op='sum')
+        if count:
+            # Of all processes, each of which logs the same.
+            self.log(f'{stage}_loss', loss / count, sync_dist=True)
+            for name, value in metrics.compute().items():
+                # Of binary, the second class alone.
+                one = value[1] if value.ndim else value
+                self.log(f'{stage}_{name}', one, sync_dist=True)
         metrics.reset()
 
     def _check_loaders(self, loaders: Any) -> None:

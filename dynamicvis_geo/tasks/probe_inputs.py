@@ -198,14 +198,15 @@ def once(loader: Any) -> Iterable[Mapping[str, Any]]:
         loader: The training data.
 
     Returns:
-        Batches; a loader with a sampler of its own as it is.
+        Batches; a loader with a sampler, or batches, of its own as it is.
     """
     known = RandomSampler, SequentialSampler, DistributedSampler
-    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, known):
+    batches = getattr(loader, 'batch_sampler', None)
+    sampler = getattr(loader if batches is None else batches, 'sampler', None)
+    if not isinstance(loader, DataLoader) or not isinstance(sampler, known):
         return loader  # type: ignore[no-any-return]
-    return DataLoader(
-        loader.dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn
-    )
+    size = None if batches is None else batches.batch_size
+    return DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn)
 
 
 def provenances(trainer: Trainer, loaders: Any) -> list[dict[str, Any]]:

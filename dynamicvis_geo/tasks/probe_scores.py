@@ -13,6 +13,9 @@ from torchmetrics import (
     R2Score,
 )
 
+#: Label of what counts nowhere in the metrics.
+IGNORED = -1
+
 
 def activated(task: str, scores: Tensor) -> Tensor:
     """Turn scores ``[n, C, ...]`` into probabilities, or values ``[n, ...]``."""
@@ -59,6 +62,7 @@ def probe_metrics(task: str, classes: int) -> MetricCollection:
         Metrics under the names of :mod:`~dynamicvis_geo.evaluation.metrics`.
     """
     metrics: dict[str, Metric | MetricCollection]
+    ignored: Any = {'ignore_index': IGNORED}
     if task == 'regression':
         metrics = {
             'r2': R2Score(),
@@ -67,20 +71,23 @@ def probe_metrics(task: str, classes: int) -> MetricCollection:
         }
     elif task == 'multilabel':
         metrics = {
-            'accuracy_micro': tm.MultilabelAccuracy(classes, average='micro'),
-            'f1': tm.MultilabelF1Score(classes),
-            'average_precision': tm.MultilabelAveragePrecision(classes),
-            'jaccard': tm.MultilabelJaccardIndex(classes),
-            'calibration_error': tm.BinaryCalibrationError(n_bins=15),
+            'accuracy_micro': tm.MultilabelAccuracy(
+                classes, average='micro', **ignored
+            ),
+            'f1': tm.MultilabelF1Score(classes, **ignored),
+            'average_precision': tm.MultilabelAveragePrecision(classes, **ignored),
+            'jaccard': tm.MultilabelJaccardIndex(classes, **ignored),
+            'calibration_error': tm.BinaryCalibrationError(n_bins=15, **ignored),
         }
     else:
+        each: Any = {'num_classes': classes, **ignored}
         average: Any = 'none' if task == 'binary' else 'macro'
         metrics = {
-            'accuracy_micro': tm.MulticlassAccuracy(classes, average='micro'),
-            'accuracy_macro': tm.MulticlassAccuracy(classes, average='macro'),
-            'f1': tm.MulticlassF1Score(classes, average=average),
-            'average_precision': tm.MulticlassAveragePrecision(classes, average),
-            'jaccard': tm.MulticlassJaccardIndex(classes, average=average),
-            'calibration_error': tm.MulticlassCalibrationError(classes, n_bins=15),
+            'accuracy_micro': tm.MulticlassAccuracy(average='micro', **each),
+            'accuracy_macro': tm.MulticlassAccuracy(average='macro', **each),
+            'f1': tm.MulticlassF1Score(average=average, **each),
+            'average_precision': tm.MulticlassAveragePrecision(average=average, **each),
+            'jaccard': tm.MulticlassJaccardIndex(average=average, **each),
+            'calibration_error': tm.MulticlassCalibrationError(n_bins=15, **each),
         }
     return MetricCollection(metrics)

@@ -1,5 +1,8 @@
 """LinearProbe under a Trainer, on data whose answer is known."""
 
+import os
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from sklearn.metrics import (
     r2_score,
 )
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.multiprocessing.spawn import start_processes
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torchgeo.datasets import RasterDataset
 
 from dynamicvis_geo import ChipDataset, FeatureMaps, GridSampler, LinearProbe, collate
@@ -307,6 +311,80 @@ def test_ignored_labels_do_not_count() -> None:
     chosen = probe.probabilities(features[:50]).argmax(1)
     expected = (chosen == labels[:50]).float().mean().item()
     assert scores['test_accuracy_micro'] == pytest.approx(expected)
+
+
+def fit_as_rank(rank: int, port: int, folder: Path) -> None:
+    # What torchrun sets for the processes that it starts.
+    os.environ.update(
+        LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+    )
+    run = trainer(1, devices=2, strategy='ddp')
+    probe = LinearProbe('multiclass', 6, ('a', 'b', 'c'), lr=0.1, ignore_index=-1)
+    loaders = half_ignored()
+    run.fit(probe, *loaders)
+    torch.save((probe.state_dict(), dict(run.callback_metrics)), folder / f'{rank}.pt')
+
+
+def half_ignored() -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Data to train and to validate; every other sample of the latter is ignored."""
+    features, labels = blobs(40, seed=1)
+    labels[1::2] = -1
+    train = DataLoader(Table(*blobs(64)), batch_size=8)
+    return train, DataLoader(Table(features, labels), batch_size=4)
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='gloo')
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore:.*fork')
+def test_two_processes_validate_as_one_where_one_has_only_ignored_samples(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    start_processes(fit_as_rank, (port, tmp_path), nprocs=2, start_method='fork')
+    (state, found), (other, elsewhere) = (
+        torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1)
+    )
+    for name, tensor in state.items():
+        assert torch.equal(tensor, other[name]), name
+    probe = LinearProbe('multiclass', 6, ('a', 'b', 'c'), ignore_index=-1)
+    probe.load_state_dict(state)
+    train, held_out = half_ignored()
+    torch.testing.assert_close(probe.mean, train.dataset.features.mean(0))
+    (expected,) = trainer().validate(probe, held_out, verbose=False)
+    assert {'val_loss', 'val_f1', 'val_average_precision'} <= set(expected)
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value, rel=1e-5), name
+        assert elsewhere[name].item() == pytest.approx(value, rel=1e-5), name
+
+
+def test_batches_of_nothing_log_nothing() -> None:
+    features, labels = blobs(20)
+    ignored = DataLoader(Table(features, torch.full_like(labels, -1)), batch_size=8)
+    probe = LinearProbe(
+        'multiclass', 6, ('a', 'b', 'c'), standardize='none', ignore_index=-1
+    )
+    assert trainer().validate(probe, ignored, verbose=False) == [{}]
+    # The loss is the mean over samples, not over batches.
+    with torch.no_grad():
+        probe.linear.weight.normal_()
+    (found,) = trainer().validate(
+        probe, DataLoader(Table(features, labels), batch_size=19), verbose=False
+    )
+    expected = torch.nn.functional.cross_entropy(probe(features), labels)
+    assert found['val_loss'] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_batches_of_a_sampler(own: bool) -> None:
+    table = Table(*blobs(64))
+    sampler: Any = BatchSampler(RandomSampler(table), 8, drop_last=True)
+    if own:
+        sampler = [list(range(32)), list(range(32, 64))]
+    probe = LinearProbe('multiclass', 6, ('a', 'b', 'c'), lr=0.1)
+    trainer(1).fit(probe, DataLoader(table, batch_sampler=sampler))
+    torch.testing.assert_close(probe.mean, table.features.mean(0))
+    assert probe.linear.weight.any()
 
 
 def test_checkpoint_holds_everything(tmp_path: Path) -> None:
