@@ -54,3 +54,13 @@ def test_heavy_libraries_wait_until_they_are_needed(code: str) -> None:
         [sys.executable, '-c', code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == '[]'
+
+
+def test_outputs_are_read_without_pytorch() -> None:
+    code = """
+import sys
+for name in ('torch', 'torchgeo', 'lightning'):
+    sys.modules[name] = None
+import dynamicvis_geo.outputs, dynamicvis_geo.quicklooks, dynamicvis_geo.settings
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
