@@ -229,7 +229,11 @@ def parquet_source(path: Place) -> Path | BinaryIO:
 
 
 def check_picture_path(
-    path: Path, suffixes: Sequence[str], overwrite: bool, source: Place | str
+    path: Path,
+    suffixes: Sequence[str],
+    overwrite: bool,
+    source: Place | str,
+    option: str = '--output',
 ) -> None:
     """Refuse to write where it cannot be, or would destroy something.
 
@@ -238,21 +242,22 @@ def check_picture_path(
         suffixes: Those that it may have.
         overwrite: Whether it may exist.
         source: Input that it is made from.
+        option: Name of the option, for errors.
 
     Raises:
         OutputError: If the path has another suffix, exists, or is the source.
     """
     if path.suffix.lower() not in suffixes:
         raise OutputError(
-            f'--output {path}: its name must end in {", ".join(suffixes[:-1])} or '
+            f'{option} {path}: its name must end in {", ".join(suffixes[:-1])} or '
             f'{suffixes[-1]}'
             if len(suffixes) > 1
-            else f'--output {path}: its name must end in {suffixes[0]}'
+            else f'{option} {path}: its name must end in {suffixes[0]}'
         )
     if isinstance(source, Path) and path.resolve() == source.resolve():
-        raise OutputError(f'--output {path} is the input: choose another name')
+        raise OutputError(f'{option} {path} is the input: choose another name')
     if path.is_dir():
-        raise OutputError(f'--output {path} is a folder: add the name of a file')
+        raise OutputError(f'{option} {path} is a folder: add the name of a file')
     if path.exists() and not overwrite:
         raise OutputError(f'{path} exists: give --overwrite to replace it')
 

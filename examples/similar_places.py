@@ -2,24 +2,22 @@
 
     python examples/similar_places.py embeddings.parquet
 
-The first row is compared with all others; a picture is written beside the file.
+The first row is the example; its like are printed, and drawn beside the file.
 """
 
 import sys
 from pathlib import Path
 
-from dynamicvis_geo import PooledEmbeddings
-from dynamicvis_geo.plotting import nearest_neighbours, plot_embedding_map
+from dynamicvis_geo.plotting import plot_similar
+from dynamicvis_geo.similarity import find_similar
 
 
 def main(path: str) -> None:
-    """Print the neighbours of the first chip, and draw all chips in colours."""
-    chips = PooledEmbeddings(path)
-    rows, similarity = nearest_neighbours(chips.embeddings, query=0, k=5)
-    for row, cosine in zip(rows, similarity, strict=True):
-        print(f'{chips.table["id"].iloc[row]}  {cosine:.3f}')
-    figure = plot_embedding_map(chips.embeddings, chips.table.geometry.to_numpy())
-    figure.savefig(Path(path).with_suffix('.png'))
+    """Print the five chips that are most like the first, and draw where they are."""
+    found = find_similar(path, like=0, k=5)
+    for chip in found.table.itertuples():
+        print(f'{chip.id}  {chip.lon:.4f}, {chip.lat:.4f}  {chip.similarity:.3f}')
+    plot_similar(found).savefig(Path(path).with_suffix('.png'))
 
 
 if __name__ == '__main__':

@@ -70,6 +70,7 @@ NEEDS = {
     'evaluating.md': ('plots.parquet', 'maps'),
     'pictures.md': ('embeddings.parquet', 'maps', 'plots.parquet'),
     'publishing.md': ('embeddings.parquet',),
+    'similar.md': ('embeddings.parquet', 'maps', 'plots.parquet'),
     'running-at-scale.md': ('embeddings.parquet', 'maps'),
     'concepts.md': ('embeddings.parquet', 'maps'),
 }

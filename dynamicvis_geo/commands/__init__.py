@@ -15,6 +15,7 @@ COMMANDS = {
     'predict': 'run what a YAML file describes, every class configurable',
     'probe': 'score embeddings on labelled plots',
     'predict-map': 'turn feature maps into class maps',
+    'similar': 'find the places that are most like examples',
     'plot': 'draw images, feature maps and embeddings',
     'report': 'write a page that tells of a run',
     'card': 'write a dataset card, as Hugging Face shows it',

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import copy
-import glob
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -23,23 +18,17 @@ from torchgeo.datasets import NonGeoDataset
 
 from dynamicvis_geo.datasets.source import Sample
 from dynamicvis_geo.datasets.targets import Labels, encode_labels
-from dynamicvis_geo.errors import OutputError, SourceError, SpecError, one_line
+from dynamicvis_geo.errors import SourceError, SpecError, one_line
 from dynamicvis_geo.formats.geoparquet import (
     find_parts,
     read_schema,
-    read_vectors,
     shared_provenance,
     table_columns,
 )
+from dynamicvis_geo.formats.mapped_vectors import map_vectors
 from dynamicvis_geo.paths import AnyPath, Place, input_path, parquet_source
-from dynamicvis_geo.store import whole_file
-
-#: Of the end of a file at a URL, which is compared to notice that it was replaced.
-_FOOTER_BYTES = 2**16
-#: Where mapped arrays lie that cannot lie beside their embeddings.
-_CACHE = Path('~/.cache/dynamicvis_geo')
-#: To be raised when the mapped arrays are made in another way.
-_LAYOUT = 1
+from dynamicvis_geo.similarity import Example, search
+from dynamicvis_geo.similarity.collections import Chips
 
 
 class PooledEmbeddings(NonGeoDataset):
@@ -94,7 +83,7 @@ class PooledEmbeddings(NonGeoDataset):
         self._parts = find_parts(self.path)
         self.columns = table_columns(read_schema(self._parts[0])[0])
         self.provenance = shared_provenance(self._parts)
-        self._mapped = _map_embeddings(self.path, self._parts)
+        self._mapped = map_vectors(self.path, self._parts)
         self.embeddings = np.load(self._mapped, mmap_mode='r')
         self.rows: NDArray[np.int64] = np.arange(len(self.embeddings), dtype=np.int64)
         self.labels: Labels | None = None
@@ -228,6 +217,38 @@ class PooledEmbeddings(NonGeoDataset):
             )
         return np.flatnonzero(~missing), values[~missing]
 
+    def similar(
+        self,
+        like: Example | list[Example],
+        unlike: Example | list[Example] | None = None,
+        k: int = 50,
+        *,
+        keep_examples: bool = False,
+    ) -> gpd.GeoDataFrame:
+        """Find the rows that are most similar to examples, by cosine similarity.
+
+        All rows of :attr:`table` are searched, with or without a label, in little
+        memory: see :func:`dynamicvis_geo.similarity.find_similar`.
+
+        Args:
+            like: One example or a list of some: the id of a chip or of its point, the
+                number of a row, ``(lon, lat)`` in degrees, vectors ``[D]`` or
+                ``[n, D]``, or a file of embeddings or points.
+            unlike: Counter-examples, likewise.
+            k: How many rows, fewer if there are fewer.
+            keep_examples: Whether examples are among the rows that are found.
+
+        Returns:
+            The rows of :attr:`table`, the most similar first, with ``row`` and
+            ``similarity``: the mean cosine with the examples, less the mean cosine with
+            the counter-examples. The centres are named ``lon`` and ``lat``.
+
+        Raises:
+            SpecError: If an example is not there, or was made with other settings.
+        """
+        rows = Chips(self.path, self._parts, self._mapped, self.provenance)
+        return search([rows], like, unlike, k, keep_examples).table
+
     def __getstate__(self) -> dict[str, Any]:
         # A mapped array would be pickled with its contents.
         return {**self.__dict__, 'embeddings': None, '_table': None}
@@ -241,114 +262,3 @@ def _read_part(part: Place, columns: list[str]) -> gpd.GeoDataFrame | pd.DataFra
     if 'geometry' in columns:
         return gpd.read_parquet(parquet_source(part), columns=columns)
     return pq.read_table(parquet_source(part), columns=columns).to_pandas()
-
-
-def _map_embeddings(path: Place, parts: Sequence[Place]) -> Path:
-    """Write the vectors of all parts into one ``.npy`` file, unless that was done.
-
-    The file lies beside *path*, hidden, or in the user's cache folder where that is a
-    URL or cannot be written; its name says which state of the parts it holds, and those
-    of earlier states are removed.
-
-    Args:
-        path: What the user named.
-        parts: Its Parquet files.
-
-    Returns:
-        The file: float32 ``[N, D]``.
-
-    Raises:
-        SourceError: If the vectors cannot be used.
-        OutputError: If the disk is full.
-    """
-    path = path.resolve()
-    name = f'.{path.name}.{_state(parts)}.npy'
-    # Files of one name from several folders must not drive each other out.
-    place = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
-    folders = [_CACHE.expanduser() / place]
-    if isinstance(path, Path):
-        folders.insert(0, path.parent)
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=folder).close()
-        except OSError:
-            # A folder that cannot be written to: the next one is tried.
-            continue
-        try:
-            with whole_file(folder / name) as file, file.open('wb') as stream:
-                _convert(parts, stream)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write '{folder / name}', the embeddings of '{path}' without "
-                f'compression: {one_line(error)}: make room, or copy the file to a '
-                'larger disk'
-            ) from error
-        _remove_earlier(folder, path.name, name)
-        return folder / name
-    raise OutputError(
-        f'cannot write the embeddings of {path} without compression into '
-        f'{" or ".join(str(folder) for folder in folders)}: allow writing into one'
-    )
-
-
-def _state(parts: Sequence[Place]) -> str:
-    """Return a short text that differs when the files do."""
-    digest = hashlib.sha256(str(_LAYOUT).encode())
-    for part in parts:
-        status = part.stat()
-        digest.update(f'{part.resolve()}|{status.st_size}'.encode())
-        if isinstance(part, Path):
-            digest.update(f'|{status.st_mtime_ns}'.encode())
-        else:
-            # Not all stores tell times. The end of a Parquet file tells of the rest.
-            digest.update(part.fs.tail(part.path, _FOOTER_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def _remove_earlier(folder: Path, stem: str, name: str) -> None:
-    for file in folder.glob(f'.{glob.escape(stem)}.*.npy'):
-        if file.name != name and len(file.name) == len(name):
-            # Windows keeps files that another process has mapped.
-            with suppress(OSError):
-                file.unlink()
-
-
-def _convert(parts: Sequence[Place], stream: BinaryIO) -> None:
-    """Decode vectors a block at a time into a ``.npy`` file."""
-    rows = sum(read_schema(part)[1] for part in parts)
-    if rows == 0:
-        raise SourceError(f'{parts[0]}: holds no embeddings: give a file that does')
-    dimensions: int | None = None
-    for part in parts:
-        first = 0
-        for vectors in read_vectors(part):
-            if dimensions is None:
-                dimensions = vectors.shape[1]
-                np.lib.format.write_array_header_1_0(
-                    stream,
-                    {
-                        'descr': '<f4',
-                        'fortran_order': False,
-                        'shape': (rows, dimensions),
-                    },
-                )
-            if vectors.shape[1] != dimensions:
-                raise SourceError(
-                    f'{part}: embeddings of {vectors.shape[1]} numbers, where others '
-                    f'have {dimensions}: keep those of one model in a folder'
-                )
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-            if len(bad):
-                row, missing = first + bad[0] + 1, np.isnan(vectors[bad[0]]).all()
-                raise SourceError(
-                    f'{part}: row {row} has no embedding: remove it'
-                    if missing
-                    else f'{part}: the embedding in row {row} has NaN or infinite '
-                    'numbers: embed that chip again, or remove the row'
-                )
-            first += len(vectors)
-            stream.write(np.ascontiguousarray(vectors, '<f4').data)

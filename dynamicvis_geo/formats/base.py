@@ -338,6 +338,38 @@ class Format(ABC):
         """
         raise NotImplementedError
 
+    @classmethod
+    def tiles(cls, path: Place, chips: pd.DataFrame) -> pd.DataFrame:
+        """List rectangles of cells that together hold each cell of all maps once.
+
+        Args:
+            path: File or folder.
+            chips: All rows of :meth:`read_chips`.
+
+        Returns:
+            ``crs``, ``minx`` to ``maxy``, ``height``, ``width`` (cells), ``start`` and
+            ``end``; the chips themselves, where each has its own map.
+        """
+        return chips
+
+    @classmethod
+    def read_tiles(
+        cls, path: Place, tiles: pd.DataFrame
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the cells of tiles.
+
+        Args:
+            path: File or folder.
+            tiles: Rows of :meth:`tiles`.
+
+        Yields:
+            float32 ``[D, h, w]``, the first row northernmost; NaN where it has none.
+
+        Raises:
+            SourceError: If one cannot be read.
+        """
+        return cls.read_maps(path, tiles)
+
 
 def spread(count: int, most: int) -> NDArray[np.int64]:
     """Pick rows at even distances.

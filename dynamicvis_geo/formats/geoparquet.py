@@ -364,9 +364,14 @@ def shared_provenance(parts: Sequence[Place]) -> dict[str, Any]:
 def _read_table(part: Place) -> gpd.GeoDataFrame:
     """Read all but the embeddings of a file."""
     schema, _ = read_schema(part)
+    return _geo_table(part, parquet_source(part), list(table_columns(schema)))
+
+
+def _geo_table(
+    part: Place, source: Any, columns: Sequence[str] | None = None
+) -> gpd.GeoDataFrame:
     try:
-        source = parquet_source(part)
-        chips = gpd.read_parquet(source, columns=list(table_columns(schema)))
+        chips = gpd.read_parquet(source, columns=columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(
             f'{part}: it cannot be read as GeoParquet ({one_line(error)}); give a '
@@ -375,6 +380,76 @@ def _read_table(part: Place) -> gpd.GeoDataFrame:
     if chips.geometry.name != 'geometry':
         chips = chips.rename_geometry('geometry')
     return chips.to_crs('EPSG:4326')
+
+
+def read_rows(part: Place, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
+    """Read all but the embeddings of some rows of a file.
+
+    Args:
+        part: The file.
+        rows: Their numbers, from 0, ascending.
+
+    Returns:
+        The rows, EPSG:4326.
+
+    Raises:
+        SourceError: If it cannot be read as GeoParquet.
+    """
+    read_schema(part)
+    with pq.ParquetFile(parquet_source(part)) as file:
+        columns = list(table_columns(file.schema_arrow))
+        metadata = file.metadata
+        counts = [metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        ends = np.cumsum(counts, dtype=np.int64)
+        groups = np.searchsorted(ends, rows, side='right')
+        tables = [
+            file.read_row_group(group, columns).take(
+                rows[groups == group] - (ends[group] - counts[group])
+            )
+            for group in np.unique(groups).tolist()
+        ]
+        empty = file.schema_arrow.empty_table().select(columns)
+    # GeoPandas knows geometries of a file.
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables([empty, *tables]), content)
+    return _geo_table(part, pa.BufferReader(content.getvalue()))
+
+
+def read_footprints(part: Place) -> gpd.GeoSeries:
+    """Read the geometries of a file, EPSG:4326.
+
+    Args:
+        part: The file.
+
+    Raises:
+        SourceError: If it cannot be read as GeoParquet.
+    """
+    schema, _ = read_schema(part)
+    geo = json.loads((schema.metadata or {}).get(b'geo', b'{}'))
+    column = geo.get('primary_column', 'geometry')
+    return _geo_table(part, parquet_source(part), [column]).geometry
+
+
+def read_column(part: Place, name: str) -> pa.ChunkedArray:
+    """Read a column of a file; all null if there is none.
+
+    Args:
+        part: The file.
+        name: Of the column.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    schema, rows = read_schema(part)
+    if name not in schema.names:
+        return pa.chunked_array([pa.nulls(rows)])
+    try:
+        return pq.read_table(parquet_source(part), columns=[name])[name]
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(
+            f'{part}: column {name!r} cannot be read ({one_line(error)}): the file may '
+            'be damaged; make it anew'
+        ) from error
 
 
 def read_vectors(part: Place) -> Iterator[NDArray[np.float32]]:

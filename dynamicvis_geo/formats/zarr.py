@@ -102,6 +102,8 @@ CHIPS_FILE = 'chips.parquet'
 _ROW_GROUP = 50_000
 
 _SIZES = ('width', 'height', 'xres', 'yres')
+#: Columns of a tile; a shard is named by its numbers along time, y and x.
+_TILE = ('crs', 'minx', 'miny', 'maxx', 'maxy', 'height', 'width', 'start', 'end')
 
 
 class Zarr(Format):
@@ -282,14 +284,35 @@ class Zarr(Format):
         Where chips overlap, those are of the chip whose centre is nearest.
         """
         groups: dict[str, Group] = {}
-        times = {name: _nanoseconds(chips[name]) for name in ('start', 'end')}
-        for i, (crs, x, y) in enumerate(
-            chips[['crs', 'minx', 'maxy']].itertuples(index=False, name=None)
-        ):
+        places = _records(chips)
+        for i, crs in enumerate(chips['crs']):
             if crs not in groups:
                 groups[crs] = _group_at(path, crs)
-            place = {'x': x, 'y': y, **{name: t[i] for name, t in times.items()}}
-            yield groups[crs].read_map(pd.DataFrame([place]).to_records())
+            yield groups[crs].read_map(places[i : i + 1])
+
+    @classmethod
+    def tiles(cls, path: Place, chips: pd.DataFrame) -> pd.DataFrame:
+        """List the shards of all arrays: chips that overlap share cells."""
+        tiles = []
+        for crs, rows in chips.groupby('crs').indices.items():
+            layout = _group_at(path, str(crs)).layout
+            for shard in layout.shards_of(layout.place(_records(chips.iloc[rows]))):
+                cells = layout.cells.part(*layout.window(shard))
+                window = layout.times[shard[0]]
+                times = (pd.Timestamp(time, tz='UTC') for time in window)
+                tiles.append((crs, *cells.bounds, *cells.shape, *times, shard))
+        return pd.DataFrame(tiles, columns=[*_TILE, 'shard'])
+
+    @classmethod
+    def read_tiles(
+        cls, path: Place, tiles: pd.DataFrame
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the values of shards."""
+        groups: dict[str, Group] = {}
+        for crs, shard in zip(tiles['crs'], tiles['shard'], strict=True):
+            if crs not in groups:
+                groups[crs] = _group_at(path, crs)
+            yield groups[crs].read_shard(shard)
 
     def _provenance(
         self, made: Mapping[str, Any], dimensions: int | None
@@ -453,6 +476,16 @@ def _group_at(path: Place, crs: str) -> Group:
             f'{crs} should be: make the output anew'
         )
     return group
+
+
+def _records(chips: pd.DataFrame) -> NDArray[Any]:
+    """Return the corners and times of chips as :meth:`.Layout.place` takes them."""
+    columns = {
+        'x': chips['minx'].to_numpy(),
+        'y': chips['maxy'].to_numpy(),
+        **{name: _nanoseconds(chips[name]) for name in ('start', 'end')},
+    }
+    return pd.DataFrame(columns).to_records(index=False)
 
 
 def _nanoseconds(times: pd.Series) -> Ints:

@@ -217,13 +217,27 @@ class Group:
         for shard in layout.shards_of(place):
             box = np.array(corner)
             here, inside = overlap(box, (height, width), layout.window(shard))
-            try:
-                features[:, *inside] = self.read(shard, here)
-            except (OSError, ValueError, OutputError) as error:
-                raise SourceError(
-                    f'{self.url}: it cannot be read ({one_line(error)}): make it anew'
-                ) from error
+            features[:, *inside] = self.read_shard(shard, here)
         return features
+
+    def read_shard(
+        self, shard: ArrayShard, part: tuple[slice, slice] | None = None
+    ) -> NDArray[np.float32]:
+        """Return values of a shard, as :meth:`read`, float32.
+
+        Args:
+            shard: Its number along time, y and x.
+            part: Rows and columns of it; all by default.
+
+        Raises:
+            SourceError: If the array cannot be read.
+        """
+        try:
+            return self.read(shard, part).astype(np.float32, copy=False)
+        except (OSError, ValueError, OutputError) as error:
+            raise SourceError(
+                f'{self.url}: it cannot be read ({one_line(error)}): make it anew'
+            ) from error
 
     def put(self, shard: ArrayShard, values: NDArray[Any]) -> None:
         """Write a shard, which is on disk when this returns.

@@ -20,6 +20,7 @@ from dynamicvis_geo.plotting.maps import (
     plot_footprints,
 )
 from dynamicvis_geo.plotting.neighbours import nearest_neighbours, plot_neighbours
+from dynamicvis_geo.plotting.similar import plot_similar
 
 __all__ = [
     'PCAColours',
@@ -35,6 +36,7 @@ __all__ = [
     'plot_neighbours',
     'plot_rgb',
     'plot_sheet',
+    'plot_similar',
     'stretch_limits',
     'stretch_rgb',
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import SpecError
@@ -14,6 +15,9 @@ from dynamicvis_geo.plotting.maps import LonLat
 
 #: The image ``[3, H, W]`` of a row; None where there is none.
 ImageOf = Callable[[int], NDArray[np.generic] | None]
+
+#: Left, top, width and height, as shares of an image.
+Box = tuple[float, float, float, float]
 
 _SLAB = 65_536
 
@@ -100,22 +104,76 @@ def plot_neighbours(
             'give more embeddings'
         )
     shown = [query, *rows.tolist()]
-    found = {row: None if images is None else images(row) for row in shown}
-    limits = stretch_limits([image for image in found.values() if image is not None])
-    figure, panels = sheet(
-        len(shown),
-        columns=min(len(shown), 5),
-        title='A chip (first) and those most similar to it, by cosine similarity',
+    heads = ['query', *(f'similarity {value:.4f}' for value in similarity)]
+    return plot_chips(
+        [
+            f'{head}\n{chip_label(ids[row])}'
+            for head, row in zip(heads, shown, strict=True)
+        ],
+        [None if images is None else images(row) for row in shown],
+        'A chip (first) and those most similar to it, by cosine similarity',
+        places=shown,
+        lonlat=lonlat,
     )
-    for panel, row, value in zip(panels, shown, [None, *similarity], strict=True):
-        image = found[row]
+
+
+def plot_chips(
+    captions: Sequence[str],
+    images: Sequence[NDArray[np.generic] | None],
+    title: str,
+    *,
+    places: Sequence[int],
+    lonlat: LonLat | None = None,
+    boxes: Sequence[Box | None] | None = None,
+) -> Figure:
+    """Draw chips as a contact sheet, those without an image as places.
+
+    Args:
+        captions: What is written under each.
+        images: ``[3, H, W]`` each, or None. All are stretched alike, by the percentiles
+            of all.
+        title: Written above all.
+        places: Where each is in *lonlat*.
+        lonlat: Longitudes and latitudes ``[N]``, degrees: a chip without an image is
+            shown as a cross among all of them.
+        boxes: Part of each image to outline: left, top, width and height as shares of
+            the image; None for none.
+
+    Returns:
+        The figure.
+    """
+    limits = stretch_limits([image for image in images if image is not None])
+    figure, panels = sheet(len(captions), min(len(captions), 5), title)
+    outlines = boxes or [None] * len(captions)
+    for panel, text, image, place, box in zip(
+        panels, captions, images, places, outlines, strict=True
+    ):
         if image is not None:
             show(panel, stretch_rgb(image, limits=limits))
+            if box is not None:
+                _outline(panel, box, image.shape[1:])
         else:
-            _locate(panel, row, lonlat)
-        head = 'query' if value is None else f'similarity {value:.4f}'
-        caption(panel, f'{head}\n{chip_label(ids[row])}')
+            _locate(panel, place, lonlat)
+        caption(panel, text)
     return figure
+
+
+def _outline(axes: Axes, box: Box, shape: tuple[int, ...]) -> None:
+    height, width = shape
+    left, top, across, down = box
+    # Pixels are drawn around whole numbers.
+    corner = (left * width - 0.5, top * height - 0.5)
+    for colour, line in (('black', 2.5), ('white', 1.0)):
+        axes.add_patch(
+            Rectangle(
+                corner,
+                across * width,
+                down * height,
+                fill=False,
+                edgecolor=colour,
+                linewidth=line,
+            )
+        )
 
 
 def _cosine(

@@ -1,0 +1,74 @@
+"""What was found to be like examples, as a contact sheet."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dynamicvis_geo.plotting.features import chip_label
+from dynamicvis_geo.plotting.neighbours import Box, plot_chips
+from dynamicvis_geo.similarity import Similar
+
+#: The image ``[3, H, W]`` of a chip; None where there is none.
+ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
+
+#: Examples that are drawn, and counter-examples.
+_EXAMPLES = 5
+_BOUNDS = ['minx', 'miny', 'maxx', 'maxy']
+
+
+def plot_similar(found: Similar, images: ImageOfChip | None = None) -> Figure:
+    """Draw what was found, most similar first, behind the first few examples.
+
+    Args:
+        found: As :func:`~dynamicvis_geo.similarity.find_similar` gives it.
+        images: Gives the image of a chip, such as
+            :class:`~dynamicvis_geo.quicklooks.Quicklooks`; of a cell that of its chip,
+            in which the cell is outlined. A chip without one is shown as a cross among
+            all that are drawn.
+
+    Returns:
+        The figure: under each panel stand the similarity and the id, of a cell also its
+        row and column.
+    """
+    like, unlike = found.like.shown(_EXAMPLES), found.unlike.shown(_EXAMPLES)
+    chips = pd.concat([like, unlike, found.pictured], ignore_index=True)
+    table = found.table
+    captions = [
+        *(f'example\n{chip_label(str(name))}' for name in like['id']),
+        *(f'counter-example\n{chip_label(str(name))}' for name in unlike['id']),
+    ]
+    boxes: list[Box | None] = [None] * len(captions)
+    for i, row in table.iterrows():
+        lines = [f'similarity {row["similarity"]:.4f}', chip_label(str(row['id']))]
+        if 'cell_row' in table:
+            lines.insert(1, f'cell {row["cell_row"]}, {row["cell_column"]}')
+        captions.append('\n'.join(lines))
+        boxes.append(_box(row, found.pictured.loc[i]))
+    title = 'Examples (first), and what is most like them, by cosine similarity'
+    if len(unlike):
+        title = f'{title} less that with counter-examples'
+    return plot_chips(
+        captions,
+        [None if images is None else images(chip) for _, chip in chips.iterrows()],
+        title,
+        places=range(len(chips)),
+        lonlat=(chips['lon'].to_numpy(float), chips['lat'].to_numpy(float)),
+        boxes=boxes,
+    )
+
+
+def _box(row: pd.Series, chip: pd.Series) -> Box | None:
+    """Return the part of a chip that a cell covers; None for a whole chip."""
+    if 'cell_row' not in row:
+        return None
+    west, south, east, north = chip[_BOUNDS]
+    width, height = east - west, north - south
+    return (
+        (row['minx'] - west) / width,
+        (north - row['maxy']) / height,
+        (row['maxx'] - row['minx']) / width,
+        (row['maxy'] - row['miny']) / height,
+    )
