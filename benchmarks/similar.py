@@ -6,7 +6,6 @@ of disk in the folder for temporary files.
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from dynamicvis_geo.similarity.collections import Chips, open_collection
 #: Rows of a row group, as a run writes them.
 GROUP = 5_000
 DEGREES = 0.01
+BOUNDS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 def write(path: Path, rows: int, dimensions: int, spread: float) -> None:
@@ -41,6 +41,7 @@ def write(path: Path, rows: int, dimensions: int, spread: float) -> None:
             'centre_lat': pa.float64(),
             'crs': pa.string(),
             'geometry': pa.binary(),
+            'bbox': pa.struct([(name, pa.float64()) for name in BOUNDS]),
         }
     )
     extent = Extent()
@@ -61,6 +62,7 @@ def write(path: Path, rows: int, dimensions: int, spread: float) -> None:
                 pa.array(lat),
                 pa.array(['EPSG:4326'] * len(number)),
                 pa.array(shapely.to_wkb(boxes)),
+                pa.StructArray.from_arrays([*shapely.bounds(boxes).T], names=BOUNDS),
             ]
             file.write(pa.table(columns, schema=schema))
 
@@ -127,9 +129,10 @@ def timed(do: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def peak() -> float:
-    """Return the largest resident memory of this process so far, in MB."""
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    """Return the largest resident memory of this process so far, in MB (Linux)."""
+    # What getrusage tells is also that of the process that has started this one.
+    status = Path('/proc/self/status').read_text()
+    return float(status.partition('VmHWM:')[2].split()[0]) / 1e3
 
 
 if __name__ == '__main__':

@@ -37,6 +37,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import shapely
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import SourceError, one_line
@@ -415,11 +416,14 @@ def read_rows(part: Place, rows: NDArray[np.int64]) -> gpd.GeoDataFrame:
     return _geo_table(part, pa.BufferReader(content.getvalue()))
 
 
-def read_footprints(part: Place) -> gpd.GeoSeries:
-    """Read the geometries of a file, EPSG:4326.
+def read_bounds(part: Place) -> NDArray[np.float64]:
+    """Read the bounds of the geometries of a file, or compute them.
 
     Args:
         part: The file.
+
+    Returns:
+        float64 ``[n, 4]``: west, south, east and north, degrees.
 
     Raises:
         SourceError: If it cannot be read as GeoParquet.
@@ -427,7 +431,15 @@ def read_footprints(part: Place) -> gpd.GeoSeries:
     schema, _ = read_schema(part)
     geo = json.loads((schema.metadata or {}).get(b'geo', b'{}'))
     column = geo.get('primary_column', 'geometry')
-    return _geo_table(part, parquet_source(part), [column]).geometry
+    covering = geo.get('columns', {}).get(column, {}).get('covering', {}).get('bbox')
+    if not covering:
+        shapes = _geo_table(part, parquet_source(part), [column]).geometry
+        bounds: NDArray[np.float64] = shapely.bounds(shapes.to_numpy())
+        return bounds
+    paths = [covering[name] for name in ('xmin', 'ymin', 'xmax', 'ymax')]
+    boxes = read_column(part, paths[0][0]).combine_chunks()
+    sides = [pc.struct_field(boxes, path[1:]).to_numpy(False) for path in paths]
+    return np.stack(sides, axis=1).astype(np.float64)
 
 
 def read_column(part: Place, name: str) -> pa.ChunkedArray:

@@ -23,8 +23,8 @@ from dynamicvis_geo.errors import SourceError
 from dynamicvis_geo.formats import format_at
 from dynamicvis_geo.formats.geoparquet import (
     find_parts,
+    read_bounds,
     read_column,
-    read_footprints,
     read_rows,
     read_schema,
     shared_provenance,
@@ -201,12 +201,14 @@ class Chips(Collection):
 
     def around(self, lon: float, lat: float) -> tuple[Ints, NDArray[np.float64]]:
         """Find the chips whose footprint contains a place."""
-        rows = np.flatnonzero(
-            shapely.intersects_xy(self._footprints.to_numpy(), lon, lat)
-        )
+        west, south, east, north = self._bounds.T
+        near = (west <= lon) & (lon <= east) & (south <= lat) & (lat <= north)
+        rows = np.flatnonzero(near)
         if not len(rows):
             return _NONE, np.empty(0)
         table = self.table(rows)
+        inside = shapely.intersects_xy(table.geometry.to_numpy(), lon, lat)
+        rows, table = rows[inside], table[inside]
         return rows, _metres(lon, lat, table['lon'].to_numpy(), table['lat'].to_numpy())
 
     def same(self, table: pd.DataFrame) -> Ints:
@@ -216,8 +218,8 @@ class Chips(Collection):
         return self._rows_with('id', table['id'].astype(str).tolist())
 
     @cached_property
-    def _footprints(self) -> gpd.GeoSeries:
-        return pd.concat(map(read_footprints, self._parts), ignore_index=True)
+    def _bounds(self) -> NDArray[np.float64]:
+        return np.concatenate([read_bounds(part) for part in self._parts])
 
     def _rows_with(self, column: str, texts: Sequence[str]) -> Ints:
         """Return the rows with one of some texts in a column."""
