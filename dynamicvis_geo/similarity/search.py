@@ -1,6 +1,7 @@
 """The vectors that are most similar to examples, found by going through all."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +9,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Squares of lengths that float32 holds well enough.
-_LEAST, _MOST = 1e-30, 1e38
+T = TypeVar('T', np.float32, np.float64)
+
+#: Lengths whose squares float32 holds well enough.
+_LEAST, _MOST = 1e-15, 1e19
 
 
 def unit_vectors(vectors: NDArray[np.floating]) -> Floats:
@@ -72,12 +75,11 @@ def most_similar(
     margin = np.linalg.norm(direction) * (len(direction) + 8) * np.finfo(np.float32).eps
     rows, values, least = np.empty(0, np.int64), np.empty(0), -np.inf
     for first, vectors in blocks:
-        found = np.flatnonzero(_rough_products(vectors, rough) >= least - margin)
+        about, lengths = _products(vectors, rough)
+        about[(lengths < _LEAST) | (lengths > _MOST)] = np.inf
+        found = np.flatnonzero(about >= least - margin)
         found = found[~np.isin(first + found, without)]
-        if not len(found):
-            continue
-        # Row by row, unlike a product of matrices, where neighbours decide rounding.
-        exact = np.einsum('ij,j->i', unit_vectors(vectors[found]), direction)
+        exact, _ = _products(vectors[found].astype(np.float64), direction)
         known = np.isfinite(exact)
         rows = np.concatenate([rows, first + found[known]])
         values = np.concatenate([values, exact[known]])
@@ -87,16 +89,14 @@ def most_similar(
     return _best(rows, values, k)
 
 
-def _rough_products(
-    vectors: NDArray[np.float32], direction: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def _products(
+    vectors: NDArray[T], direction: NDArray[T]
+) -> tuple[NDArray[T], NDArray[T]]:
+    """Multiply unit vectors with a direction; gives the lengths they had, too."""
+    # Row by row, unlike a product of matrices, where neighbours decide rounding.
     with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
-        squares = np.einsum('ij,ij->i', vectors, vectors)
-        products: NDArray[np.float32] = np.einsum(
-            'ij,j->i', vectors, direction
-        ) / np.sqrt(squares)
-    products[(squares < _LEAST) | (squares > _MOST)] = np.inf
-    return products
+        lengths = np.sqrt(np.einsum('ij,ij->i', vectors, vectors))
+        return np.einsum('ij,j->i', vectors, direction) / lengths, lengths
 
 
 def _best(rows: Ints, values: Floats, k: int) -> tuple[Ints, Floats]:
