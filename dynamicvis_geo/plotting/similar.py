@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dynamicvis_geo.plotting.features import chip_label
 from dynamicvis_geo.plotting.neighbours import Box, plot_chips
 from dynamicvis_geo.similarity import Similar
+from dynamicvis_geo.terms import random_weights
 
 #: The image ``[3, H, W]`` of a chip; None where there is none.
 ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
@@ -50,6 +51,8 @@ def plot_similar(found: Similar, images: ImageOfChip | None = None) -> Figure:
     title = 'Examples (first), and what is most like them, by cosine similarity'
     if len(unlike):
         title = f'{title} less that with counter-examples'
+    if random_weights(found.provenance):
+        title = f'{title}\nRandom weights: these similarities mean nothing'
     return plot_chips(
         captions,
         [None if images is None else images(chip) for _, chip in chips.iterrows()],
