@@ -202,7 +202,7 @@ def test_rounding_that_swaps_tokens_is_no_disagreement() -> None:
 class TopkMixer(SparseMixer):
     """Chooses as the official mixer does, which leaves the order of equals open."""
 
-    def forward(self, x: Tensor, generator: Any = None) -> Tensor:
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
         weights = self.spatial_gate(x).softmax(1)
         values, ids = torch.topk(weights[..., 0], x.shape[1] // self.reduction)
         index = ids[..., None].expand(-1, -1, x.shape[-1])
