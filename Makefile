@@ -40,7 +40,8 @@ test: $(INSTALLED)
 # Python 3.12 or later; CONTRIBUTING.md says what else runs where.
 .PHONY: test-torchgeo-0.9
 test-torchgeo-0.9: $(OLDER)/.installed
-	$(OLDER)/bin/python -m pytest tests/integrations tests/datasets tests/samplers \
+	$(OLDER)/bin/python -m pytest -m 'not once' \
+		tests/integrations tests/datasets tests/samplers \
 		tests/datamodules tests/test_places.py tests/test_embedding.py \
 		$(PAGES:%='tests/test_documents.py::test_page[%]')
 

@@ -19,6 +19,8 @@ from readme_renderer import markdown
 import dynamicvis_geo
 from tests.documents.blocks import ROOT
 
+pytestmark = pytest.mark.once
+
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text('utf-8'))['project']
 
 #: What git has no part in, where setuptools could find it.

@@ -78,8 +78,13 @@ NEEDS = {
 #: Pages that have other packages load the published weights.
 LOADS_WEIGHTS = ('timm.md', 'torchgeo.md')
 
+#: Pages whose commands are those of others with more chips.
+LONG = ('embedding', 'gallery')
+
 RUN = [
-    page for page in PAGES if {'python', 'console'} & {b.language for b in blocks(page)}
+    pytest.param(page, marks=pytest.mark.once) if page.stem in LONG else page
+    for page in PAGES
+    if {'python', 'console'} & {b.language for b in blocks(page)}
 ]
 
 

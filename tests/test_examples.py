@@ -82,6 +82,7 @@ def test_scripts(
     }
 
 
+@pytest.mark.once
 def test_notebook(
     server: EarthEngineServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,8 @@ from .composites import (
 )
 from .rasters import UTM, Areas, pattern, write_geotiff
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ('error', 'expected'),

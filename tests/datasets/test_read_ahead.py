@@ -21,6 +21,8 @@ from tests.processes import HANG, Start
 from .composites import GAP, ROI, ahead, assert_right, batches_before, grid, make
 from .rasters import Areas
 
+pytestmark = pytest.mark.once
+
 FAULTS = [429, 500, 503, 'reset', 'close', 'truncated', 'short', 'html']
 
 

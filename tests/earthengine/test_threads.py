@@ -7,6 +7,8 @@ import pytest
 from dynamicvis_geo.earthengine.threads import DaemonPool, in_background
 from tests.processes import HANG
 
+pytestmark = pytest.mark.once
+
 
 def test_a_pool_starts_no_more_threads_than_it_may() -> None:
     pool = DaemonPool(3, 'test-pool')

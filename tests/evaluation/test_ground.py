@@ -18,6 +18,8 @@ from dynamicvis_geo.evaluation.ground import (
 from dynamicvis_geo.evaluation.splits import block_numbers
 from tests.datasets.embedding_parts import footprint, vectors, write_part
 
+pytestmark = pytest.mark.once
+
 SPLITS = ('train', 'val', 'test')
 
 

@@ -14,6 +14,8 @@ from dynamicvis_geo.evaluation.bootstrap import bootstrap
 from dynamicvis_geo.evaluation.metrics import scores
 from dynamicvis_geo.tasks.probe_scores import probe_metrics
 
+pytestmark = pytest.mark.once
+
 
 def weightings(count: int, rng: np.random.Generator) -> np.ndarray:
     """All samples once; a draw with replacement; one that lacks most samples."""

@@ -12,6 +12,8 @@ from dynamicvis_geo.similarity import find_similar
 from tests.formats.conftest import DatedImages
 from tests.outputs import write_grid
 
+pytestmark = pytest.mark.once
+
 K = 12
 
 

@@ -16,6 +16,8 @@ from dynamicvis_geo.similarity import Similar, find_similar
 from tests.datasets.embedding_parts import HALF, vectors, write_part
 from tests.outputs import PROVENANCE, write_pooled
 
+pytestmark = pytest.mark.once
+
 COUNT = 30
 
 

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from dynamicvis_geo.similarity.search import direction_of, most_similar, unit_vectors
 
+pytestmark = pytest.mark.once
+
 Found = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
