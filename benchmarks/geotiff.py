@@ -1,4 +1,4 @@
-"""What the interleave of feature maps costs and saves.
+"""Cost and gain of the interleave of feature maps.
 
 Maps of the last and the first stage of arch b (random weights) are written as GeoTIFFs
 in several ways, and read again, all bands and one. Times are of the processor, the

@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of ``evaluate`` hold the true score.
+"""Share of the 95 % intervals of ``evaluate`` that hold the true score.
 
 Every run draws its own land: blocks of samples whose features and labels share an
 effect of the block. The true score is that of the same fitted model on very many

@@ -27,7 +27,7 @@ STRETCH = '--input-range 0,5000 --weights random'
 
 
 def covers(image: NDArray[np.integer]) -> dict[str, NDArray[np.bool_]]:
-    """Where the bands leave little doubt of what covers the ground."""
+    """Masks of where the bands leave little doubt of what covers the ground."""
     b11, b8a, _ = image.astype(float)
     moist = (b8a - b11) / np.maximum(b8a + b11, 1)
     return {

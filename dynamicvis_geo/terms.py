@@ -1,4 +1,4 @@
-"""What made an output, in the terms of the field's standards.
+"""The making of an output, in the terms of the field's standards.
 
 All is told by the provenance of an output, so that its files, its STAC catalogue and
 its card say the same. The terms are those of the STAC extensions ``emb`` (a proposal,

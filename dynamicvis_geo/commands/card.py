@@ -6,17 +6,17 @@ was made, how to load it, whom to name. Its folder is then what to upload.
 
 from argparse import ArgumentParser, Namespace
 
-from dynamicvis_geo.commands.options import add_examples, add_overwrite, output, source
+from dynamicvis_geo.commands.options import (
+    add_examples,
+    add_input,
+    add_overwrite,
+    output,
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        'input',
-        type=source,
-        metavar='INPUT',
-        help='a .parquet file of pooled embeddings, or a folder of maps',
-    )
+    add_input(parser)
     parser.add_argument(
         '--output',
         type=output,

@@ -86,6 +86,14 @@ def option_of(arguments: argparse.Namespace, dest: str) -> str:
     return next(option_name(action) for action in actions if action.dest == dest)
 
 
+def add_input(
+    parser: argparse._ActionsContainer,
+    what: str = 'a .parquet file of pooled embeddings, or a folder of maps',
+) -> None:
+    """Add ``INPUT``, an output or an image."""
+    parser.add_argument('input', type=source, metavar='INPUT', help=what)
+
+
 def add_overwrite(parser: argparse._ActionsContainer, what: str = 'an output') -> None:
     """Add ``--overwrite``, where it replaces files that exist."""
     that = 'that exist' if what.endswith('s') else 'that exists'

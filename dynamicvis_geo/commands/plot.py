@@ -16,11 +16,11 @@ from dynamicvis_geo.commands.options import (
     add_command,
     add_examples,
     add_images,
+    add_input,
     add_overwrite,
     images,
     local_output_path,
     positive,
-    source,
 )
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
 from dynamicvis_geo.paths import Place, check_picture_path
@@ -68,7 +68,7 @@ def _add_rgb(kinds: Commands) -> None:
 
 def _add_pca(kinds: Commands) -> None:
     parser = add_command(kinds, 'pca', 'feature maps in false colour', _pca.__doc__)
-    _add_input(parser, 'a folder of feature maps (embed --grid), or one of them')
+    add_input(parser, 'a folder of feature maps (embed --grid), or one of them')
     _add_output(
         parser,
         f'{_FIGURE}; or .tif for one map, or a folder for all: georeferenced GeoTIFFs, '
@@ -85,7 +85,7 @@ def _add_neighbours(kinds: Commands) -> None:
     parser = add_command(
         kinds, 'neighbours', 'a chip and those most similar to it', _neighbours.__doc__
     )
-    _add_input(parser, 'a .parquet file of pooled embeddings')
+    add_input(parser, 'a .parquet file of pooled embeddings')
     _add_output(parser, _FIGURE)
     parser.add_argument(
         '--chip',
@@ -112,7 +112,7 @@ def _add_neighbours(kinds: Commands) -> None:
 
 def _add_map(kinds: Commands) -> None:
     parser = add_command(kinds, 'map', 'a map of pooled embeddings', _map.__doc__)
-    _add_input(parser, 'a .parquet file of pooled embeddings')
+    add_input(parser, 'a .parquet file of pooled embeddings')
     _add_output(parser, _FIGURE)
     parser.add_argument(
         '--method',
@@ -123,10 +123,6 @@ def _add_map(kinds: Commands) -> None:
         'UMAP where it is installed, for 16 to 20,000 chips (default: auto)',
     )
     add_examples(parser, 'dynamicvis-geo plot map embeddings.parquet --output map.png')
-
-
-def _add_input(parser: ArgumentParser, what: str) -> None:
-    parser.add_argument('input', type=source, metavar='INPUT', help=what)
 
 
 def _add_output(parser: ArgumentParser, what: str) -> None:

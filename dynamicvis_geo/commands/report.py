@@ -10,9 +10,9 @@ from pathlib import Path
 from dynamicvis_geo.commands.options import (
     add_examples,
     add_images,
+    add_input,
     add_overwrite,
     local_output_path,
-    source,
 )
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.paths import check_picture_path
@@ -20,12 +20,7 @@ from dynamicvis_geo.paths import check_picture_path
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        'input',
-        type=source,
-        metavar='INPUT',
-        help='a .parquet file of pooled embeddings, or a folder of maps',
-    )
+    add_input(parser)
     parser.add_argument(
         '--output',
         type=local_output_path,

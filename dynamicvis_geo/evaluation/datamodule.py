@@ -181,7 +181,7 @@ class EmbeddingDataModule(LightningDataModule):
 
     @property
     def grouped_by(self) -> str:
-        """What was divided as a whole: 'block' of land, or 'place'."""
+        """The unit that was divided as a whole: 'block' of land, or 'place'."""
         return 'block' if self._divided.kind == 'spatial' else 'place'
 
     @property
@@ -197,7 +197,7 @@ class EmbeddingDataModule(LightningDataModule):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of scores should know of the split, a sentence each."""
+        """Sentences on the split that a reader of scores should know."""
         return self._divided.notes
 
     def groups(self, split: str) -> NDArray[np.int64]:

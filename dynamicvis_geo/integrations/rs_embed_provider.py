@@ -40,7 +40,7 @@ _REFLECTANCE = (0, 10000)
 
 
 class Composite(NamedTuple):
-    """What is composed: an image that is not computed before its pixels are fetched.
+    """A composite, which is not computed before its pixels are fetched.
 
     Attributes:
         sensor: Collection, bands and composite.

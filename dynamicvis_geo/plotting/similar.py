@@ -1,4 +1,4 @@
-"""What was found to be like examples, as a contact sheet."""
+"""A contact sheet of places that were found to be like examples."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What is searched: the chips of pooled embeddings, or the cells of feature maps."""
+"""Rows to search: the chips of pooled embeddings, or the cells of feature maps."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def _link(rel: str, name: str, kind: str, title: str | None = None) -> Json:
 
 
 class _Shared:
-    """What Collection and Items of an output share."""
+    """Terms that Collection and Items of an output share."""
 
     def __init__(
         self, name: str, made: type[Format], provenance: Mapping[str, Any], cells: Any

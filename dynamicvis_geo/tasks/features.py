@@ -136,7 +136,7 @@ class FeatureExtraction(LightningModule):
 
     @property
     def _index(self) -> int:
-        """Which map it is, counted from the last one of all stages."""
+        """The map of the stage, counted from the last one of all stages."""
         return self.stage - len(STAGES)
 
     def train(self, mode: bool = True) -> Self:

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 
 from tests.models.checkpoints import make_checkpoint
@@ -87,10 +86,7 @@ def test_checkpoint_is_inspected_and_converted(run_cli: RunCli, tmp_path: Path) 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hf'))
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
-    with serve_hub() as server:
-        monkeypatch.setenv('HF_ENDPOINT', server.url)
+    with serve_hub(monkeypatch, tmp_path / 'hf') as server:
         yield server
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import ee
 import ee.deprecation
 import google.auth.credentials
-import huggingface_hub
 import pytest
 import torch
 
@@ -45,11 +44,7 @@ def published_weights(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Hugging Face has a checkpoint under the official name."""
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hugging-face'))
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    with serve_hub() as hub:
-        monkeypatch.setenv('HF_ENDPOINT', hub.url)
+    with serve_hub(monkeypatch, tmp_path / 'hugging-face') as hub:
         file = BackboneConfig.hf_repo, BackboneConfig.ckpt_file
         hub.files[file] = (inputs / 'weights.pth').read_bytes()
         yield

@@ -1,11 +1,9 @@
 """DynamicVis in TerraTorch's factory, tasks and configurations."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 import rasterio
@@ -28,14 +26,6 @@ from terratorch.registry import BACKBONE_REGISTRY, TERRATORCH_BACKBONE_REGISTRY
 from terratorch.tasks import SemanticSegmentationTask
 
 import dynamicvis_geo.integrations.terratorch  # noqa: F401
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
@@ -186,9 +176,7 @@ def test_frozen_backbone_keeps_its_weights(weights: Path) -> None:
 def test_official_weights_are_fetched(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hf'))
-    with serve_hub() as hub:
-        monkeypatch.setenv('HF_ENDPOINT', hub.url)
+    with serve_hub(monkeypatch, tmp_path / 'hf') as hub:
         place = (BackboneConfig.hf_repo, BackboneConfig.ckpt_file)
         hub.files[place] = weights.read_bytes()
         encoder = build(pretrained=True)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import segmentation_models_pytorch as smp
 import timm
@@ -48,13 +47,10 @@ SCENES = [
 
 @pytest.fixture(scope='module', autouse=True)
 def shallow() -> Iterator[None]:
-    """Few mixers, on one thread: nothing here depends on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Few mixers: nothing here depends on their number."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamicvis, '_DEPTHS', {'b': (1, 2, 1, 1), 'l': (1, 1, 1, 1)})
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
@@ -71,10 +67,7 @@ def save(path: Path, arch: str = 'b', **settings: Any) -> Path:
 def hub(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hf'))
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
-    with serve_hub() as server:
-        monkeypatch.setenv('HF_ENDPOINT', server.url)
+    with serve_hub(monkeypatch, tmp_path / 'hf') as server:
         server.files[BEST.meta['hf_repo'], BEST.meta['ckpt_file']] = (
             official.read_bytes()
         )

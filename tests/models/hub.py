@@ -7,7 +7,11 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = 'c0ffee' + 34 * '0'
 
@@ -42,8 +46,15 @@ def _entries(hub: Hub, repo: str) -> Iterator[dict[str, object]]:
 
 
 @contextlib.contextmanager
-def serve_hub() -> Iterator[Hub]:
-    """Serve until the end of the block."""
+def serve_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
+    """Be Hugging Face for this test, until the end of the block.
+
+    Args:
+        monkeypatch: Puts everything back after the test.
+        cache: Folder for what is fetched.
+    """
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):
@@ -102,6 +113,7 @@ def serve_hub() -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     hub.url = f'http://127.0.0.1:{server.server_port}'
+    monkeypatch.setenv('HF_ENDPOINT', hub.url)
     thread = Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
     try:

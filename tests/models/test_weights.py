@@ -61,11 +61,8 @@ def hub(
     official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Hub]:
     """A server with the official repository's layout, and an empty cache."""
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hf'))
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.setattr(time, 'sleep', lambda seconds: None)  # between its retries
-    with serve_hub() as server:
-        monkeypatch.setenv('HF_ENDPOINT', server.url)
+    with serve_hub(monkeypatch, tmp_path / 'hf') as server:
         server.files[REPO, FILE] = official.read_bytes()
         yield server
 
