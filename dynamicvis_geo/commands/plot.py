@@ -7,6 +7,7 @@ dynamicvis-geo plot KIND --help.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,7 @@ def _rgb(arguments: Namespace) -> None:
         files = list(map(str, cached.values())) or find_images(source)
     if len(files) == 1:
         name = arguments.chip or PurePath(files[0]).name
-        _save(plot_rgb(read_image(files[0], bands), name), arguments.output)
+        _save(plot_rgb(read_image(files[0], bands), name), arguments.output, {})
         return
     names = list(cached) or [PurePath(file).stem for file in files]
     chosen = spread(len(files), _SHEET)
@@ -180,7 +181,7 @@ def _rgb(arguments: Namespace) -> None:
         [chip_label(names[i]) for i in chosen],
         f'{len(chosen)} of {len(files)} images of {PurePath(str(source)).name}',
     )
-    _save(figure, arguments.output)
+    _save(figure, arguments.output, {})
 
 
 def _pca(arguments: Namespace) -> None:
@@ -200,7 +201,8 @@ def _pca(arguments: Namespace) -> None:
     source, output = arguments.input, arguments.output
     if output.suffix.lower() in FIGURES or output.name.lower() in FIGURES:
         check_picture_path(output, FIGURES, arguments.overwrite, source)
-        _save(plot_false_colours(_open(source, 'grid')), output)
+        opened = _open(source, 'grid')
+        _save(plot_false_colours(opened), output, opened.provenance)
         return
     files = feature_map_files(source)
     if output.suffix.lower() in ('.tif', '.tiff'):
@@ -260,7 +262,7 @@ def _neighbours(arguments: Namespace) -> None:
         images=images,
         lonlat=(chips['centre_lon'].to_numpy(), chips['centre_lat'].to_numpy()),
     )
-    _save(figure, arguments.output)
+    _save(figure, arguments.output, embedded.provenance)
     print('similarity  chip')
     for row, similarity in zip(
         *nearest_neighbours(embeddings, query, arguments.k), strict=True
@@ -280,7 +282,7 @@ def _map(arguments: Namespace) -> None:
         arguments.method,
         f'{embedded.path.name}: {embedded.total} chips',
     )
-    _save(figure, arguments.output)
+    _save(figure, arguments.output, embedded.provenance)
 
 
 def _open(path: Place, kind: str) -> Output:
@@ -301,7 +303,10 @@ def _open(path: Place, kind: str) -> Output:
     return found
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, provenance: Mapping[str, Any]) -> None:
+    from dynamicvis_geo.plotting.marks import mark_random_weights
+
+    mark_random_weights(figure, provenance)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

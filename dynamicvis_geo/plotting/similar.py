@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dynamicvis_geo.plotting.features import chip_label
+from dynamicvis_geo.plotting.marks import mark_random_weights
 from dynamicvis_geo.plotting.neighbours import Box, plot_chips
 from dynamicvis_geo.similarity import Similar
-from dynamicvis_geo.terms import random_weights
 
 #: The image ``[3, H, W]`` of a chip; None where there is none.
 ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
@@ -51,9 +51,7 @@ def plot_similar(found: Similar, images: ImageOfChip | None = None) -> Figure:
     title = 'Examples (first), and what is most like them, by cosine similarity'
     if len(unlike):
         title = f'{title} less that with counter-examples'
-    if random_weights(found.provenance):
-        title = f'{title}\nRandom weights: these similarities mean nothing'
-    return plot_chips(
+    figure = plot_chips(
         captions,
         [None if images is None else images(chip) for _, chip in chips.iterrows()],
         title,
@@ -61,6 +59,8 @@ def plot_similar(found: Similar, images: ImageOfChip | None = None) -> Figure:
         lonlat=(chips['lon'].to_numpy(float), chips['lat'].to_numpy(float)),
         boxes=boxes,
     )
+    mark_random_weights(figure, found.provenance)
+    return figure
 
 
 def _box(row: pd.Series, chip: pd.Series) -> Box | None:
