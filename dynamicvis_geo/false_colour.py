@@ -157,10 +157,9 @@ def plot_false_colours(output: Output, colours: PCAColours | None = None) -> Fig
     if colours is None:
         some = chips.iloc[spread(len(chips), FIT_MAPS)]
         colours = _fit(output.maps(some), len(some))
-    shares = ', '.join(f'{100 * share:.0f}' for share in colours.explained)
     title = (
         f'Feature maps, {output.dimensions} channels: main components (PCA) as red, '
-        f'green and blue, {shares} % of the variance'
+        f'green and blue: {colours.shares}'
     )
     groups = list(_groups(chips))
     if all(_compact(some) for _, some in groups):

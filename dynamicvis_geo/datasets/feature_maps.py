@@ -130,16 +130,19 @@ class FeatureMaps(RasterDataset):
         """
         from matplotlib.figure import Figure
 
-        from dynamicvis_geo.plotting import pca_false_colour
+        from dynamicvis_geo.plotting import fit_map_colours, map_picture
 
         features = sample['image'].cpu().numpy()
         channels, height, width = features.shape
         figure = Figure(figsize=(5, 5.4), layout='constrained')
         axes = figure.subplots()
-        axes.imshow(pca_false_colour([features])[0], interpolation='nearest')
+        colours = fit_map_colours([features])
+        axes.imshow(map_picture(colours, features), interpolation='nearest')
         axes.set_axis_off()
         if show_titles:
-            axes.set_title(f'{width} x {height} cells, {channels} channels (PCA)')
+            axes.set_title(
+                f'{width} x {height} cells, {channels} channels\nPCA: {colours.shares}'
+            )
         if suptitle is not None:
             figure.suptitle(suptitle)
         return figure

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from dynamicvis_geo.errors import SpecError
 
@@ -85,8 +84,9 @@ class PCAColours:
     """The three main components of vectors as red, green and blue.
 
     Fitted once and then applied to any number of vectors, so that equal vectors have
-    equal colours everywhere. Components that the vectors do not have (fewer than three
-    channels, or of vectors) are shown as middle grey.
+    equal colours everywhere. All components have the scale of the widest one, each
+    around its own middle: one of little variance shows little colour. Those that the
+    vectors do not have (fewer than three channels, or of vectors) are middle grey.
 
     Attributes:
         mean: Float32 ``[D]``, the mean of the vectors.
@@ -112,7 +112,7 @@ class PCAColours:
 
         Args:
             vectors: ``[N, D]``; those that are not finite are left out.
-            percentiles: Which coordinates become 0 and 1.
+            percentiles: Coordinates of the widest component that become 0 and 1.
 
         Returns:
             The colours.
@@ -133,6 +133,9 @@ class PCAColours:
         components = np.zeros((3, sample.shape[1]), np.float32)
         explained = np.zeros(3, np.float32)
         if count:
+            # Other pictures than these need no scikit-learn, which takes a second.
+            from sklearn.decomposition import PCA
+
             pca = PCA(count, random_state=0).fit(sample)
             components[:count] = pca.components_
             explained[:count] = pca.explained_variance_ratio_
@@ -140,14 +143,17 @@ class PCAColours:
         mean = sample.mean(axis=0)
         scores = (sample - mean) @ components.T
         low, high = np.percentile(scores, percentiles, axis=0).astype(np.float32)
-        flat = high <= low
-        return cls(
-            mean,
-            components,
-            np.where(flat, low - 1, low),
-            np.where(flat, high + 1, high),
-            explained,
-        )
+        middle, half = (low + high) / 2, (high - low).max() / 2 or 1
+        return cls(mean, components, middle - half, middle + half, explained)
+
+    @property
+    def shares(self) -> str:
+        """Shares of the variance in words, for a caption."""
+        there = [100 * float(share) for share in self.explained if share > 0]
+        if not there:
+            return 'all are the same'
+        *first, last = [f'{x:.0f}' if x > 99.95 else f'{x:.1f}' for x in there]
+        return f'{", ".join(first)}{" and " if first else ""}{last} % of the variance'
 
     def __call__(self, vectors: NDArray[np.floating]) -> Picture:
         """Colour vectors ``[..., D]``: ``[..., 3]`` in 0..1, NaN where not finite."""

@@ -11,7 +11,8 @@ from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.plotting.colours import (
     Limits,
     Picture,
-    pca_false_colour,
+    fit_map_colours,
+    map_picture,
     stretch_rgb,
 )
 
@@ -71,9 +72,11 @@ def plot_features(
     left, right = figure.subplots(1, 2)
     show(left, stretch_rgb(image))
     left.set_title(f'image, {image.shape[2]} x {image.shape[1]} pixels')
-    show(right, pca_false_colour([feature_map])[0])
+    colours = fit_map_colours([feature_map])
+    show(right, map_picture(colours, feature_map))
     channels, height, width = feature_map.shape
-    right.set_title(f'features, {width} x {height} cells, {channels} channels (PCA)')
+    right.set_title(f'features, {width} x {height} cells, {channels} channels')
+    caption(right, f'main components (PCA) as red, green and blue: {colours.shares}')
     if title:
         figure.suptitle(title, parse_math=False)
     return figure

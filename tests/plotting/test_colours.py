@@ -43,3 +43,25 @@ def test_maps_that_cannot_share_colours_are_refused() -> None:
     fitted = PCAColours.fit(np.random.default_rng(0).normal(size=(9, 8)))
     with pytest.raises(SpecError, match='fitted to 8'):
         fitted(other.T)
+
+
+def test_less_variance_shows_less_colour() -> None:
+    vectors = np.random.default_rng(0).normal(size=(5000, 4)) * [10, 1, 0.1, 0.01]
+    fitted = PCAColours.fit(vectors)
+    spread = np.ptp(np.percentile(fitted(vectors), (5, 95), axis=0), axis=0)
+    assert spread[0] > 0.6
+    assert spread[1] / spread[0] == pytest.approx(0.1, rel=0.1)
+    assert spread[2] / spread[0] == pytest.approx(0.01, rel=0.1)
+    assert (fitted.low + fitted.high) / 2 == pytest.approx(
+        np.percentile((vectors - fitted.mean) @ fitted.components.T, (1, 99), axis=0)
+        .mean(axis=0)
+        .tolist(),
+        abs=1e-3,
+    )
+    assert fitted.shares == '99.0, 1.0 and 0.0 % of the variance'
+
+
+def test_shares_leave_out_components_that_are_not_there() -> None:
+    ramp = np.arange(8.0)[:, None]
+    assert PCAColours.fit(ramp).shares == '100 % of the variance'
+    assert PCAColours.fit(np.ones((5, 3))).shares == 'all are the same'

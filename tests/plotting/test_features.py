@@ -66,5 +66,6 @@ def test_figure_shows_image_and_features() -> None:
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == [
         'image, 50 x 40 pixels',
-        'features, 5 x 4 cells, 8 channels (PCA)',
+        'features, 5 x 4 cells, 8 channels',
     ]
+    assert '% of the variance' in figure.axes[1].get_xlabel()
