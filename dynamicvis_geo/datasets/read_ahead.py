@@ -29,7 +29,9 @@ def read_ahead(
 ) -> Iterator[T]:
     """Make batches one after the other, with the next ones under way.
 
-    All are given up when an error ends it, or nobody goes on with it.
+    All are given up when an error ends it, or nobody goes on with it. Requests of
+    several batches may overtake each other, so that later batches may be there when one
+    fails: they are given before the error is raised, and are not fetched in vain.
 
     Args:
         batches: Rows of each batch, none of them empty.
@@ -51,6 +53,15 @@ def read_ahead(
                 yield under_way.popleft()[1]()
         while under_way:
             yield under_way.popleft()[1]()
+    except Exception:
+        cancelled.set()
+        for _, finish in under_way:
+            try:
+                batch = finish()
+            except Exception:  # Given up; the first error is raised.
+                continue
+            yield batch
+        raise
     finally:
         cancelled.set()
 

@@ -26,6 +26,7 @@ from pyproj import CRS
 from rasterio.errors import RasterioError
 from torchgeo.datasets import GeoDataset, IntersectionDataset, UnionDataset
 
+from dynamicvis_geo.earthengine.limiter import CancelledError
 from dynamicvis_geo.errors import (
     AuthenticationError,
     EarthEngineError,
@@ -197,10 +198,15 @@ class _Files:
         on_error: OnError = 'skip',
         cancelled: threading.Event | None = None,
     ) -> Pending:
-        return lambda: [
-            found if isinstance(found, dict) else _failure(i, found)
-            for i, found in enumerate(self._read(queries, on_error))
-        ]
+        def read() -> list[Found]:
+            if cancelled is not None and cancelled.is_set():
+                raise CancelledError
+            return [
+                found if isinstance(found, dict) else _failure(i, found)
+                for i, found in enumerate(self._read(queries, on_error))
+            ]
+
+        return read
 
     def _read(
         self, queries: Sequence[GeoSlice], on_error: OnError

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from dynamicvis_geo.datasets import ChipDataset, collate
 from dynamicvis_geo.datasets.read_ahead import MOST_PIXELS, chips_ahead, read_ahead
+from dynamicvis_geo.earthengine.limiter import CancelledError
 from dynamicvis_geo.errors import NoImageryError, PermissionDeniedError
 from dynamicvis_geo.samplers import GridSampler
 from tests.earthengine_server import EarthEngineServer
@@ -40,12 +41,15 @@ def rows_of(batches: Any) -> list[list[int]]:
 
 
 class Begun:
-    """Notes what is begun and given up; a batch is the list of its rows."""
+    """Notes what is begun and given up; a batch is the list of its rows.
 
-    def __init__(self, bad: int = -1) -> None:
+    Rows from *slow* on are still on their way when they are given up.
+    """
+
+    def __init__(self, bad: int = -1, slow: int = 1000) -> None:
         self.rows: list[list[int]] = []
         self.cancelled: set[threading.Event] = set()
-        self.bad = bad
+        self.bad, self.slow = bad, slow
 
     def __call__(
         self, rows: np.ndarray[Any, Any], cancelled: threading.Event
@@ -56,6 +60,8 @@ class Begun:
         def finish() -> list[int]:
             if self.bad in rows:
                 raise NoImageryError('nothing')
+            if cancelled.is_set() and rows[-1] >= self.slow:
+                raise CancelledError
             return rows.tolist()  # type: ignore[no-any-return]
 
         return finish
@@ -92,15 +98,18 @@ def test_one_batch_at_least_is_read_ahead_unless_it_is_too_large() -> None:
     assert chips_ahead(16, MOST_PIXELS // 3) == 3
 
 
-def test_an_error_is_raised_in_its_turn_and_gives_up_the_rest() -> None:
-    begun = Begun(bad=102)
-    batches = reader(begun, [2, 2, 2, 2], ahead=4)
+def test_an_error_gives_up_all_but_the_batches_that_are_there() -> None:
+    begun = Begun(bad=102, slow=106)
+    batches = reader(begun, [2] * 6, ahead=6)
     assert next(batches) == [100, 101]
     (cancelled,) = begun.cancelled
     assert not cancelled.is_set()
+    # Requests of a later batch may have overtaken those of one that fails.
+    assert next(batches) == [104, 105]
+    assert cancelled.is_set()
     with pytest.raises(NoImageryError):
         next(batches)
-    assert cancelled.is_set()
+    assert begun.rows[-1] == [108, 109]
 
 
 def test_what_nobody_waits_for_is_given_up() -> None:
@@ -186,6 +195,9 @@ def test_files_are_read_when_they_are_asked_for(server: EarthEngineServer) -> No
     for where, sample in zip(grid(far, 1, 6, 16), found[:6], strict=True):
         assert_right(far, where, sample)
     assert [sample['image'][0].item() for sample in found[6:]] == [*range(0, 80, 10)]
+    # Nor are they, when the run has ended.
+    server.set(kinds=[403], rate=1)
+    assert batches_before(PermissionDeniedError, ahead(chips, 4, 0)) == []
 
 
 SLOW = """
