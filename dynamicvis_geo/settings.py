@@ -11,6 +11,7 @@ from typing import Any
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
+from dynamicvis_geo.paths import Place
 from dynamicvis_geo.provenance import jsonable
 
 Settings = dict[str, Any]
@@ -236,6 +237,41 @@ def check_comparable(
             f'{"; ".join(found)}. Embed again with the same settings, or fit another '
             'probe'
         )
+
+
+def check_same_settings(
+    path: Place,
+    made: Mapping[str, Any],
+    other: Place,
+    theirs: Mapping[str, Any],
+    *,
+    images: bool = False,
+) -> None:
+    """Refuse to compare features that were made with different settings.
+
+    Args:
+        path: Some features.
+        made: Their provenance.
+        other: Other features.
+        theirs: Their provenance.
+        images: Whether their images must have been made alike, too.
+
+    Raises:
+        SpecError: If they differ, with a table of the differences.
+    """
+    collect = _without_type if images else feature_settings
+    rows = differences(collect(made), collect(theirs))
+    if rows:
+        table = indent(aligned([('setting', path.name, other.name), *rows]), '  ')
+        raise SpecError(
+            f'{other} and {path} were made with different settings, so that their '
+            f'features cannot be compared: embed one of them again.\n{table}'
+        )
+
+
+def _without_type(made: Mapping[str, Any]) -> Settings:
+    """Collect the settings of features and images, however features are stored."""
+    return {name: v for name, v in settings_of(made).items() if name != 'dtype'}
 
 
 def _compared_of_backbone(described: Any) -> Any:

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.paths import AnyPath
 from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
+from dynamicvis_geo.settings import check_same_settings
 from dynamicvis_geo.similarity.collections import Collection, open_collection
 from dynamicvis_geo.similarity.examples import (
     Example,
     Examples,
-    check_settings,
     find_examples,
 )
 from dynamicvis_geo.similarity.search import direction_of, most_similar
@@ -140,7 +140,7 @@ def search(
         raise SpecError(f'k={k} is not positive: ask for one or more')
     first, *others = collections
     for one in others:
-        check_settings(first.path, first.provenance, one.path, one.provenance)
+        check_same_settings(first.path, first.provenance, one.path, one.provenance)
         if one.dimensions != first.dimensions:
             raise SpecError(
                 f'{one.path} has embeddings of {one.dimensions} numbers, {first.path} '

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from textwrap import indent
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,7 +33,7 @@ from dynamicvis_geo.paths import (
     open_file,
     parquet_source,
 )
-from dynamicvis_geo.settings import aligned, differences, feature_settings
+from dynamicvis_geo.settings import check_same_settings
 from dynamicvis_geo.similarity.collections import (
     Chips,
     Collection,
@@ -223,7 +222,7 @@ class Examples:
     def _add_embeddings(self, path: Place) -> None:
         parts = find_parts(path)
         ours = self.collections[0]
-        check_settings(ours.path, ours.provenance, path, shared_provenance(parts))
+        check_same_settings(ours.path, ours.provenance, path, shared_provenance(parts))
         for part in parts:
             self._add_vectors(np.concatenate([*read_vectors(part)]))
             table = with_lonlat(read_rows(part, np.arange(read_schema(part)[1])))
@@ -294,29 +293,6 @@ def find_examples(
     for one in given if isinstance(given, list) else [given]:
         examples.add(one)
     return examples
-
-
-def check_settings(
-    path: Place, made: Mapping[str, Any], other: Place, theirs: Mapping[str, Any]
-) -> None:
-    """Refuse to compare features that were made with different settings.
-
-    Args:
-        path: Some features.
-        made: Their provenance.
-        other: Other features.
-        theirs: Their provenance.
-
-    Raises:
-        SpecError: If they differ, with a table of the differences.
-    """
-    rows = differences(feature_settings(made), feature_settings(theirs))
-    if rows:
-        table = indent(aligned([('setting', path.name, other.name), *rows]), '  ')
-        raise SpecError(
-            f'{other} and {path} were made with different settings, so that their '
-            f'features cannot be compared: embed one of them again.\n{table}'
-        )
 
 
 def _holds_embeddings(path: Place) -> bool:
