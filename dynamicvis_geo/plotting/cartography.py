@@ -1,0 +1,154 @@
+"""The scale bar, north, CRS and extent of a map."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.offsetbox import (
+    AnchoredOffsetbox,
+    AuxTransformBox,
+    DrawingArea,
+    TextArea,
+    VPacker,
+)
+from matplotlib.patches import Polygon, Rectangle
+from pyproj import CRS, Geod
+
+from dynamicvis_geo.errors import SpecError
+
+#: A scale bar may be this wrong somewhere on the map, as a share of its length.
+SCALE_TOLERANCE = 0.1
+
+_WGS84 = Geod(ellps='WGS84')
+# Of the bar, as a share of that of the map.
+_HEIGHT = 0.011
+_SMALL = 7
+
+
+def metres_per_degree(south: float, north: float) -> float | None:
+    """Measure a degree of longitude on the ground, in the middle of a map.
+
+    Args:
+        south: The least latitude of the map, degrees.
+        north: The greatest one.
+
+    Returns:
+        Metres; None where the map is so high or so near a pole that a degree at its
+        lower or upper edge is more than a tenth longer or shorter.
+    """
+    latitudes = np.clip([south, (south + north) / 2, north], -90, 90)
+    lower, middle, upper = (
+        _WGS84.inv(0, latitude, 0.01, latitude)[2] * 100 for latitude in latitudes
+    )
+    if max(abs(lower - middle), abs(upper - middle)) > SCALE_TOLERANCE * middle:
+        return None
+    return float(middle)
+
+
+def draw_scale_bar(axes: Axes, metres_per_unit: float) -> str:
+    """Draw a bar of a round length in the lower left corner.
+
+    It is drawn in units of the axes, so it stays true when the figure is resized; set
+    the limits before.
+
+    Args:
+        axes: Those of the map, with their limits.
+        metres_per_unit: Metres on the ground of a unit of the x axis.
+
+    Returns:
+        Its length in words, such as '5 km'.
+
+    Raises:
+        SpecError: If the length of a unit is not positive.
+    """
+    if not metres_per_unit > 0:
+        raise SpecError(f'metres_per_unit={metres_per_unit} must be positive')
+    left, right = axes.get_xlim()
+    low, high = axes.get_ylim()
+    most = abs(right - left) * metres_per_unit / 4
+    power = 10.0 ** np.floor(np.log10(most))
+    metres = float(max(step * power for step in (1, 2, 5) if step * power <= most))
+    words = f'{metres / 1000:g} km' if metres >= 1000 else f'{metres:g} m'
+    bar = AuxTransformBox(axes.transData)
+    width, height = metres / metres_per_unit, _HEIGHT * abs(high - low)
+    for part, colour in enumerate(('black', 'white')):
+        half = Rectangle(
+            (part * width / 2, 0), width / 2, height, facecolor=colour, linewidth=0.6
+        )
+        half.set_edgecolor('black')
+        bar.add_artist(half)
+    text = TextArea(words, textprops={'size': _SMALL})
+    together = VPacker(children=[text, bar], align='center', pad=0, sep=2)
+    _anchor(axes, together, 'lower left')
+    return words
+
+
+def draw_north(axes: Axes) -> None:
+    """Draw an arrow to the north in the upper right corner of a map that is north up.
+
+    Args:
+        axes: Those of the map.
+    """
+    arrow = DrawingArea(9, 16)
+    arrow.add_artist(
+        Polygon([(4.5, 16), (9, 0), (4.5, 4), (0, 0)], facecolor='black', linewidth=0)
+    )
+    letter = TextArea('N', textprops={'size': _SMALL, 'weight': 'bold'})
+    together = VPacker(children=[letter, arrow], align='center', pad=0, sep=1)
+    _anchor(axes, together, 'upper right')
+
+
+def extent_words(crs: Any, bounds: tuple[float, float, float, float]) -> str:
+    """Say the CRS and the extent of a map.
+
+    Args:
+        crs: Of the axes, in any way that pyproj knows.
+        bounds: Least x, least y, greatest x and greatest y in its units; longitudes may
+            go on beyond 180.
+
+    Returns:
+        Words such as 'EPSG:32632, WGS 84 / UTM zone 32N; 500000 to 510000 m E, 5200000
+        to 5210000 m N'.
+    """
+    system = CRS.from_user_input(crs)
+    authority = system.to_authority()
+    name = f'{":".join(authority)}, {system.name}' if authority else system.name
+    west, south, east, north = bounds
+    if system.is_geographic:
+        places = decimals(max(east - west, north - south)) + 1
+        x = f'{degrees(west, "EW", places)} to {degrees(east, "EW", places)}'
+        y = f'{degrees(south, "NS", places)} to {degrees(north, "NS", places)}'
+        return f'{name}; {x}, {y}'
+    return f'{name}; {west:.0f} to {east:.0f} m E, {south:.0f} to {north:.0f} m N'
+
+
+def degrees(value: float, names: str, places: int) -> str:
+    """Write degrees with their direction, such as '7.25°E'.
+
+    Args:
+        value: Degrees; longitudes may go on beyond 180.
+        names: 'EW' for longitudes, 'NS' for latitudes.
+        places: Decimals.
+
+    Returns:
+        The text; without a direction where there is none.
+    """
+    value = (value + 180) % 360 - 180 if names == 'EW' else value
+    text = f'{abs(value):.{places}f}°'
+    if (float(text[:-1]) in (0.0, 180.0) and names == 'EW') or float(text[:-1]) == 0:
+        return text
+    return text + names[0 if value > 0 else 1]
+
+
+def decimals(span: float) -> int:
+    """Return the decimals that tell ticks over a span of degrees apart."""
+    return int(np.clip(np.ceil(1 - np.log10(max(span, 1e-9))), 0, 5))
+
+
+def _anchor(axes: Axes, box: VPacker, corner: str) -> None:
+    anchored = AnchoredOffsetbox(
+        corner, child=box, pad=0.4, borderpad=0.5, frameon=True
+    )
+    anchored.patch.set(facecolor='white', edgecolor='none', alpha=0.75)
+    anchored.set_zorder(5)
+    axes.add_artist(anchored)
