@@ -3,7 +3,8 @@
 Join labels to pooled embeddings, divide the plots, and score baselines, nearest
 neighbours, a logistic regression (a ridge, for numbers) and a linear probe on the test
 split, with 95 % intervals. Writes results.json, results.csv (for classes also
-classes.csv), the fitted probe (probe.ckpt) and pictures.
+classes.csv), the labels and predictions of each plot (predictions.parquet), the fitted
+probe (probe.ckpt) and pictures.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 PATIENCE = 10
 
 PROBE, JSON, CSV = 'probe.ckpt', 'results.json', 'results.csv'
-CLASSES = 'classes.csv'
+CLASSES, PREDICTIONS = 'classes.csv', 'predictions.parquet'
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -213,7 +214,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
             f"'{output}' holds files already: choose another --output, or allow "
             'results in it to be replaced (--overwrite)'
         )
-    names = (PROBE, JSON, CSV, CLASSES, 'confusion-*.png', 'predicted-*.png')
+    pictures = ('confusion-*.png', 'predicted-*.png')
+    names = (PROBE, JSON, CSV, CLASSES, PREDICTIONS, *pictures)
     existing = [path for name in names for path in output.glob(name)]
     if existing and not carries_provenance(output / JSON):
         refuse_others(existing)
@@ -321,6 +323,8 @@ def _colours(
 def _write(
     results: Results, data: EmbeddingDataModule, arguments: Namespace, folder: Path
 ) -> None:
+    from dynamicvis_geo.evaluation.predictions import write_predictions
+
     joined = data.joined
     text = results.to_json(
         embeddings=arguments.embeddings,
@@ -334,6 +338,8 @@ def _write(
     results.table.to_csv(folder / CSV, index=False)
     if results.classes:
         results.by_class.to_csv(folder / CLASSES, index=False)
+    (method,) = (name for name in results.predicted if name.startswith('linear probe'))
+    write_predictions(folder / PREDICTIONS, data, results.predicted[method])
     if results.task == 'multilabel':
         return
     picture = 'predicted' if results.task == 'regression' else 'confusion'

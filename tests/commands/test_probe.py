@@ -24,6 +24,7 @@ from upath import UPath
 
 from dynamicvis_geo import EmbeddingWriter
 from dynamicvis_geo.cli import main
+from dynamicvis_geo.provenance import read_provenance
 from dynamicvis_geo.tasks import load_probe
 from tests.callbacks.standins import Chips
 from tests.stores import Upload
@@ -124,6 +125,7 @@ def test_from_labels_to_maps(
     assert '1.000 [1.000, 1.000]' in row
     assert {path.name for path in output.iterdir()} == {
         *('results.json', 'results.csv', 'classes.csv', 'probe.ckpt'),
+        'predictions.parquet',
         *('confusion-logistic.png', 'confusion-linear-probe.png'),
     }
     assert [path.name for path in output.parent.iterdir()] == ['out']
@@ -142,6 +144,15 @@ def test_from_labels_to_maps(
     assert set(table['method']) == {'baseline', 'knn', 'logistic', 'linear probe'}
     classes = pd.read_csv(output / 'classes.csv')
     assert set(classes['class']) == set(COVERS)
+    plots = gpd.read_parquet(output / 'predictions.parquet')
+    assert plots['split'].value_counts().to_dict() == content['splits']
+    cover = [COVERS[int(name.removeprefix('chip-')) % 3] for name in plots['id']]
+    assert plots['label'].tolist() == cover
+    tested = plots['split'] == 'test'
+    assert plots['prediction'].notna().tolist() == tested.tolist()
+    assert (plots['prediction'] == plots['label'])[tested].all()
+    assert plots['correct'][tested].all()
+    assert read_provenance(output / 'predictions.parquet') == content['features']
     probe = load_probe(output / 'probe.ckpt')
     assert probe.provenance == content['features']
 
@@ -188,6 +199,10 @@ def test_numbers_several_classes_and_a_column_of_splits(
     ridge = results[(results['method'] == 'ridge') & (results['metric'] == 'r2')]
     assert ridge['value'].iloc[0] > 0.9
     assert (tmp_path / 'height' / 'predicted-ridge.png').exists()
+    plots = gpd.read_parquet(tmp_path / 'height' / 'predictions.parquet')
+    errors = (plots['prediction'] - plots['label']).dropna()
+    np.testing.assert_allclose(plots['error'].dropna(), errors, atol=1e-6)
+    assert (len(errors), plots['split'].iloc[errors.index].unique()) == (56, 'test')
 
     code, out, err = run_cli(
         *(*shared, '--target', 'kinds', '--task', 'multilabel'),
@@ -197,6 +212,9 @@ def test_numbers_several_classes_and_a_column_of_splits(
     assert 'Multilabel, kinds: 140 plots of 4 classes' in out
     assert load_probe(tmp_path / 'kinds' / 'probe.ckpt').standardize == 'batchnorm'
     assert not list((tmp_path / 'kinds').glob('*.png'))
+    plots = gpd.read_parquet(tmp_path / 'kinds' / 'predictions.parquet')
+    assert plots['label'][plots['id'] == 'chip-1'].tolist() == ['forest;land']
+    assert plots['prediction'].count() == 56
 
 
 def test_mean_colours_of_images_are_a_baseline(
