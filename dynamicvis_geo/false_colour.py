@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,29 +15,26 @@ from tqdm import tqdm
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.formats.base import spread
 from dynamicvis_geo.formats.geotiff import read_feature_map
+from dynamicvis_geo.mosaics import MAX_PANELS, Canvas, compact, groups, plot_canvases
 from dynamicvis_geo.outputs import Output
 from dynamicvis_geo.paths import Place, local_output
 from dynamicvis_geo.plotting.colours import (
     FIT_VECTORS,
-    MISSING,
     PCAColours,
-    Picture,
     fit_map_colours,
     map_picture,
     sample_rows,
 )
-from dynamicvis_geo.plotting.features import chip_label, plot_sheet, sheet, show
-from dynamicvis_geo.provenance import PROVENANCE_KEY, refuse_others
+from dynamicvis_geo.plotting.features import chip_label, plot_sheet
+from dynamicvis_geo.plotting.marks import RANDOM_WEIGHTS, mark_random_weights
+from dynamicvis_geo.provenance import PROVENANCE_KEY, find_provenance, refuse_others
 from dynamicvis_geo.rasters import open_raster
 from dynamicvis_geo.store import Store
+from dynamicvis_geo.terms import random_weights
 
 #: Maps from which the colours are fitted, at most.
 FIT_MAPS = 256
-#: Chips that scatter over more than this many times their own area are not a mosaic.
-MAX_SPREAD = 8.0
 
-_MOSAIC_PIXELS = 1600
-_MAX_MOSAICS = 12
 _SHEET_MAPS = 48
 
 Item = TypeVar('Item')
@@ -70,7 +66,8 @@ def write_false_colour(path: Place, target: Path, colours: PCAColours) -> None:
 
     It has three bands of uint8, the CRS and the transform of the map, and values from 1
     to 255; 0 is nodata, where a feature is not finite. Its tags hold those of the map
-    and, as ``false_colour``, the shares of the variance that are shown.
+    and, as ``false_colour``, the shares of the variance that are shown; a ``warning``
+    says where weights are random.
 
     Args:
         path: GeoTIFF of the feature map.
@@ -106,6 +103,8 @@ def write_false_colour(path: Place, target: Path, colours: PCAColours) -> None:
         ) as image:
             image.write(np.moveaxis(values, -1, 0))
             kept = {name: tags[name] for name in names if name in tags}
+            if random_weights(find_provenance(path) or {}):
+                kept['warning'] = RANDOM_WEIGHTS
             image.update_tags(**kept, false_colour=json.dumps(shown))
         Store(str(target.parent)).put(target.name, memory.getbuffer())
 
@@ -161,68 +160,15 @@ def plot_false_colours(output: Output, colours: PCAColours | None = None) -> Fig
         f'Feature maps, {output.dimensions} channels: main components (PCA) as red, '
         f'green and blue: {colours.shares}'
     )
-    groups = list(_groups(chips))
-    if all(_compact(some) for _, some in groups):
-        return _plot_mosaics(output, groups, colours, title)
-    rows = chips.iloc[spread(len(chips), _SHEET_MAPS)]
-    pictures = [map_picture(colours, features) for features in output.maps(rows)]
-    return plot_sheet(pictures, [chip_label(name) for name in rows['id']], title)
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """A picture of an area, into which maps are painted.
-
-    Attributes:
-        picture: ``[H, W, 3]`` in 0..1, white where there is no map.
-        bounds: West, south, east and north, CRS units.
-    """
-
-    picture: Picture
-    bounds: tuple[float, float, float, float]
-
-    @classmethod
-    def of(cls, chips: pd.DataFrame) -> 'Canvas':
-        """Make one for chips of one CRS: no finer than their cells, nor too large.
-
-        Args:
-            chips: Rows of :attr:`.Output.chips`.
-        """
-        west, south = chips[['minx', 'miny']].min()
-        east, north = chips[['maxx', 'maxy']].max()
-        cell = min(
-            ((chips['maxx'] - chips['minx']) / chips['width']).min(),
-            ((chips['maxy'] - chips['miny']) / chips['height']).min(),
-        )
-        pixel = max(cell, max(east - west, north - south) / _MOSAIC_PIXELS)
-        height, width = (
-            max(1, round(side / pixel)) for side in (north - south, east - west)
-        )
-        picture = np.full((height, width, 3), MISSING, np.float32)
-        return cls(picture, (west, south, east, north))
-
-    def paint(self, chip: pd.Series, picture: Picture) -> None:
-        """Paint a picture where its chip lies, from the cells at pixel middles.
-
-        Args:
-            chip: Row of :attr:`.Output.chips`.
-            picture: ``[h, w, 3]`` in 0..1, of any size.
-        """
-        west, south, east, north = self.bounds
-        height, width = self.picture.shape[:2]
-        rows, i = _cells(
-            (north - chip['maxy']) / (north - south),
-            (north - chip['miny']) / (north - south),
-            height,
-            picture.shape[0],
-        )
-        columns, j = _cells(
-            (chip['minx'] - west) / (east - west),
-            (chip['maxx'] - west) / (east - west),
-            width,
-            picture.shape[1],
-        )
-        self.picture[np.ix_(rows, columns)] = picture[np.ix_(i, j)]
+    parts = list(groups(chips))
+    if all(compact(some) for _, some in parts):
+        figure = _plot_mosaics(output, parts, colours, title)
+    else:
+        rows = chips.iloc[spread(len(chips), _SHEET_MAPS)]
+        pictures = [map_picture(colours, features) for features in output.maps(rows)]
+        figure = plot_sheet(pictures, [chip_label(name) for name in rows['id']], title)
+    mark_random_weights(figure, output.provenance)
+    return figure
 
 
 def _progress(items: Iterable[Item], count: int) -> Iterator[Item]:
@@ -230,52 +176,23 @@ def _progress(items: Iterable[Item], count: int) -> Iterator[Item]:
     yield from tqdm(items, total=count, unit='map', disable=count < 100, leave=False)
 
 
-def _cells(
-    first: float, last: float, pixels: int, cells: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pixels whose middles lie from *first* to *last*, and their cells."""
-    index = np.arange(pixels)
-    share = ((index + 0.5) / pixels - first) / (last - first)
-    inside = (share >= 0) & (share < 1)
-    return index[inside], np.floor(share[inside] * cells).astype(np.int64)
-
-
-def _groups(chips: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Divide chips by CRS and time window."""
-    for _, rows in chips.groupby(['crs', 'start', 'end'], dropna=False):
-        crs, start, end = rows[['crs', 'start', 'end']].iloc[0]
-        window = '' if pd.isna(start) else f', {start:%Y-%m-%d}'
-        if window and end - start > pd.Timedelta(days=1):
-            window += f' to {end:%Y-%m-%d}'
-        yield f'{crs}{window}', rows
-
-
-def _compact(chips: pd.DataFrame) -> bool:
-    area = ((chips['maxx'] - chips['minx']) * (chips['maxy'] - chips['miny'])).sum()
-    across = (chips['maxx'].max() - chips['minx'].min()) * (
-        chips['maxy'].max() - chips['miny'].min()
-    )
-    return bool(across <= MAX_SPREAD * area)
-
-
 def _plot_mosaics(
     output: Output,
-    groups: Sequence[tuple[str, pd.DataFrame]],
+    parts: Sequence[tuple[str, pd.DataFrame]],
     colours: PCAColours,
     title: str,
 ) -> Figure:
-    left_out = len(groups) - _MAX_MOSAICS
+    left_out = len(parts) - MAX_PANELS
     if left_out > 0:
         title += f' ({left_out} more of CRS and dates are not shown)'
-    groups = groups[:_MAX_MOSAICS]
-    count = len(groups)
-    figure, panels = sheet(count, columns=min(count, 3), title=title)
-    figure.set_size_inches(*((8, 8) if count == 1 else (10, 3.9 * -(-count // 3))))
-    for axes, (name, chips) in zip(panels, groups, strict=True):
+    canvases = []
+    for _, chips in parts[:MAX_PANELS]:
         canvas = Canvas.of(chips)
         maps = _progress(output.maps(chips), len(chips))
         for (_, chip), features in zip(chips.iterrows(), maps, strict=True):
-            canvas.paint(chip, map_picture(colours, features))
-        show(axes, canvas.picture)
-        axes.set_title(name, fontsize=9, parse_math=False)
+            canvas.paint(chip, colours(np.moveaxis(features, 0, -1)))
+        canvases.append(canvas)
+    names = [name for name, _ in parts[:MAX_PANELS]]
+    pictures = [canvas.values for canvas in canvases]
+    figure, _ = plot_canvases(pictures, canvases, names, title)
     return figure

@@ -2,12 +2,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.false_colour import (
-    Canvas,
     fit_file_colours,
     plot_false_colours,
     write_false_colours,
@@ -15,6 +15,7 @@ from dynamicvis_geo.false_colour import (
 from dynamicvis_geo.formats.geotiff import feature_map_files, read_feature_map
 from dynamicvis_geo.outputs import open_output
 from dynamicvis_geo.plotting import fit_map_colours
+from dynamicvis_geo.plotting.marks import RANDOM_WEIGHTS
 from dynamicvis_geo.provenance import read_provenance
 from tests.outputs import PROVENANCE, write_grid
 
@@ -95,11 +96,22 @@ def test_neighbouring_maps_make_a_mosaic_and_far_ones_a_sheet(tmp_path: Path) ->
     assert len(plot_false_colours(run).axes) == 3
 
 
-def test_a_canvas_takes_each_pixel_from_the_cell_below_it(tmp_path: Path) -> None:
+def test_random_weights_are_said_in_pictures_and_geotiffs(tmp_path: Path) -> None:
+    random = {'model': {'backbone': {'weights': 'random'}}}
+    write_grid(tmp_path / 'maps', count=2, provenance=random)
+    files = feature_map_files(tmp_path / 'maps')
+    write_false_colours(files, tmp_path / 'colours')
+    with rasterio.open(tmp_path / 'colours' / files[0].name) as file:
+        assert file.tags()['warning'] == RANDOM_WEIGHTS
+    title = plot_false_colours(open_output(tmp_path / 'maps')).get_suptitle()
+    assert title.endswith(RANDOM_WEIGHTS)
+    assert '% of the variance' in title
+
+
+def test_dates_of_one_place_stand_side_by_side(tmp_path: Path) -> None:
     write_grid(tmp_path / 'maps', count=2)
-    chips = open_output(tmp_path / 'maps').chips
-    canvas = Canvas.of(chips)
-    picture = np.random.default_rng(0).random((4, 4, 3)).astype(np.float32)
-    canvas.paint(chips.iloc[1], picture)
-    assert np.array_equal(canvas.picture[:, 4:], picture)
-    assert (canvas.picture[:, :4] == 1).all()
+    run = open_output(tmp_path / 'maps')
+    run.chips.loc[1, ['minx', 'maxx']] = run.chips.loc[0, ['minx', 'maxx']]
+    run.chips.loc[0, ['start', 'end']] += pd.Timedelta(days=365)
+    panels = plot_false_colours(run).axes
+    assert ['2024' in axes.get_title() for axes in panels] == [True, False]

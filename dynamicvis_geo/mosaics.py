@@ -1,0 +1,184 @@
+"""Maps of chips put together, one mosaic a CRS and time window."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dynamicvis_geo.plotting.colours import MISSING, Picture
+from dynamicvis_geo.plotting.features import sheet, show
+
+#: Chips that scatter over more than this many times their own area are not a mosaic.
+MAX_SPREAD = 8.0
+#: Most rows and columns of a mosaic: it is to be looked at.
+MAX_PIXELS = 1600
+#: Most mosaics of one figure.
+MAX_PANELS = 12
+
+Bounds = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An area, into which maps of chips are painted.
+
+    Where chips overlap, a pixel shows the chip whose centre is nearest: cells at the
+    edge of a chip were computed without what lies beyond it, and differ from those of
+    its neighbour, which is seen as a seam. Chips that share half of their cells show
+    none of the outer quarters.
+
+    Attributes:
+        values: Float32 ``[H, W, C]``; NaN where there is no map.
+        bounds: West, south, east and north, CRS units.
+        crs: Name of the CRS.
+    """
+
+    values: NDArray[np.float32]
+    bounds: Bounds
+    crs: str
+    _nearest: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, chips: pd.DataFrame, channels: int = 3) -> 'Canvas':
+        """Make one for chips of one CRS: no finer than their cells, nor too large.
+
+        Args:
+            chips: Rows of :attr:`.Output.chips`.
+            channels: Values of a pixel.
+        """
+        west, south = chips[['minx', 'miny']].min()
+        east, north = chips[['maxx', 'maxy']].max()
+        cell = min(
+            ((chips['maxx'] - chips['minx']) / chips['width']).min(),
+            ((chips['maxy'] - chips['miny']) / chips['height']).min(),
+        )
+        pixel = max(cell, max(east - west, north - south) / MAX_PIXELS)
+        height, width = (
+            max(1, round(side / pixel)) for side in (north - south, east - west)
+        )
+        return cls(
+            np.full((height, width, channels), np.nan, np.float32),
+            (west, south, east, north),
+            str(chips['crs'].iloc[0]),
+            np.full((height, width), np.inf, np.float32),
+        )
+
+    def paint(self, chip: pd.Series, values: NDArray[np.floating]) -> None:
+        """Paint the map of a chip where it lies, from the cells at pixel middles.
+
+        Args:
+            chip: Row of :attr:`.Output.chips`.
+            values: ``[h, w, C]``, of any size; what is not finite covers nothing.
+        """
+        west, south, east, north = self.bounds
+        rows, i, down = _cells(
+            (north - chip['maxy']) / (north - south),
+            (north - chip['miny']) / (north - south),
+            self.values.shape[0],
+            values.shape[0],
+        )
+        columns, j, across = _cells(
+            (chip['minx'] - west) / (east - west),
+            (chip['maxx'] - west) / (east - west),
+            self.values.shape[1],
+            values.shape[1],
+        )
+        here, part = np.ix_(rows, columns), values[np.ix_(i, j)]
+        distance = (down[:, None] ** 2 + across**2).astype(np.float32)
+        # Of several centres as near, the first: sums of rounded numbers tell no order.
+        closer = distance < self._nearest[here] * (1 - 1e-6)
+        closer &= np.isfinite(part).all(axis=-1)
+        self.values[here] = np.where(closer[..., None], part, self.values[here])
+        self._nearest[here] = np.where(closer, distance, self._nearest[here])
+
+
+def _cells(
+    first: float, last: float, pixels: int, cells: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the pixels whose middles lie from *first* to *last*.
+
+    Also gives the cells that these lie in, and their distances from the middle, in
+    pixels.
+    """
+    index = np.arange(pixels)
+    share = ((index + 0.5) / pixels - first) / (last - first)
+    inside = (share >= 0) & (share < 1)
+    share = share[inside]
+    cell = np.floor(share * cells).astype(np.int64)
+    return index[inside], cell, (share - 0.5) * (last - first) * pixels
+
+
+def groups(chips: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Divide chips by CRS and time window.
+
+    Args:
+        chips: Rows of :attr:`.Output.chips`.
+
+    Yields:
+        CRS and time window in words, and their rows; of one CRS the earliest first.
+    """
+    for _, rows in chips.groupby(['crs', 'start', 'end'], dropna=False):
+        crs, start, end = rows[['crs', 'start', 'end']].iloc[0]
+        dates = dates_of(start, end)
+        yield f'{crs}, {dates}' if dates else str(crs), rows
+
+
+def dates_of(start: pd.Timestamp | None, end: pd.Timestamp | None) -> str:
+    """Write a time window in words.
+
+    Args:
+        start: Its first moment; NaT if it is not known.
+        end: Its end.
+
+    Returns:
+        A day, or the first and the last; nothing if it is not known.
+    """
+    if start is None or pd.isna(start):
+        return ''
+    if end is not None and end - start > pd.Timedelta(days=1):
+        return f'{start:%Y-%m-%d} to {end:%Y-%m-%d}'
+    return f'{start:%Y-%m-%d}'
+
+
+def compact(chips: pd.DataFrame) -> bool:
+    """Tell if chips lie close enough together for a mosaic.
+
+    Args:
+        chips: Rows of :attr:`.Output.chips`, of one CRS.
+    """
+    area = ((chips['maxx'] - chips['minx']) * (chips['maxy'] - chips['miny'])).sum()
+    across = (chips['maxx'].max() - chips['minx'].min()) * (
+        chips['maxy'].max() - chips['miny'].min()
+    )
+    return bool(across <= MAX_SPREAD * area)
+
+
+def plot_canvases(
+    pictures: Sequence[Picture],
+    canvases: Sequence[Canvas],
+    names: Sequence[str],
+    title: str,
+) -> tuple[Figure, list[Axes]]:
+    """Draw mosaics, a panel each.
+
+    Args:
+        pictures: ``[H, W, 3]`` in 0..1 each, of the values of the canvases; NaN where
+            there is nothing.
+        canvases: The canvas of each.
+        names: Written above each.
+        title: Written above all.
+
+    Returns:
+        The figure and its panels.
+    """
+    count = len(pictures)
+    figure, panels = sheet(count, columns=min(count, 3), title=title)
+    figure.set_size_inches(*((8, 8) if count == 1 else (10, 3.9 * -(-count // 3))))
+    for axes, picture, name in zip(panels, pictures, names, strict=True):
+        show(axes, np.nan_to_num(picture, nan=MISSING))
+        axes.set_title(name, fontsize=9, parse_math=False)
+    return figure, panels

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dynamicvis_geo.mosaics import Canvas
+from dynamicvis_geo.outputs import open_output
+from tests.outputs import write_grid
+
+
+def test_a_canvas_takes_each_pixel_from_the_cell_below_it(tmp_path: Path) -> None:
+    write_grid(tmp_path / 'maps', count=2)
+    chips = open_output(tmp_path / 'maps').chips
+    canvas = Canvas.of(chips)
+    picture = np.random.default_rng(0).random((4, 4, 3)).astype(np.float32)
+    canvas.paint(chips.iloc[1], picture)
+    assert np.array_equal(canvas.values[:, 4:], picture)
+    assert np.isnan(canvas.values[:, :4]).all()
+    assert canvas.crs == 'EPSG:32618'
+
+
+def overlapping(count: int = 3) -> pd.DataFrame:
+    """Chips of 8 cells of 10 m in a row, each 4 cells on."""
+    west = 40.0 * np.arange(count)
+    return pd.DataFrame(
+        {'minx': west, 'miny': 0.0, 'maxx': west + 80, 'maxy': 80.0}
+    ).assign(width=8, height=8, crs='EPSG:32618')
+
+
+def test_where_chips_overlap_the_nearest_centre_wins_in_any_order() -> None:
+    chips = overlapping()
+    for order in ((0, 1, 2), (2, 0, 1)):
+        canvas = Canvas.of(chips, 1)
+        for i in order:
+            canvas.paint(chips.iloc[i], np.full((8, 8, 1), i, np.float32))
+        row = canvas.values[4, :, 0].tolist()
+        assert row == [0] * 6 + [1] * 4 + [2] * 6
+
+
+def test_a_missing_cell_covers_nothing() -> None:
+    chips = overlapping(2)
+    canvas = Canvas.of(chips, 1)
+    hole = np.zeros((8, 8, 1), np.float32)
+    hole[2, 5] = np.nan
+    canvas.paint(chips.iloc[0], hole)
+    canvas.paint(chips.iloc[1], np.ones((8, 8, 1), np.float32))
+    assert canvas.values[2, 4:7, 0].tolist() == [0, 1, 1]
