@@ -15,7 +15,14 @@ from tqdm import tqdm
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.formats.base import spread
 from dynamicvis_geo.formats.geotiff import read_feature_map
-from dynamicvis_geo.mosaics import MAX_PANELS, Canvas, compact, groups, plot_canvases
+from dynamicvis_geo.mosaics import (
+    MAX_PANELS,
+    Canvas,
+    compact,
+    groups,
+    plot_canvases,
+    side_by_side,
+)
 from dynamicvis_geo.outputs import Output
 from dynamicvis_geo.paths import Place, local_output
 from dynamicvis_geo.plotting.colours import (
@@ -25,7 +32,7 @@ from dynamicvis_geo.plotting.colours import (
     map_picture,
     sample_rows,
 )
-from dynamicvis_geo.plotting.features import chip_label, plot_sheet
+from dynamicvis_geo.plotting.features import chip_label, chip_names, plot_sheet
 from dynamicvis_geo.plotting.marks import RANDOM_WEIGHTS, mark_random_weights
 from dynamicvis_geo.provenance import PROVENANCE_KEY, find_provenance, refuse_others
 from dynamicvis_geo.rasters import open_raster
@@ -157,16 +164,18 @@ def plot_false_colours(output: Output, colours: PCAColours | None = None) -> Fig
         some = chips.iloc[spread(len(chips), FIT_MAPS)]
         colours = _fit(output.maps(some), len(some))
     title = (
-        f'Feature maps, {output.dimensions} channels: main components (PCA) as red, '
+        f'Feature maps, {output.dimensions} channels\nmain components (PCA) as red, '
         f'green and blue: {colours.shares}'
     )
     parts = list(groups(chips))
     if all(compact(some) for _, some in parts):
         figure = _plot_mosaics(output, parts, colours, title)
     else:
-        rows = chips.iloc[spread(len(chips), _SHEET_MAPS)]
+        chosen, columns = side_by_side(chips['id'].astype(str).tolist(), _SHEET_MAPS)
+        rows = chips.iloc[chosen]
         pictures = [map_picture(colours, features) for features in output.maps(rows)]
-        figure = plot_sheet(pictures, [chip_label(name) for name in rows['id']], title)
+        labels = [chip_label(name) for name in chip_names(rows)]
+        figure = plot_sheet(pictures, labels, title, columns)
     mark_random_weights(figure, output.provenance)
     return figure
 

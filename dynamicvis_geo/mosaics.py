@@ -1,5 +1,6 @@
 """Maps of chips put together, one mosaic a CRS and time window."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dynamicvis_geo.formats.base import spread
 from dynamicvis_geo.plotting.colours import MISSING, Picture
-from dynamicvis_geo.plotting.features import sheet, show
+from dynamicvis_geo.plotting.features import dates_of, sheet, show
 
 #: Chips that scatter over more than this many times their own area are not a mosaic.
 MAX_SPREAD = 8.0
@@ -18,6 +20,10 @@ MAX_SPREAD = 8.0
 MAX_PIXELS = 1600
 #: Most mosaics of one figure.
 MAX_PANELS = 12
+
+_COLUMNS = 6
+# A day, or two, as ids of chips and names of scenes have them.
+_DAYS = re.compile(r'(?<!\d)(?:19|20)\d{6}(?!\d)')
 
 Bounds = tuple[float, float, float, float]
 
@@ -127,21 +133,24 @@ def groups(chips: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f'{crs}, {dates}' if dates else str(crs), rows
 
 
-def dates_of(start: pd.Timestamp | None, end: pd.Timestamp | None) -> str:
-    """Write a time window in words.
+def side_by_side(names: Sequence[str], most: int) -> tuple[list[int], int]:
+    """Choose what a contact sheet shows: of a place all dates, one beside the other.
 
     Args:
-        start: Its first moment; NaT if it is not known.
-        end: Its end.
+        names: Ids of chips or names of scenes, which hold their dates as eight digits.
+        most: Pictures of the sheet, at most.
 
     Returns:
-        A day, or the first and the last; nothing if it is not known.
+        Numbers of the names, dates of a place in their order; and the columns that keep
+        them in a row.
     """
-    if start is None or pd.isna(start):
-        return ''
-    if end is not None and end - start > pd.Timedelta(days=1):
-        return f'{start:%Y-%m-%d} to {end:%Y-%m-%d}'
-    return f'{start:%Y-%m-%d}'
+    places: dict[str, list[int]] = {}
+    for i in sorted(range(len(names)), key=names.__getitem__):
+        places.setdefault(_DAYS.sub('', names[i]), []).append(i)
+    dates = min(most, max(map(len, places.values())))
+    shown = [list(places.values())[i] for i in spread(len(places), most // dates)]
+    columns = dates * max(1, _COLUMNS // dates)
+    return [one[i] for one in shown for i in spread(len(one), dates)], columns
 
 
 def compact(chips: pd.DataFrame) -> bool:

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dynamicvis_geo.mosaics import Canvas
+from dynamicvis_geo.mosaics import Canvas, side_by_side
 from dynamicvis_geo.outputs import open_output
 from tests.outputs import write_grid
 
@@ -45,3 +45,14 @@ def test_a_missing_cell_covers_nothing() -> None:
     canvas.paint(chips.iloc[0], hole)
     canvas.paint(chips.iloc[1], np.ones((8, 8, 1), np.float32))
     assert canvas.values[2, 4:7, 0].tolist() == [0, 1, 1]
+
+
+def test_dates_of_a_place_stand_in_one_row() -> None:
+    names = [f'x{i}_512px_2022{m}01-2022{m}28' for m in ('06', '01') for i in range(40)]
+    chosen, columns = side_by_side(names, 24)
+    assert (len(chosen), columns) == (24, 6)
+    pairs = np.reshape([names[i] for i in chosen], (-1, 2))
+    assert all(early[:10] == late[:10] and early < late for early, late in pairs)
+    series = [f'lake_2022{m:02}01' for m in range(1, 13)] * 4
+    assert len(side_by_side(series, 24)[0]) == 24
+    assert side_by_side(['b', 'a', 'c'], 24) == ([1, 0, 2], 6)

@@ -143,9 +143,10 @@ def _rgb(arguments: Namespace) -> None:
     """Draw a GeoTIFF, a chip of a cache, or a contact sheet of a folder or cache.
 
     All bands have one stretch, from the 2nd to the 98th percentile of their values.
+    Of a sheet, images of one place at several dates stand side by side.
     """
     from dynamicvis_geo.datasets.scene_files import find_images
-    from dynamicvis_geo.formats.base import spread
+    from dynamicvis_geo.mosaics import side_by_side
     from dynamicvis_geo.plotting import (
         plot_rgb,
         plot_sheet,
@@ -173,13 +174,14 @@ def _rgb(arguments: Namespace) -> None:
         _save(plot_rgb(read_image(files[0], bands), name), arguments.output, {})
         return
     names = list(cached) or [PurePath(file).stem for file in files]
-    chosen = spread(len(files), _SHEET)
+    chosen, columns = side_by_side(names, _SHEET)
     images = [read_image(files[i], bands, pixels=256) for i in chosen]
     limits = stretch_limits(images)
     figure = plot_sheet(
         [stretch_rgb(image, limits=limits) for image in images],
         [chip_label(names[i]) for i in chosen],
         f'{len(chosen)} of {len(files)} images of {PurePath(str(source)).name}',
+        columns,
     )
     _save(figure, arguments.output, {})
 
@@ -188,7 +190,7 @@ def _pca(arguments: Namespace) -> None:
     """Show the three main components of feature maps as red, green and blue.
 
     One PCA is fitted to all maps, so that colours can be compared. Maps that cover
-    an area are put together, others become a contact sheet.
+    an area are put together, dates side by side; others become a contact sheet.
     """
     from dynamicvis_geo.false_colour import (
         fit_file_colours,
@@ -238,6 +240,7 @@ def _neighbours(arguments: Namespace) -> None:
     """
     from dynamicvis_geo.outputs import find_chip, recorded_bands
     from dynamicvis_geo.plotting import nearest_neighbours, plot_neighbours
+    from dynamicvis_geo.plotting.features import chip_names
     from dynamicvis_geo.quicklooks import Quicklooks
 
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, arguments.input)
@@ -256,7 +259,7 @@ def _neighbours(arguments: Namespace) -> None:
     ids = chips['id'].astype(str).tolist()
     figure = plot_neighbours(
         embeddings,
-        ids,
+        chip_names(chips),
         query,
         arguments.k,
         images=images,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -165,22 +166,61 @@ def _bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def chip_label(name: str, width: int = 30) -> str:
-    """Break the id of a chip at its underscores into at most three lines.
+def chip_names(chips: pd.DataFrame) -> list[str]:
+    """Name chips as people know them.
 
     Args:
-        name: The id.
+        chips: Rows with ``id``; perhaps ``point_id``, ``start`` and ``end``.
+
+    Returns:
+        The id of a chip's point, and its dates in a second line; of chips without a
+        point their own id, which tells the date.
+    """
+    names = []
+    for _, chip in chips.iterrows():
+        point = chip.get('point_id')
+        if point is None or pd.isna(point):
+            names.append(str(chip['id']))
+        else:
+            dates = dates_of(chip.get('start'), chip.get('end'))
+            names.append(f'{" ".join(str(point).split())}\n{dates}'.rstrip())
+    return names
+
+
+def dates_of(start: pd.Timestamp | None, end: pd.Timestamp | None) -> str:
+    """Write a time window in words.
+
+    Args:
+        start: Its first moment; NaT if it is not known.
+        end: Its end.
+
+    Returns:
+        A day, or the first and the last; nothing if it is not known.
+    """
+    if start is None or pd.isna(start):
+        return ''
+    if end is not None and end - start > pd.Timedelta(days=1):
+        return f'{start:%Y-%m-%d} to {end:%Y-%m-%d}'
+    return f'{start:%Y-%m-%d}'
+
+
+def chip_label(name: str, width: int = 30) -> str:
+    """Break the name of a chip at its underscores, into at most three lines in all.
+
+    Args:
+        name: The name; what follows in lines of its own is left as it is.
         width: Characters of a line.
 
     Returns:
-        The lines; of a longer id, the last ends in an ellipsis.
+        The lines; a longer name ends in an ellipsis.
     """
-    lines = ['']
+    name, *rest = name.split('\n')
+    lines, most = [''], max(1, 3 - len(rest))
     for word in ' '.join(name.split()).replace('_', '_\0').split('\0'):
         for part in [word[i : i + width] for i in range(0, len(word), width)]:
             if lines[-1] and len(lines[-1]) + len(part) > width:
                 lines.append('')
             lines[-1] += part
-    if len(lines) > 3:
-        lines = [*lines[:2], lines[2][: width - 1] + '…']
-    return '\n'.join(lines)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1][: width - 1] + '…']
+    return '\n'.join([*lines, *rest])

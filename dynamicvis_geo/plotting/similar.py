@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dynamicvis_geo.plotting.features import chip_label
+from dynamicvis_geo.plotting.features import chip_label, chip_names
 from dynamicvis_geo.plotting.marks import mark_random_weights
 from dynamicvis_geo.plotting.neighbours import Box, plot_chips
 from dynamicvis_geo.similarity import Similar
@@ -31,19 +31,20 @@ def plot_similar(found: Similar, images: ImageOfChip | None = None) -> Figure:
             all that are drawn.
 
     Returns:
-        The figure: under each panel stand the similarity and the id, of a cell also its
-        row and column.
+        The figure: under each panel stand the similarity and the name of the chip, of a
+        cell also its row and column.
     """
     like, unlike = found.like.shown(_EXAMPLES), found.unlike.shown(_EXAMPLES)
     chips = pd.concat([like, unlike, found.pictured], ignore_index=True)
     table = found.table
     captions = [
-        *(f'example\n{chip_label(str(name))}' for name in like['id']),
-        *(f'counter-example\n{chip_label(str(name))}' for name in unlike['id']),
+        *(f'example\n{chip_label(name)}' for name in chip_names(like)),
+        *(f'counter-example\n{chip_label(name)}' for name in chip_names(unlike)),
     ]
     boxes: list[Box | None] = [None] * len(captions)
-    for i, row in table.iterrows():
-        lines = [f'similarity {row["similarity"]:.4f}', chip_label(str(row['id']))]
+    names = chip_names(found.pictured)
+    for name, (i, row) in zip(names, table.iterrows(), strict=True):
+        lines = [f'similarity {row["similarity"]:.4f}', chip_label(name)]
         if 'cell_row' in table:
             lines.insert(1, f'cell {row["cell_row"]}, {row["cell_column"]}')
         captions.append('\n'.join(lines))

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from dynamicvis_geo.errors import SpecError
@@ -9,6 +10,7 @@ from dynamicvis_geo.plotting import (
     stretch_limits,
     stretch_rgb,
 )
+from dynamicvis_geo.plotting.features import chip_label, chip_names
 
 
 def test_bands_keep_their_proportions_and_missing_pixels_are_white() -> None:
@@ -69,3 +71,20 @@ def test_figure_shows_image_and_features() -> None:
         'features, 5 x 4 cells, 8 channels',
     ]
     assert '% of the variance' in figure.axes[1].get_xlabel()
+
+
+def test_chips_have_the_names_of_their_points_and_dates() -> None:
+    chips = pd.DataFrame(
+        {
+            'id': ['EPSG32618_x1_y2', 'EPSG32618_x3_y4', 'c'],
+            'point_id': ['plot_17', None, 'plot 5'],
+            'start': pd.to_datetime(['2022-06-01', '2022-06-01', None]),
+            'end': pd.to_datetime(['2022-08-31', '2022-08-31', None]),
+        }
+    )
+    names = chip_names(chips)
+    assert names == ['plot_17\n2022-06-01 to 2022-08-31', 'EPSG32618_x3_y4', 'plot 5']
+    assert chip_label(names[0]) == names[0]
+    assert chip_names(chips[['id']]) == chips['id'].tolist()
+    long = f'{"z" * 90}\n2022-06-01'
+    assert chip_label(long).splitlines()[-1] == '2022-06-01'
