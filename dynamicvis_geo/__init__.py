@@ -1,7 +1,8 @@
 """Features of the frozen DynamicVis backbone for any place and any dates."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from dynamicvis_geo.lazy import importer
 
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks import ChipProgress, EmbeddingWriter
@@ -44,8 +45,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Importing PyTorch and TorchGeo takes seconds: a name's module is imported when the
-# name is first used (PEP 562).
+# Importing PyTorch and TorchGeo takes seconds.
 _MODULES = {
     'BBox': 'specs',
     'BackboneConfig': 'models',
@@ -123,16 +123,15 @@ __all__ = [
 ]
 
 
+_import = importer(__name__, _MODULES)
+
+
 def __getattr__(name: str) -> Any:
     if name == '__version__':
         from importlib.metadata import version
 
         return version('dynamicvis-geo')
-    if name not in _MODULES:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
-    globals()[name] = value
-    return value
+    return _import(name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,8 @@
 """Datasets: images by place and time, and the chips cut from them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dynamicvis_geo.lazy import importer
 
 if TYPE_CHECKING:
     from dynamicvis_geo.datasets.chips import ChipDataset
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from dynamicvis_geo.datasets.source import ChipFailure, Source
     from dynamicvis_geo.evaluation.labels import JoinedLabels, join_labels
 
-# Footprints and vector files are read by commands that need no PyTorch: a name's module
-# is imported when the name is first used (PEP 562).
+# Footprints and vector files are read by commands that need no PyTorch.
 _MODULES = {
     'ChipDataset': 'datasets.chips',
     'ChipFailure': 'datasets.source',
@@ -55,10 +55,4 @@ __all__ = (
     'read_points',
 )
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(import_module(f'dynamicvis_geo.{_MODULES[name]}'), name)
-    globals()[name] = value
-    return value
+__getattr__ = importer(__name__, _MODULES)

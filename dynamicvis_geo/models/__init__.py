@@ -1,8 +1,8 @@
 """The backbone and its weights."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dynamicvis_geo.lazy import importer
 from dynamicvis_geo.models.config import BackboneConfig
 
 if TYPE_CHECKING:
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
         load_backbone,
     )
 
+# The configuration alone needs neither PyTorch nor what fetches weights.
+_MODULES = {
+    'DynamicVis': 'models.dynamicvis',
+    'DynamicVis_B_Weights': 'models.weights',
+    'DynamicVis_L_Weights': 'models.weights',
+    'dynamicvis_b': 'models.weights',
+    'dynamicvis_l': 'models.weights',
+    'load_backbone': 'models.weights',
+}
+
 __all__ = [
     'BackboneConfig',
     'DynamicVis',
@@ -25,10 +35,4 @@ __all__ = [
     'load_backbone',
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import PyTorch, and what fetches weights, when they are used."""
-    if name not in __all__:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module = 'dynamicvis' if name == 'DynamicVis' else 'weights'
-    return getattr(import_module(f'{__name__}.{module}'), name)
+__getattr__ = importer(__name__, _MODULES)

@@ -4,23 +4,48 @@ Figures are made without pyplot: they have no window and no global state. Save o
 ``figure.savefig('picture.png')``.
 """
 
-from dynamicvis_geo.plotting.colours import (
-    PCAColours,
-    fit_map_colours,
-    map_picture,
-    pca_false_colour,
-    stretch_limits,
-    stretch_rgb,
-)
-from dynamicvis_geo.plotting.confusion import plot_confusion_matrix
-from dynamicvis_geo.plotting.features import plot_features, plot_rgb, plot_sheet
-from dynamicvis_geo.plotting.maps import (
-    embedding_colours,
-    plot_embedding_map,
-    plot_footprints,
-)
-from dynamicvis_geo.plotting.neighbours import nearest_neighbours, plot_neighbours
-from dynamicvis_geo.plotting.similar import plot_similar
+from typing import TYPE_CHECKING
+
+from dynamicvis_geo.lazy import importer
+
+if TYPE_CHECKING:
+    from dynamicvis_geo.plotting.colours import (
+        PCAColours,
+        fit_map_colours,
+        map_picture,
+        pca_false_colour,
+        stretch_limits,
+        stretch_rgb,
+    )
+    from dynamicvis_geo.plotting.confusion import plot_confusion_matrix
+    from dynamicvis_geo.plotting.features import plot_features, plot_rgb, plot_sheet
+    from dynamicvis_geo.plotting.maps import (
+        embedding_colours,
+        plot_embedding_map,
+        plot_footprints,
+    )
+    from dynamicvis_geo.plotting.neighbours import nearest_neighbours, plot_neighbours
+    from dynamicvis_geo.plotting.similar import plot_similar
+
+# Each kind of picture has needs of its own.
+_MODULES = {
+    'PCAColours': 'plotting.colours',
+    'embedding_colours': 'plotting.maps',
+    'fit_map_colours': 'plotting.colours',
+    'map_picture': 'plotting.colours',
+    'nearest_neighbours': 'plotting.neighbours',
+    'pca_false_colour': 'plotting.colours',
+    'plot_confusion_matrix': 'plotting.confusion',
+    'plot_embedding_map': 'plotting.maps',
+    'plot_features': 'plotting.features',
+    'plot_footprints': 'plotting.maps',
+    'plot_neighbours': 'plotting.neighbours',
+    'plot_rgb': 'plotting.features',
+    'plot_sheet': 'plotting.features',
+    'plot_similar': 'plotting.similar',
+    'stretch_limits': 'plotting.colours',
+    'stretch_rgb': 'plotting.colours',
+}
 
 __all__ = [
     'PCAColours',
@@ -40,3 +65,5 @@ __all__ = [
     'stretch_limits',
     'stretch_rgb',
 ]
+
+__getattr__ = importer(__name__, _MODULES)
