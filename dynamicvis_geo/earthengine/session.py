@@ -24,7 +24,6 @@ import ee
 import ee.deprecation
 import google.auth.credentials
 import requests
-import torch.utils.data
 from ee import _state
 from google.oauth2 import service_account
 from googleapiclient.errors import InvalidJsonError, UnknownApiNameOrVersion
@@ -246,6 +245,8 @@ def _mount(process: _Process, session: requests.Session | None) -> None:
 
 
 def _initialize(process: _Process, client: 'EarthEngineClient') -> None:
+    from torch.utils.data import get_worker_info
+
     global _owned
     ee.Reset()
     _owned = None
@@ -253,7 +254,7 @@ def _initialize(process: _Process, client: 'EarthEngineClient') -> None:
     state.requests_session = requests.Session()
     _mount(process, state.requests_session)
     ee.data.setMaxRetries(0)
-    if client.is_local or torch.utils.data.get_worker_info() is not None:
+    if client.is_local or get_worker_info() is not None:
         # A filled list keeps the library from fetching its list of deprecated
         # collections from elsewhere, which has no deadline; the main process warns.
         nothing = ee.deprecation.DeprecatedAsset('', None, None, None)

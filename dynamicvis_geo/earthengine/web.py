@@ -19,8 +19,6 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import tenacity
-import torch.distributed
-import torch.utils.data
 
 from dynamicvis_geo.earthengine.failures import Failure, classify
 from dynamicvis_geo.earthengine.limiter import POLL, CancelledError, Traffic
@@ -352,13 +350,17 @@ class _Request:
 
 def _processes() -> int:
     """Return how many processes of the job fetch, as this one does."""
-    worker = torch.utils.data.get_worker_info()
+    from torch.utils.data import get_worker_info
+
+    worker = get_worker_info()
     return _ranks() * (1 if worker is None else worker.num_workers)
 
 
 def _ranks() -> int:
     """Processes of a distributed run, all nodes together."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
     world = os.environ.get('WORLD_SIZE', '1')
     return max(1, int(world)) if world.isdecimal() else 1

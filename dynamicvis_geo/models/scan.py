@@ -272,10 +272,13 @@ def tell_cost_of_gradients(scan: str, device_type: str) -> None:
         )
 
 
-# torch.compile takes the name as a constant, and does not trace how it was found.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kernel(scan: str, device_type: str) -> str:
     return resolve_scan(scan, device_type)
+
+
+# torch.compile takes the name as a constant, and does not trace how it was found. This
+# is what torch.compiler.assume_constant_result does, after an import of two seconds.
+_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _unavailable(kernel: str) -> str | None:

@@ -127,20 +127,15 @@ class PCAColours:
                 f'vectors of shape {vectors.shape}: none is finite, there is nothing '
                 'to colour'
             )
+        mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
         # Differences of rounding are no variance.
         spread = sample.std(axis=0) > 1e-6 * np.abs(sample).max(axis=0)
         count = min(3, sample.shape[0] - 1, sample.shape[1]) if spread.any() else 0
         components = np.zeros((3, sample.shape[1]), np.float32)
         explained = np.zeros(3, np.float32)
         if count:
-            # Other pictures than these need no scikit-learn, which takes a second.
-            from sklearn.decomposition import PCA
-
-            pca = PCA(count, random_state=0).fit(sample)
-            components[:count] = pca.components_
-            explained[:count] = pca.explained_variance_ratio_
+            components[:count], explained[:count] = _main_axes(sample - mean, count)
             components[explained < 1e-6] = 0
-        mean = sample.mean(axis=0)
         scores = (sample - mean) @ components.T
         low, high = np.percentile(scores, percentiles, axis=0).astype(np.float32)
         middle, half = (low + high) / 2, (high - low).max() / 2 or 1
@@ -165,6 +160,28 @@ class PCAColours:
         scores = (vectors.astype(np.float32) - self.mean) @ self.components.T
         unit: Picture = np.clip((scores - self.low) / (self.high - self.low), 0, 1)
         return unit
+
+
+def _main_axes(
+    centred: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Find the directions of most variance, and their shares of it.
+
+    As scikit-learn's PCA does, the import of which alone takes a second.
+
+    Args:
+        centred: ``[N, D]``, with a mean of zero.
+        count: How many.
+
+    Returns:
+        ``[count, D]``, orthonormal, the largest number of each positive; and
+        ``[count]``.
+    """
+    variances, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    axes = axes.T[: -count - 1 : -1]
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
+    shares = variances[: -count - 1 : -1] / variances.sum()
+    return axes * np.sign(largest), shares.clip(0)
 
 
 def pca_false_colour(
