@@ -202,6 +202,26 @@ class TemporalSpec:
         _number('year', year, 1950, 2200)
         return cls(f'{year:04d}-01-01', f'{year + 1:04d}-01-01')
 
+    @classmethod
+    def years(cls, first: int, last: int) -> list[Self]:
+        """Make the windows of successive calendar years.
+
+        Args:
+            first: The first year.
+            last: The last year, which is one of them.
+
+        Returns:
+            A window a year.
+
+        Raises:
+            SpecError: If either is no whole number from 1950 to 2200, or *last* comes
+                before *first*.
+        """
+        cls.year(first), cls.year(last)
+        if last < first:
+            raise SpecError(f'first={first} is after last={last}: swap them.')
+        return [cls.year(year) for year in range(first, last + 1)]
+
     @property
     def window(self) -> TimeWindow:
         """The window as timestamps."""

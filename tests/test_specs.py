@@ -117,6 +117,10 @@ def test_local_crs_by_latitude(lat: float, code: int) -> None:
 
 def test_temporal_spec_is_half_open_and_its_interval_closed() -> None:
     assert TemporalSpec.year(2023) == TemporalSpec('2023-01-01', '2024-01-01')
+    assert TemporalSpec.years(2022, 2022) == [TemporalSpec.year(2022)]
+    assert TemporalSpec.years(2022, 2023) == [*map(TemporalSpec.year, (2022, 2023))]
+    with pytest.raises(SpecError, match='first=2023 is after last=2022'):
+        TemporalSpec.years(2023, 2022)
     spec = TemporalSpec.range('2023-06-01T02:00:00+02:00', '2023-07-01')
     assert (spec.start, spec.end) == ('2023-06-01', '2023-07-01')
     assert spec.interval.closed == 'both'

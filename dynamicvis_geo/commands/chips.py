@@ -15,6 +15,7 @@ from dynamicvis_geo.commands.options import (
     positive,
     source,
 )
+from dynamicvis_geo.commands.windows import windows, years
 from dynamicvis_geo.errors import EarthEngineError, SpecError
 
 if TYPE_CHECKING:
@@ -87,6 +88,22 @@ def add_earthengine(group: _ActionsContainer) -> None:
         type=positive,
         metavar='YEAR',
         help='instead of --start and --end',
+    )
+    group.add_argument(
+        '--windows',
+        dest='time.windows',
+        type=windows,
+        metavar='START/END,...',
+        help='a chip of each place for each of several time windows, such as '
+        '2022-06-01/2022-09-01,2023-06-01/2023-09-01, the end not included; they may '
+        'overlap. Dates in the file of --points are not used',
+    )
+    group.add_argument(
+        '--years',
+        dest='time.years',
+        type=years,
+        metavar='YEARS',
+        help='a chip of each place for each year, such as 2018-2024 or 2018,2020',
     )
     group.add_argument(
         '--buffer',
@@ -191,7 +208,7 @@ def earthengine(
     return EarthEngineDataModule(
         **given,
         points=arguments.points,
-        time=_window(arguments),
+        time=_windows(arguments),
         size=arguments.size,
         stride=arguments.stride,
         sensor=SensorSpec(**set_by(arguments, 'sensor')),
@@ -217,17 +234,25 @@ def set_by(arguments: Namespace, owner: str) -> dict[str, Any]:
     }
 
 
-def _window(arguments: Namespace) -> TemporalSpec:
+def _windows(arguments: Namespace) -> list[TemporalSpec]:
     from dynamicvis_geo.specs import TemporalSpec
 
     given = set_by(arguments, 'time')
-    if given.keys() == {'year'}:
-        return TemporalSpec.year(**given)
-    if given.keys() == {'start', 'end'}:
-        return TemporalSpec.range(**given)
-    told = ' '.join(f'--{name} {value}' for name, value in given.items())
+    match list(given):
+        case ['year']:
+            return [TemporalSpec.year(**given)]
+        case ['start', 'end']:
+            return [TemporalSpec.range(**given)]
+        case ['windows' | 'years' as name]:
+            several: list[TemporalSpec] = given[name]
+            return several
+    told = ' '.join(
+        f'--{name} {"..." if isinstance(value, list) else value}'
+        for name, value in given.items()
+    )
     raise SpecError(
-        f'{told or "no date"} is given: give either --year, or both --start and --end'
+        f'{told or "no date"} is given: give either --year, or both --start and --end; '
+        'or one of --years and --windows, for several chips a place'
     )
 
 

@@ -290,7 +290,8 @@ def _check(arguments: Namespace, shard: Shard) -> None:
     if arguments.points is not None and not dated:
         raise SpecError(
             f'--points {arguments.points} without SOURCE asks for Earth Engine, which '
-            'needs dates: give --year, or --start and --end; or give SOURCE, the images'
+            'needs dates: give --year, --start and --end, --years, or --windows; or '
+            'give SOURCE, the images'
         )
     if arguments.bands is not None:
         raise SpecError(
@@ -301,7 +302,8 @@ def _check(arguments: Namespace, shard: Shard) -> None:
     if not dated and not any(name.startswith('data.') for name in given):
         raise SpecError(
             'there is nothing to embed: give SOURCE (a GeoTIFF or a folder), or for '
-            'Earth Engine --roi or --points, with --year or --start and --end'
+            'Earth Engine --roi or --points, with --year, --start and --end, --years, '
+            'or --windows'
         )
     if (at_once := given.get('shards.at_once')) is not None and shard.count == 1:
         raise SpecError(

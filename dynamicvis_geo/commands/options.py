@@ -270,25 +270,29 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _reader(check: Callable[[str], T]) -> Callable[[str], T]:
-    """Return a check of a path whose errors argparse tells."""
+def reader(check: Callable[[str], T]) -> Callable[[str], T]:
+    """Return a check of a value whose errors argparse tells.
+
+    Args:
+        check: Reads the value, or raises an error of this package.
+    """
 
     def read(text: str) -> T:
         try:
             return check(text)
         except DynamicVisGeoError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+            raise argparse.ArgumentTypeError(str(error).rstrip('.')) from error
 
     return read
 
 
 #: The path or URL of something to be read; or GDAL's name of images, too; or no URL.
-source = _reader(input_path)
-images = _reader(image_path)
-local_source = _reader(local_input)
+source = reader(input_path)
+images = reader(image_path)
+local_source = reader(local_input)
 #: The path or URL of something to be written; or no URL.
-output = _reader(output_path)
-local_output_path = _reader(local_output)
+output = reader(output_path)
+local_output_path = reader(local_output)
 
 
 def checkpoint(text: str) -> str:

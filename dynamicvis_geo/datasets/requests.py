@@ -158,7 +158,7 @@ def read_windows(time: Window | Sequence[Window]) -> list[TemporalSpec]:
         time: A (start, end) pair of dates, the end exclusive; a spec; or a list.
 
     Returns:
-        The windows, in the order given.
+        The windows, each once, in the order given.
 
     Raises:
         SpecError: If it is neither, or has no window in it.
@@ -169,10 +169,11 @@ def read_windows(time: Window | Sequence[Window]) -> list[TemporalSpec]:
         raise _no_window(time)
     if len(time) == 2 and not isinstance(time[0], TemporalSpec | tuple | list):
         return [TemporalSpec(*_pair(time))]
-    return [
+    windows = (
         window if isinstance(window, TemporalSpec) else TemporalSpec(*_pair(window))
         for window in time
-    ]
+    )
+    return list(dict.fromkeys(windows))
 
 
 def _pair(window: Any) -> tuple[Any, Any]:

@@ -60,6 +60,43 @@ def test_points_in_two_zones_are_embedded_in_one_run(
     assert read_provenance(output)['source']['chips'] == 3
 
 
+def test_a_chip_for_each_place_and_window(
+    run_cli: RunCli, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    place = (*options[:4], *WINDOW[4:], '--size', '64')
+    place = (*place, '--points', str(tmp_path / 'plots.csv'))
+    output = tmp_path / 'e.parquet'
+    code, out, err = run_cli(
+        *('embed', '--weights', 'random', '--output', tmp_path / 'none.parquet'),
+        *(*place, '--years', '2018-2020, 2022', '--dry-run'),
+    )
+    assert code == 0, err
+    assert '12 chips of 64 pixels in 2 UTM zones' in out
+
+    code, _, err = embed(run_cli, *options, *place[-2:], '--output', output)
+    assert code == 0, err
+    before = gpd.read_parquet(output).set_index(['id'])
+    # These overlap: each is a composite of its own.
+    windows = '2022-06-01/2022-07-21,2022-07-01/2022-08-10'
+    several = (*place, '--windows', windows, '--output', output)
+    code, out, err = embed(run_cli, *several)
+    assert code == 0, err
+    assert '6 chips of 64 pixels in 2 UTM zones, 3 of them finished' in err
+    assert 'beside 3 from before' in out
+    table = gpd.read_parquet(output)
+    dates = table.groupby('point_id')[['start', 'end']].agg(
+        lambda times: [f'{time:%m%d}' for time in times.dt.round('min')]
+    )
+    assert dates['start'].tolist() == [['0601', '0701']] * 3
+    assert dates['end'].tolist() == [['0721', '0810']] * 3
+    table = table.set_index('id')
+    assert table.loc[before.index].equals(before[table.columns])
+    new = table.index.difference(before.index)
+    assert new.str.endswith('_20220701-20220810').all()
+    for source in read_provenance(output)['source']['sources']:
+        assert ['/'.join(window) for window in source['windows']] == windows.split(',')
+
+
 def test_area_across_two_zones_is_covered(
     run_cli: RunCli, options: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -219,6 +256,17 @@ def test_an_outage_ends_a_run_that_is_then_continued(
         (('--roi=0,0,1,1', '--year', '2022', '--buffer', '9', '--size', '8'), 'either'),
         (('--roi=0,0,1,1', '--year', '2022', '--cloudy-pct', '130'), '--cloudy-pct'),
         ((), 'nothing to embed'),
+        (('--roi=0,0,1,1', '--years', '2018', '--year', '2022'), '--year 2022 --years'),
+        (('--years', '2020-2018'), 'argument --years: first=2020 is after last=2018'),
+        (('--years', '2018-2020,2019'), "'2018-2020,2019' has 2019-01-01/2020-01-01"),
+        (('--years', '18'), "'18' is no year: write 2018,2020 or 2018-2024"),
+        (('--windows', '2022-06-01'), "argument --windows: '2022-06-01' is no window"),
+        (('--windows', '2022-09-01/2022-06-01'), "start='2022-09-01' is not before"),
+        (('--windows=2022-06-01/2022-09-01,',), "'' is no window: write START/END"),
+        (
+            ('--windows=2022-06-01/2022-09-01,20220601/2022-09-01T00:00',),
+            'has 2022-06-01/2022-09-01 twice: leave out one',
+        ),
     ],
 )
 def test_options_that_cannot_be_used(

@@ -135,6 +135,9 @@ def test_windows_in_all_their_forms() -> None:
     years = [TemporalSpec.year(2021), ['2022-01-01', '2023-01-01']]
     both = laid_out(roi=roi, time=years)
     assert both['start'].dt.year.tolist() == [2021] * len(one) + [2022] * len(one)
+    # One that is given twice is one.
+    again = EarthEngineDataModule(roi=roi, time=[*years, ['2021-01-01', '2022-01-01']])
+    assert again.time == TemporalSpec.years(2021, 2022)
 
 
 def test_points_of_all_zones_keep_their_ids(tmp_path: Path) -> None:
