@@ -194,13 +194,12 @@ def _plot_mosaics(
     left_out = len(parts) - MAX_PANELS
     if left_out > 0:
         title += f' ({left_out} more of CRS and dates are not shown)'
-    canvases = []
-    for _, chips in parts[:MAX_PANELS]:
-        canvas = Canvas.of(chips)
-        maps = _progress(output.maps(chips), len(chips))
-        for (_, chip), features in zip(chips.iterrows(), maps, strict=True):
-            canvas.paint(chip, colours(np.moveaxis(features, 0, -1)))
-        canvases.append(canvas)
+    canvases = [
+        Canvas.painted(
+            chips, (colours(np.moveaxis(one, 0, -1)) for one in output.maps(chips))
+        )
+        for _, chips in parts[:MAX_PANELS]
+    ]
     names = [name for name, _ in parts[:MAX_PANELS]]
     pictures = [canvas.values for canvas in canvases]
     figure, _ = plot_canvases(pictures, canvases, names, title)

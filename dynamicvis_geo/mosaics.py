@@ -1,7 +1,7 @@
 """Maps of chips put together, one mosaic a CRS and time window."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from dynamicvis_geo.formats.base import spread
 from dynamicvis_geo.plotting.colours import MISSING, Picture
 from dynamicvis_geo.plotting.features import dates_of, sheet, show
+from dynamicvis_geo.plotting.marks import mark_ground
 
 #: Chips that scatter over more than this many times their own area are not a mosaic.
 MAX_SPREAD = 8.0
@@ -73,6 +75,29 @@ class Canvas:
             np.full((height, width), np.inf, np.float32),
         )
 
+    @classmethod
+    def painted(
+        cls,
+        chips: pd.DataFrame,
+        maps: Iterable[NDArray[np.floating]],
+        channels: int = 3,
+    ) -> 'Canvas':
+        """Make one, and paint the maps of all its chips; many show how far they are.
+
+        Args:
+            chips: Rows of :attr:`.Output.chips`.
+            maps: ``[h, w, C]`` of each.
+            channels: Values of a pixel.
+        """
+        canvas, count = cls.of(chips, channels), len(chips)
+        for (_, chip), values in zip(
+            chips.iterrows(),
+            tqdm(maps, total=count, unit='map', disable=count < 100, leave=False),
+            strict=True,
+        ):
+            canvas.paint(chip, values)
+        return canvas
+
     def paint(self, chip: pd.Series, values: NDArray[np.floating]) -> None:
         """Paint the map of a chip where it lies, from the cells at pixel middles.
 
@@ -125,12 +150,10 @@ def groups(chips: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         chips: Rows of :attr:`.Output.chips`.
 
     Yields:
-        CRS and time window in words, and their rows; of one CRS the earliest first.
+        The time window in words, and the rows; of one CRS the earliest first.
     """
     for _, rows in chips.groupby(['crs', 'start', 'end'], dropna=False):
-        crs, start, end = rows[['crs', 'start', 'end']].iloc[0]
-        dates = dates_of(start, end)
-        yield f'{crs}, {dates}' if dates else str(crs), rows
+        yield dates_of(*rows[['start', 'end']].iloc[0]), rows
 
 
 def side_by_side(names: Sequence[str], most: int) -> tuple[list[int], int]:
@@ -187,7 +210,10 @@ def plot_canvases(
     count = len(pictures)
     figure, panels = sheet(count, columns=min(count, 3), title=title)
     figure.set_size_inches(*((8, 8) if count == 1 else (10, 3.9 * -(-count // 3))))
-    for axes, picture, name in zip(panels, pictures, names, strict=True):
+    for axes, picture, canvas, name in zip(
+        panels, pictures, canvases, names, strict=True
+    ):
         show(axes, np.nan_to_num(picture, nan=MISSING))
         axes.set_title(name, fontsize=9, parse_math=False)
+        mark_ground(axes, canvas.crs, canvas.bounds)
     return figure, panels

@@ -18,6 +18,7 @@ from dynamicvis_geo.datasets.scene_files import (
 )
 from dynamicvis_geo.errors import SourceError
 from dynamicvis_geo.paths import AnyPath, Place, image_path
+from dynamicvis_geo.projections import crs_name
 from dynamicvis_geo.rasters import open_raster
 from dynamicvis_geo.time_window import TimeWindow
 
@@ -162,6 +163,29 @@ def read_image(
             f'{path}: rasterio cannot read it ({error}); repair or remove it'
         ) from error
     return image
+
+
+def georeference(path: AnyPath) -> tuple[str, Bounds] | None:
+    """Read where an image lies.
+
+    Args:
+        path: A GeoTIFF.
+
+    Returns:
+        CRS, and west, south, east and north in its units; None if the image has no
+        place, or its rows do not run from west to east, north first.
+
+    Raises:
+        RasterioError: If it cannot be read.
+    """
+    with open_raster(path) as source:
+        if source.crs is None:
+            return None
+        crs, step = CRS.from_user_input(source.crs), source.transform
+        on_earth = crs.is_projected or crs.is_geographic
+        if not on_earth or step.b or step.d or step.a <= 0 or step.e >= 0:
+            return None
+        return crs_name(crs), tuple(source.bounds)
 
 
 def _inside(offset: float, size: int, scale: float, length: int) -> tuple[int, int]:

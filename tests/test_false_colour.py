@@ -91,7 +91,7 @@ def test_neighbouring_maps_make_a_mosaic_and_far_ones_a_sheet(tmp_path: Path) ->
     run = open_output(tmp_path / 'maps')
     (axes,) = plot_false_colours(run).axes
     assert axes.images[0].get_array().shape == (4, 12, 3)
-    assert 'EPSG:32618' in axes.get_title()
+    assert 'EPSG:32618' in axes.get_xlabel()
     run.chips.loc[2, ['minx', 'maxx']] += 1e5
     assert len(plot_false_colours(run).axes) == 3
 

@@ -154,7 +154,8 @@ def _rgb(arguments: Namespace) -> None:
         stretch_rgb,
     )
     from dynamicvis_geo.plotting.features import chip_label
-    from dynamicvis_geo.quicklooks import cached_chips, read_image
+    from dynamicvis_geo.plotting.marks import mark_ground
+    from dynamicvis_geo.quicklooks import cached_chips, georeference, read_image
 
     source, bands = arguments.input, arguments.bands or (1, 2, 3)
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, source)
@@ -171,7 +172,11 @@ def _rgb(arguments: Namespace) -> None:
         files = list(map(str, cached.values())) or find_images(source)
     if len(files) == 1:
         name = arguments.chip or PurePath(files[0]).name
-        _save(plot_rgb(read_image(files[0], bands), name), arguments.output, {})
+        figure = plot_rgb(read_image(files[0], bands), name)
+        place = georeference(files[0])
+        if place is not None:
+            mark_ground(figure.axes[0], *place)
+        _save(figure, arguments.output, {})
         return
     names = list(cached) or [PurePath(file).stem for file in files]
     chosen, columns = side_by_side(names, _SHEET)
