@@ -1,7 +1,8 @@
 """``dynamicvis-geo report``: a page that tells of a run.
 
-Write one HTML page that tells what a run made and how: counts, dates, a map, failures,
-pictures, and the complete provenance. It needs no other file and no network.
+Write one HTML page that tells what a run made and how: counts, dates, a map, scores of
+a probe, failures, pictures, and the complete provenance. It needs no other file and no
+network.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -13,6 +14,7 @@ from dynamicvis_geo.commands.options import (
     add_input,
     add_overwrite,
     local_output_path,
+    source,
 )
 from dynamicvis_geo.errors import OutputError
 from dynamicvis_geo.paths import check_picture_path
@@ -30,9 +32,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_overwrite(parser)
     add_images(parser)
+    parser.add_argument(
+        '--probe',
+        type=source,
+        metavar='RESULTS',
+        help='folder that dynamicvis-geo probe wrote of the input, to show its scores',
+    )
     add_examples(
         parser,
         'dynamicvis-geo report embeddings.parquet --images scene.tif',
+        'dynamicvis-geo report plots.parquet --probe probe-output',
         'dynamicvis-geo report maps --images chips --output report.html',
     )
 
@@ -49,15 +58,17 @@ def run(arguments: Namespace) -> None:
     """
     from dynamicvis_geo.report import write_report
 
-    source, output = arguments.input, arguments.output
+    given, output = arguments.input, arguments.output
     if output is None:
-        if not isinstance(source, Path):
+        if not isinstance(given, Path):
             raise OutputError(
-                f'--output is needed beside {source}: pages are written to local disks '
+                f'--output is needed beside {given}: pages are written to local disks '
                 'only'
             )
-        stem = source.resolve().name.removesuffix('.parquet')
-        output = source.resolve().with_name(f'{stem}.report.html')
-    check_picture_path(output, ('.html',), arguments.overwrite, source)
-    path = write_report(source, output, arguments.images, arguments.bands)
+        stem = given.resolve().name.removesuffix('.parquet')
+        output = given.resolve().with_name(f'{stem}.report.html')
+    check_picture_path(output, ('.html',), arguments.overwrite, given)
+    path = write_report(
+        given, output, arguments.images, arguments.bands, arguments.probe
+    )
     print(f'Wrote {path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser.')

@@ -5,11 +5,11 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import BytesIO
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -28,13 +28,16 @@ from dynamicvis_geo.plotting import (
     PCAColours,
     fit_map_colours,
     map_picture,
-    plot_footprints,
     stretch_limits,
     stretch_rgb,
 )
 from dynamicvis_geo.plotting.colours import Picture, sample_rows
 from dynamicvis_geo.quicklooks import Quicklooks
 from dynamicvis_geo.report import tables
+from dynamicvis_geo.report.images import Image, figure_image, picture_image
+from dynamicvis_geo.report.places import PlaceMap, place_map
+from dynamicvis_geo.report.scores import Scores, read_scores
+from dynamicvis_geo.similarity.search import unit_vectors
 from dynamicvis_geo.store import Store
 from dynamicvis_geo.terms import random_weights
 
@@ -44,6 +47,8 @@ EXAMPLES = 12
 MAPS_READ = 64
 #: Failures that are listed one by one, at most.
 FAILURES_LISTED = 50
+#: Pairs of vectors that are compared.
+PAIRS = 20_000
 
 # A mosaic reads every map: that of more would take minutes.
 _MOSAIC_MAPS = 400
@@ -103,19 +108,6 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Image:
-    """A picture within the page.
-
-    Attributes:
-        uri: The PNG, as a data URI.
-        alt: What it shows, for those who cannot see it.
-    """
-
-    uri: str
-    alt: str
-
-
-@dataclass(frozen=True)
 class Card:
     """A chip that is shown as an example.
 
@@ -135,11 +127,12 @@ def write_report(
     output: str | os.PathLike[str],
     images: AnyPath | None = None,
     bands: tuple[int, int, int] | None = None,
+    probe: AnyPath | None = None,
 ) -> Path:
     """Write one HTML page that tells of a run and needs nothing else.
 
-    Its size does not grow with the run: places are drawn as one picture, and at most 12
-    chips are shown.
+    Its size does not grow with the run: at most 2,000 places are drawn, and 12 chips
+    shown.
 
     Args:
         source: A GeoParquet file of pooled embeddings, or a folder of feature maps; or
@@ -149,12 +142,14 @@ def write_report(
             images of the chips are.
         bands: Bands of the GeoTIFFs that stand for red, green and blue; those that were
             embedded by default.
+        probe: The folder of results that ``dynamicvis-geo probe`` wrote of the source.
 
     Returns:
         The path of the page.
 
     Raises:
-        SourceError: If the source or an image cannot be read.
+        SourceError: If the source, an image or the results cannot be read, or the
+            results are of other features.
         OutputError: If the page cannot be written.
     """
     path = local_output(output)
@@ -163,22 +158,21 @@ def write_report(
     if images is not None:
         chosen = bands or recorded_bands(opened.provenance)
         quicklooks = Quicklooks(images, chosen, _QUICKLOOK_PIXELS)
-    page = _render(_content(opened, quicklooks))
+    scores = None if probe is None else read_scores(probe, opened.provenance)
+    page = _render(_content(opened, quicklooks, scores))
     Store(str(path.parent)).put(path.name, page.encode())
     return path
 
 
-def _content(output: Output, quicklooks: Quicklooks | None) -> dict[str, Any]:
+def _content(
+    output: Output, quicklooks: Quicklooks | None, scores: Scores | None
+) -> dict[str, Any]:
     failures, features = output.failures(), Features.of(output)
+    script = Markup(files(__package__).joinpath('map.js').read_text('utf-8'))
     colours, pooled = features.colours, output.kind == 'pooled'
     on_map = colours(features.vectors) if pooled and colours is not None else None
     cards = _cards(output, features, quicklooks)
-    norms = np.linalg.norm(features.vectors, axis=1)
-    valid = output.chips['valid_fraction'].to_numpy(np.float64)
-    histograms = [
-        _histogram(valid, 'valid fraction', 'chips', (0.0, 1.0)),
-        _histogram(norms, 'length of the vector', 'chips' if pooled else 'cells', None),
-    ]
+    counted = 'chips' if pooled else 'cells'
     return {
         'name': output.path.name,
         'kind': output.kind,
@@ -192,18 +186,24 @@ def _content(output: Output, quicklooks: Quicklooks | None) -> dict[str, Any]:
         'failures_listed': FAILURES_LISTED,
         'map': _map(output, failures, on_map),
         'coloured': on_map is not None,
-        'explained': [] if colours is None else colours.explained.tolist(),
-        'histograms': [image for image in histograms if image is not None],
+        'broken': on_map is not None and bool(np.isnan(on_map).any()),
+        'shares': '' if colours is None else colours.shares,
+        'valid': _valid_fractions(output),
+        'similarities': _similarities(features.vectors, counted),
+        'counted': counted,
         'mosaic': _mosaic(output, colours),
         'cards': cards,
         'with_images': sum(len(card.images) > 1 for card in cards),
         'total': output.total,
+        'scores': scores,
+        'script': script,
+        'script_hash': _hash(script),
     }
 
 
 def _map(
     output: Output, failures: Failures | None, colours: Picture | None
-) -> Image | None:
+) -> PlaceMap | None:
     """Draw where the chips are, and where those that failed; None without a place.
 
     Args:
@@ -211,46 +211,63 @@ def _map(
         failures: Chips without an embedding.
         colours: ``[N, 3]`` of the chips, NaN where there is none; None for one colour.
     """
-    shapes = output.chips.geometry.to_numpy()
-    failed = failures.table.geometry.to_numpy() if failures is not None else ()
-    if not any(
-        shape is not None and not shape.is_empty for shape in [*shapes, *failed]
-    ):
-        return None
+    chips = output.chips
+    failed = chips[:0] if failures is None else failures.table
     if colours is None:
-        colours = np.tile(np.array(to_rgb(_BLUE), np.float32), (len(shapes), 1))
-    figure = plot_footprints(shapes, np.nan_to_num(colours, nan=0.6), failures=failed)
-    # Smaller than a figure on paper, so that its labels can be read on a phone.
-    figure.set_size_inches(*(0.7 * figure.get_size_inches()))
-    alt = f'Map in longitude and latitude with the places of {len(shapes):,} chips'
-    if len(failed):
-        alt += f' and of {len(failed):,} failures'
-    return _figure_image(figure, alt, dpi=150)
+        colours = np.tile(np.array(to_rgb(_BLUE), np.float32), (len(chips), 1))
+    return place_map(
+        'chips',
+        chips.geometry.to_numpy(),
+        np.nan_to_num(colours, nan=0.6),
+        lambda row: _told(chips.iloc[row]),
+        failed.geometry.to_numpy(),
+        lambda row: (
+            f'No embedding: {failed["id"].iloc[row]}, {failed["reason"].iloc[row]}'
+        ),
+    )
 
 
 def _mosaic(output: Output, colours: PCAColours | None) -> Image | None:
     if output.kind != 'grid' or colours is None or output.total > _MOSAIC_MAPS:
         return None
-    return _figure_image(
+    return figure_image(
         plot_false_colours(output, colours),
         f'Feature maps of {output.total:,} chips in PCA false colour',
     )
 
 
+def _valid_fractions(output: Output) -> Image | None:
+    """Draw how valid chips are; None if that is not known."""
+    valid = output.chips['valid_fraction'].to_numpy(np.float64)
+    return _histogram(valid, 'valid fraction', 'chips', (0.0, 1.0))
+
+
+def _similarities(vectors: NDArray[np.float32], counted: str) -> Image | None:
+    """Draw how similar vectors are, in pairs drawn at random, always the same."""
+    if len(vectors) < 2:
+        return None
+    generator = np.random.default_rng(0)
+    first = generator.integers(len(vectors), size=PAIRS)
+    second = (first + generator.integers(1, len(vectors), size=PAIRS)) % len(vectors)
+    cosines = np.concatenate(
+        [
+            np.einsum('ij,ij->i', unit_vectors(vectors[a]), unit_vectors(vectors[b]))
+            for a, b in zip(np.split(first, 20), np.split(second, 20), strict=True)
+        ]
+    )
+    # Rounding must not push a pair out of the picture.
+    cosines = cosines.clip(-1, 1)
+    low = float(np.nanmin(cosines, initial=0.0))
+    return _histogram(cosines, 'cosine similarity', f'pairs of {counted}', (low, 1.0))
+
+
 def _histogram(
-    values: NDArray[np.floating],
-    label: str,
-    counted: str,
-    bounds: tuple[float, float] | None,
+    values: NDArray[np.float64], label: str, counted: str, bounds: tuple[float, float]
 ) -> Image | None:
     """Draw how often values occur; None if no value is finite."""
-    values = values[np.isfinite(values)].astype(np.float64)
+    values = values[np.isfinite(values)]
     if not values.size:
         return None
-    if bounds is None and np.ptp(values) < 1e-3 * max(np.abs(values).max(), 1e-6):
-        # Normalised vectors have one length: finer bins would show rounding.
-        margin = max(0.01 * abs(values[0]), 0.01)
-        bounds = (values[0] - margin, values[0] + margin)
     figure = Figure(figsize=(5.2, 3), layout='constrained')
     axes = figure.subplots()
     axes.hist(values, bins=_BINS, range=bounds, color=_BLUE)
@@ -259,7 +276,7 @@ def _histogram(
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.spines[['top', 'right']].set_visible(False)
     low, middle, high = np.percentile(values, (0, 50, 100))
-    return _figure_image(
+    return figure_image(
         figure,
         f'Histogram of {label} of {values.size:,} {counted}: lowest {low:.4g}, median '
         f'{middle:.4g}, highest {high:.4g}',
@@ -284,14 +301,21 @@ def _cards(
         shown = []
         if image is not None:
             picture = stretch_rgb(image, limits=limits)
-            shown.append(_picture_image(picture, f'Image of chip {chip["id"]}'))
+            shown.append(picture_image(picture, f'Image of chip {chip["id"]}'))
         if colours is not None:
             alt = f'Features of chip {chip["id"]} in PCA false colour'
             picture = map_picture(colours, features_of_chip)
-            shown.append(_picture_image(picture, alt))
+            shown.append(picture_image(picture, alt))
         if shown:
             cards.append(Card(str(chip['id']), _details(chip), shown))
     return cards
+
+
+def _told(chip: pd.Series) -> str:
+    """Tell of a chip what its place on the map does not."""
+    there = f'{chip["centre_lat"]:.4f}, {chip["centre_lon"]:.4f} (latitude, longitude)'
+    words = [str(chip['id']), _details(chip), there]
+    return ', '.join(filter(None, words))
 
 
 def _details(chip: pd.Series) -> str:
@@ -303,22 +327,10 @@ def _details(chip: pd.Series) -> str:
     return ', '.join(words)
 
 
-def _figure_image(figure: Figure, alt: str, dpi: int = 100) -> Image:
-    """Turn a figure into an image of the page."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format='png', dpi=dpi)
-    return Image(_uri(buffer), alt)
-
-
-def _picture_image(picture: Picture, alt: str) -> Image:
-    """Turn a picture ``[h, w, 3]`` into an image of the page, a pixel a pixel."""
-    buffer = BytesIO()
-    matplotlib.image.imsave(buffer, picture, format='png')
-    return Image(_uri(buffer), alt)
-
-
-def _uri(png: BytesIO) -> str:
-    return 'data:image/png;base64,' + base64.b64encode(png.getvalue()).decode('ascii')
+def _hash(script: str) -> str:
+    """Return the hash by which a page allows its script, and no other."""
+    digest = sha256(script.encode()).digest()
+    return f'sha256-{base64.b64encode(digest).decode("ascii")}'
 
 
 def _render(content: dict[str, Any]) -> str:

@@ -173,6 +173,23 @@ def test_from_labels_to_maps(
 
 
 @pytest.mark.filterwarnings('ignore:.*have a label')
+def test_report_shows_the_scores_of_its_input_only(
+    files: Path, probed: tuple[Path, str], run_cli: RunCli, tmp_path: Path
+) -> None:
+    page = tmp_path / 'page.html'
+    further = ('--probe', probed[0], '--output', page)
+    code, _, err = run_cli('report', files / 'e.parquet', *further)
+    assert (code, err) == (0, '')
+    text = page.read_text()
+    assert 'How much the features know of cover' in text
+    assert 'scores say nothing of DynamicVis' in text
+    assert text.count('<svg') == 2
+    code, _, err = run_cli('report', files / 'maps', *further, '--overwrite')
+    assert code == 2
+    assert 'these results are of other features' in err
+    assert page.read_text() == text
+
+
 def test_numbers_several_classes_and_a_column_of_splits(
     files: Path, run_cli: RunCli, tmp_path: Path
 ) -> None:

@@ -1,6 +1,8 @@
+import base64
 import re
 import shutil
 import subprocess
+from hashlib import sha256
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.outputs import PROVENANCE, write_grid, write_pooled
 from tests.processes import HANG
 from tests.test_quicklooks import write
 
+SVG = '{http://www.w3.org/2000/svg}'
 HOSTILE = (
     '</td><script src="http://evil.example/x.js">alert(1)</script>&amp;\x00\u202e"\''
 )
@@ -31,6 +34,11 @@ def parse(path: Path) -> ElementTree.Element:
     return ElementTree.fromstring(text.removeprefix(doctype))
 
 
+def svg(path: Path) -> ElementTree.Element:
+    (drawing,) = parse(path).iter(f'{SVG}svg')
+    return drawing
+
+
 def words(page: ElementTree.Element) -> str:
     return ' '.join(' '.join(page.itertext()).split())
 
@@ -39,7 +47,7 @@ def check_alone(path: Path) -> None:
     """Check that the page loads nothing, and that a reader can do without eyes."""
     page = parse(path)
     for element in page.iter():
-        assert element.tag not in ('script', 'link', 'iframe', 'object', 'base')
+        assert element.tag not in ('link', 'iframe', 'object', 'base')
         for name in ('src', 'href', 'srcset', 'data', 'poster'):
             assert element.get(name, 'data:').startswith('data:image/png;base64,') or (
                 element.get(name) is None
@@ -50,6 +58,19 @@ def check_alone(path: Path) -> None:
         if element.tag == 'table':
             assert element.get('aria-label') or element.find('caption') is not None
             assert all(th.get('scope') for th in element.iter('th'))
+        if element.tag == 'svg':
+            assert element.get('aria-label')
+        if element.tag == 'button':
+            assert element.get('aria-label')
+    # Its own script, and by the hash of it no other, is allowed to run.
+    policy = page.find('head/meta[@http-equiv="Content-Security-Policy"]')
+    assert policy is not None
+    scripts = [script.text or '' for script in page.iter('script')]
+    assert len(scripts) <= 1
+    for script in scripts:
+        assert 'figure.map' in script
+        digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}'" in policy.get('content', '')
     style = page.find('head/style')
     assert style is not None
     assert not re.search(r'url\(|@import', style.text or '')
@@ -76,8 +97,19 @@ def test_page_of_embeddings_says_what_how_and_where(tmp_path: Path) -> None:
     assert 'Command dynamicvis-geo embed scene.tif' in text
     assert 'preprocessing: input_range 0, 3000' in text
     assert 'weights are random' not in text
-    # The map and two histograms; without images there is nothing else to show.
-    assert len(parse(page).findall('.//img')) == 3
+    # Two histograms; without images there is nothing else to show.
+    alts = [img.get('alt') or '' for img in parse(page).iter('img')]
+    assert alts[0].startswith('Histogram of valid fraction of 12 chips')
+    assert alts[1].startswith('Histogram of cosine similarity of 20,000 pairs of chips')
+    assert len(alts) == 2
+    titles = [title.text or '' for title in svg(page).iter(f'{SVG}title')]
+    assert len(titles) == 12
+    assert titles[0].startswith('chip-0, 2024-06-01, valid 0.25, 40.6')
+    # What is essential is not folded, all else is.
+    (folded,) = parse(page).iter('details')
+    assert folded.get('open') is None
+    assert 'Checkpoint weights.pth' not in words(folded)
+    assert 'preprocessing: input_range 0, 3000' in words(folded)
 
 
 def test_random_weights_and_failures_are_said_loudly(tmp_path: Path) -> None:
@@ -106,9 +138,12 @@ def test_random_weights_and_failures_are_said_loudly(tmp_path: Path) -> None:
     assert 'no imagery 2' in text
     assert 'not told 1' in text
     assert 'x1 no scene' in text
-    assert any(
-        'and of 3 failures' in (img.get('alt') or '') for img in parse(page).iter('img')
-    )
+    assert 'and of 3 failures' in svg(page).get('aria-label', '')
+    crosses = svg(page).findall(f"{SVG}g[@class='crosses']/{SVG}g/{SVG}title")
+    assert [cross.text for cross in crosses] == [
+        'No embedding: x1, no imagery',
+        'No embedding: not told, not told',
+    ]
 
 
 def test_what_files_say_is_shown_and_never_obeyed(tmp_path: Path) -> None:
@@ -124,7 +159,8 @@ def test_what_files_say_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     page = write_report(tmp_path / 'e.parquet', tmp_path / 'e.html')
     check_alone(page)
     source = page.read_text('utf-8')
-    assert '<script' not in source
+    assert source.count('<script') == 1
+    assert 'alert(1)</script' not in source
     assert '\x00' not in source
     assert '\u202e' not in source
     shown = escape(HOSTILE.split('\x00')[0], quote=False)
@@ -186,6 +222,7 @@ def test_page_does_not_grow_with_the_run(tmp_path: Path) -> None:
     write_pooled(tmp_path / 'e.parquet', count=count, dimensions=4)
     page = write_report(tmp_path / 'e.parquet', tmp_path / 'e.html')
     assert f'Chips {count:,}' in words(parse(page))
+    assert 'Drawn are 2,000 of 3,000 chips' in words(parse(page))
     assert page.stat().st_size < 1_000_000
 
 
@@ -205,9 +242,15 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
         *('chromium', '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic'),
         *('--no-first-run', '--disable-background-networking', '--disable-sync'),
         *('--disable-component-update', f'--user-data-dir={tmp_path / "profile"}'),
-        *(f'--screenshot={shot}', '--window-size=400,1200', page.as_uri()),
+        *(f'--screenshot={shot}', '--window-size=400,1200', '--dump-dom'),
+        page.as_uri(),
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=HANG)
+    done = subprocess.run(
+        command, check=True, capture_output=True, timeout=HANG, text=True
+    )
+    # Its script has run, though its policy forbids all others.
+    assert re.search(r'<div class="tools"[^>]*>', page.read_text())[0].count('hidden')
+    assert '<div class="tools" role="group" aria-label="Move the map">' in done.stdout
     with rasterio.open(shot) as picture:
         assert (picture.width, picture.height) == (400, 1200)
         # Text, lines and the colours of the map: not a blank page.
