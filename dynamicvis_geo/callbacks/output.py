@@ -168,15 +168,28 @@ class Destination:
         """File that lists the chips that have failed, if there are any."""
         return self.path.parent / self.location.failures
 
-    def check(self, overwrite: bool) -> None:
+    def check(self, overwrite: bool, output: str | None = None) -> None:
         """Refuse a place that cannot be written, or holds something else.
 
         Args:
             overwrite: Whether what is there will be removed.
+            output: 'pooled' or 'grid', what is to be written; None if unknown.
 
         Raises:
-            OutputError: If it is one.
+            OutputError: If it is one, or the format is for other output.
         """
+        needed = self.format.output
+        if output is not None and output != needed:
+            raise OutputError(
+                {
+                    'pooled': f"'{self.path}' is the name of a file of pooled "
+                    'embeddings, and this run gives feature maps: name a folder, or '
+                    "leave out output='grid'",
+                    'grid': f"'{self.path}' is the name of feature maps, and this run "
+                    'gives pooled embeddings: end it in .parquet, or ask for feature '
+                    "maps (output='grid')",
+                }[needed]
+            )
         check_place(self.path, self.format, overwrite)
 
     def is_there(self) -> bool:

@@ -182,19 +182,7 @@ class EmbeddingWriter(BasePredictionWriter):
             OutputError: If the task's output does not fit the format, or the path
                 cannot be written or holds something else.
         """
-        needed = self._output.format.output
-        if output is not None and output != needed:
-            raise OutputError(
-                {
-                    'pooled': f"'{self.path}' is the name of a file of pooled "
-                    'embeddings, and this run gives feature maps: name a folder, or '
-                    "leave out output='grid'",
-                    'grid': f"'{self.path}' is the name of feature maps, and this run "
-                    'gives pooled embeddings: end it in .parquet, or ask for feature '
-                    "maps (output='grid')",
-                }[needed]
-            )
-        self._output.check(self.overwrite)
+        self._output.check(self.overwrite, output)
 
     def chip_bytes(self, features: tuple[int, int, int]) -> int:
         """Bytes that a chip takes in the output, before compression.

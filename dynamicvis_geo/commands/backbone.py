@@ -1,40 +1,47 @@
 """The backbone and the device that options describe, without what a Trainer needs."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-import torch
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.models.config import BackboneConfig
 
+if TYPE_CHECKING:
+    import torch
 
-def weights_fields(weights: str) -> dict[str, Any]:
-    """Turn ``--weights`` into fields of :class:`BackboneConfig`.
+
+def backbone_fields(arguments: Namespace) -> dict[str, Any]:
+    """Turn ``--weights`` and ``--img-size`` into fields of :class:`BackboneConfig`.
 
     Args:
-        weights: The value of the option.
+        arguments: The options.
 
     Returns:
-        The fields.
+        The fields that they give.
     """
-    if weights == 'pretrained':
-        return {}
-    if weights == 'random':
-        return {'weights': 'random'}
-    return {'checkpoint': Path(weights)}
+    fields: dict[str, Any] = {}
+    if arguments.weights == 'random':
+        fields['weights'] = 'random'
+    elif arguments.weights != 'pretrained':
+        fields['checkpoint'] = Path(arguments.weights)
+    if arguments.img_size is not None:
+        fields['img_size'] = arguments.img_size
+    return fields
 
 
-def backbone_config(weights: str) -> BackboneConfig:
-    """Make the configuration that the environment and ``--weights`` describe.
+def backbone_config(arguments: Namespace) -> BackboneConfig:
+    """Make the configuration that the environment and the options describe.
 
     Args:
-        weights: The value of the option.
+        arguments: The options.
 
     Raises:
         SpecError: if a variable has a value that cannot be used.
     """
-    return BackboneConfig.from_env(**weights_fields(weights))
+    return BackboneConfig.from_env(**backbone_fields(arguments))
 
 
 def feature_shape(config: BackboneConfig, stage: int = 3) -> tuple[int, int, int]:
@@ -56,6 +63,34 @@ def feature_shape(config: BackboneConfig, stage: int = 3) -> tuple[int, int, int
     return channels, -(-height // cell), -(-width // cell)
 
 
+def check_device(device: str, processes: int | str = 1) -> tuple[str, str]:
+    """Refuse a device that cannot be anywhere.
+
+    Args:
+        device: Value of ``--device``.
+        processes: Value of ``--devices``.
+
+    Returns:
+        Its kind, and its number or nothing.
+
+    Raises:
+        SpecError: if there is no such device, or one is to be several.
+    """
+    kind, colon, number = device.partition(':')
+    if kind not in ('auto', 'cpu', 'cuda', 'mps') or (
+        colon and not (kind == 'cuda' and number.isdecimal())
+    ):
+        raise SpecError(
+            f'--device {device!r} is unknown: choose auto, cpu, cuda, cuda:N or mps'
+        )
+    if colon and processes != 1:
+        raise SpecError(
+            f'--device {device} is one device, and --devices {processes} asks for '
+            'several: give --device cuda, or leave out --devices'
+        )
+    return kind, number
+
+
 def choose_device(
     device: str, processes: int | str = 1
 ) -> tuple[str, str | int | list[int]]:
@@ -71,21 +106,12 @@ def choose_device(
     Raises:
         SpecError: if there is no such device here, or not so many.
     """
-    kind, colon, number = device.partition(':')
-    if kind not in ('auto', 'cpu', 'cuda', 'mps') or (
-        colon and not (kind == 'cuda' and number.isdecimal())
-    ):
-        raise SpecError(
-            f'--device {device!r} is unknown: choose auto, cpu, cuda, cuda:N or mps'
-        )
-    if colon and processes != 1:
-        raise SpecError(
-            f'--device {device} is one device, and --devices {processes} asks for '
-            'several: give --device cuda, or leave out --devices'
-        )
+    import torch
+
+    kind, number = check_device(device, processes)
     if kind == 'cuda':
         count = torch.cuda.device_count()
-        if not colon and count:
+        if not number and count:
             return 'cuda', _at_most(processes, count)
         if int(number or 0) >= count:
             raise SpecError(
@@ -119,6 +145,8 @@ def torch_device(device: str) -> torch.device:
     Raises:
         SpecError: if there is no such device here.
     """
+    import torch
+
     choose_device(device)
     if device != 'auto':
         return torch.device(device)

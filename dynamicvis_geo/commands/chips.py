@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from argparse import ArgumentParser, Namespace, _ActionsContainer
 from dataclasses import replace
@@ -17,10 +18,11 @@ from dynamicvis_geo.commands.options import (
 )
 from dynamicvis_geo.commands.windows import windows, years
 from dynamicvis_geo.errors import EarthEngineError, SpecError
+from dynamicvis_geo.paths import is_url
 
 if TYPE_CHECKING:
     from dynamicvis_geo.callbacks.shards import Shard
-    from dynamicvis_geo.datamodules import ChipDataModule, EarthEngineDataModule
+    from dynamicvis_geo.datamodules import ChipDataModule
     from dynamicvis_geo.datamodules.plan import Plan
     from dynamicvis_geo.earthengine import EarthEngineClient
     from dynamicvis_geo.specs import TemporalSpec
@@ -185,36 +187,42 @@ def add_plan(parser: ArgumentParser) -> None:
     )
 
 
-def earthengine(
-    arguments: Namespace, shard: Shard | None = None, **loading: Any
-) -> EarthEngineDataModule:
-    """Make the data module that the options for Earth Engine describe.
+def earthengine(arguments: Namespace, shard: Shard | None = None) -> dict[str, Any]:
+    """Read the options for Earth Engine, without PyTorch.
 
     Args:
         arguments: the options.
         shard: which of several runs this is, that share the limit of requests; None
             if it does everything.
-        **loading: how batches are loaded.
+
+    Returns:
+        Arguments of :class:`EarthEngineDataModule`.
 
     Raises:
         SpecError: if options are missing or have values that cannot be used.
+        SourceError: if there is no such file of points.
     """
-    from dynamicvis_geo.datamodules import EarthEngineDataModule
+    from dynamicvis_geo.datasets.requests import points_file, read_area
     from dynamicvis_geo.specs import SensorSpec
 
     given = set_by(arguments, 'data')
     if ('roi' in given) == (arguments.points is not None):
         raise SpecError('give either --roi or --points: where the chips are')
-    return EarthEngineDataModule(
+    read = {
         **given,
-        points=arguments.points,
-        time=_windows(arguments),
-        size=arguments.size,
-        stride=arguments.stride,
-        sensor=SensorSpec(**set_by(arguments, 'sensor')),
-        client=_client(arguments, 1 if shard is None else shard.count),
-        **loading,
-    )
+        'points': arguments.points,
+        'time': _windows(arguments),
+        'size': arguments.size,
+        'stride': arguments.stride,
+        'sensor': SensorSpec(**set_by(arguments, 'sensor')),
+        'client': _client(arguments, 1 if shard is None else shard.count),
+    }
+    if arguments.points is not None:
+        points_file(arguments.points)
+    elif not is_url(given['roi']) and not os.path.exists(given['roi']):
+        # Text, and not the name of what may take long to read.
+        read_area(given['roi'])
+    return read
 
 
 def set_by(arguments: Namespace, owner: str) -> dict[str, Any]:

@@ -22,6 +22,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Write the safetensors file, and print what was written."""
+    from dynamicvis_geo.models.safe_load import read_head
+
+    read_head(arguments.checkpoint)
     from dynamicvis_geo.models.checkpoint import convert
 
     written = convert(arguments.checkpoint, arguments.out, arguments.overwrite)

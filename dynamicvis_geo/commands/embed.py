@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ActionsContainer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynamicvis_geo.commands.chips import (
     add_chips,
@@ -22,9 +22,9 @@ from dynamicvis_geo.commands.chips import (
     is_first,
 )
 from dynamicvis_geo.commands.options import (
+    add_backbone,
     add_bands,
     add_running,
-    add_weights,
     images,
     log,
     option_of,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dynamicvis_geo.callbacks.shards import Shard
     from dynamicvis_geo.datamodules import ChipDataModule
     from dynamicvis_geo.datasets import Scenes
+    from dynamicvis_geo.models.config import BackboneConfig
     from dynamicvis_geo.tasks.features import OutputMode
 
 
@@ -117,7 +118,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         'its input, 512 by default; finer ones know more of texture and less of what '
         'it is (default: 3)',
     )
-    add_weights(features)
+    add_backbone(features)
     add_plan(parser)
     add_running(parser)
 
@@ -187,24 +188,15 @@ def run(arguments: Namespace) -> int:
     Raises:
         SpecError: If options contradict each other, or would be ignored.
     """
+    log(arguments.quiet)
+    config, chips = _read(arguments)
     from dynamicvis_geo.callbacks import EmbeddingWriter
-    from dynamicvis_geo.commands.backbone import (
-        backbone_config,
-        choose_device,
-        feature_shape,
-    )
+    from dynamicvis_geo.commands.backbone import choose_device, feature_shape
     from dynamicvis_geo.commands.trainer import predict, require_launcher
-    from dynamicvis_geo.datamodules import ScenesDataModule
-    from dynamicvis_geo.models.safe_load import read_head
+    from dynamicvis_geo.datamodules import EarthEngineDataModule, ScenesDataModule
     from dynamicvis_geo.tasks import FeatureExtraction
 
     output: OutputMode = arguments.output
-    if output == 'grid' and arguments.pooling is not None:
-        raise SpecError(
-            f'--pooling {arguments.pooling} makes one vector a chip, and --grid writes '
-            'the maps as they are: leave out one of them'
-        )
-    log(arguments.quiet)
     writer = EmbeddingWriter(
         arguments.path,
         arguments.format,
@@ -214,15 +206,14 @@ def run(arguments: Namespace) -> int:
         retry_failed=arguments.retry_failed,
         shard=arguments.shard,
     )
-    writer.check(output)
     if not arguments.dry_run:
         choose_device(arguments.device, arguments.devices)
         require_launcher(arguments.nodes)
-    config = backbone_config(arguments.weights)
-    if config.checkpoint is not None and not arguments.dry_run:
-        read_head(config.checkpoint)
-    data = _chips(arguments, writer.shard)
-    if isinstance(data, ScenesDataModule):
+    data: ChipDataModule
+    if arguments.source is None:
+        data = EarthEngineDataModule(**chips)
+    else:
+        data = ScenesDataModule(**chips)
         _warn_of_byte_images(data.scenes, arguments.input_range)
     # Of what is finished, the first process alone can be sure: it may be at work.
     shape = feature_shape(config, arguments.stage)
@@ -239,14 +230,42 @@ def run(arguments: Namespace) -> int:
     return predict(data, module, writer, arguments)
 
 
-def _chips(arguments: Namespace, shard: Shard) -> ChipDataModule:
-    """Make the data module that the options describe.
+def _read(arguments: Namespace) -> tuple[BackboneConfig, dict[str, Any]]:
+    """Read the options, and look for the files, before PyTorch takes its seconds.
+
+    Returns:
+        The backbone, and the arguments of the data module.
 
     Raises:
-        SpecError: if options are missing, contradict each other, or have values that
-            cannot be used.
+        DynamicVisGeoError: if options are missing, contradict each other, or have
+            values that cannot be used, or files are not there.
     """
-    from dynamicvis_geo.datamodules import ScenesDataModule
+    from dynamicvis_geo.callbacks.output import Destination
+    from dynamicvis_geo.callbacks.shards import Shard
+    from dynamicvis_geo.commands.backbone import backbone_config, check_device
+    from dynamicvis_geo.models.safe_load import read_head
+
+    output: OutputMode = arguments.output
+    if output == 'grid' and arguments.pooling is not None:
+        raise SpecError(
+            f'--pooling {arguments.pooling} makes one vector a chip, and --grid writes '
+            'the maps as they are: leave out one of them'
+        )
+    retry = arguments.retry_failed
+    where = Destination.of(arguments.path, arguments.format, arguments.dtype, retry)
+    where.check(arguments.overwrite, output)
+    config = backbone_config(arguments)
+    if not arguments.dry_run:
+        check_device(arguments.device, arguments.devices)
+        if config.checkpoint is not None:
+            read_head(config.checkpoint)
+    return config, _chips(arguments, Shard.of(arguments.shard))
+
+
+def _chips(arguments: Namespace, shard: Shard) -> dict[str, Any]:
+    """Make the arguments of the data module that the options describe."""
+    from dynamicvis_geo.datasets.requests import points_file
+    from dynamicvis_geo.datasets.scene_files import check_images
 
     _check(arguments, shard)
     workers = arguments.num_workers
@@ -259,15 +278,19 @@ def _chips(arguments: Namespace, shard: Shard) -> ChipDataModule:
         'on_error': arguments.on_error,
     }
     if arguments.source is None:
-        return earthengine(arguments, shard, **loading)
-    return ScenesDataModule(
-        arguments.source,
-        arguments.bands or (1, 2, 3),
-        arguments.size,
-        arguments.stride,
-        arguments.points,
+        return {**earthengine(arguments, shard), **loading}
+    bands = arguments.bands or (1, 2, 3)
+    check_images(arguments.source, bands)
+    if arguments.points is not None:
+        points_file(arguments.points)
+    return {
+        'path': arguments.source,
+        'bands': bands,
+        'size': arguments.size,
+        'stride': arguments.stride,
+        'points': arguments.points,
         **loading,
-    )
+    }
 
 
 def _check(arguments: Namespace, shard: Shard) -> None:

@@ -34,13 +34,15 @@ def run(arguments: Namespace) -> None:
     Raises:
         SpecError: If no cache is named.
     """
-    from dynamicvis_geo.datasets import EarthEngineDataset
-
     cache = set_by(arguments, 'data').get('cache')
     if cache is None:
         raise SpecError('fetch needs --cache FOLDER: where the chips are kept')
     log(quiet=False)
-    data = earthengine(arguments)
+    given = earthengine(arguments)
+    from dynamicvis_geo.datamodules import EarthEngineDataModule
+    from dynamicvis_geo.datasets import EarthEngineDataset
+
+    data = EarthEngineDataModule(**given)
     if not goes_ahead(data, data.plan_fetch(), arguments):
         return
     reports = [

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynamicvis_geo.commands.options import add_device, add_weights, checkpoint
+from dynamicvis_geo.commands.options import add_backbone, add_device, checkpoint
 from dynamicvis_geo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='inspect this file instead; of a Hugging Face repository, list the '
         'checkpoints, or fetch and inspect one',
     )
-    add_weights(parser)
+    add_backbone(parser)
     add_device(parser)
 
 
@@ -41,8 +41,8 @@ def run(arguments: Namespace) -> None:
     """Print the configuration, or what a checkpoint holds."""
     from dynamicvis_geo.commands.backbone import (
         backbone_config,
+        backbone_fields,
         torch_device,
-        weights_fields,
     )
     from dynamicvis_geo.settings import aligned
 
@@ -53,9 +53,9 @@ def run(arguments: Namespace) -> None:
             print(aligned(_checkpoint_rows(Path(arguments.checkpoint))))
         return
     device = torch_device(arguments.device)
-    config = backbone_config(arguments.weights)
+    config = backbone_config(arguments)
     print(aligned(_environment_rows(device, config.scan)), end='\n\n')
-    print(aligned(_setting_rows(config, weights_fields(arguments.weights))))
+    print(aligned(_setting_rows(config, backbone_fields(arguments))))
 
 
 def _on_the_hub(address: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeAlias, TypeVar
 
 from dynamicvis_geo.errors import DynamicVisGeoError
+from dynamicvis_geo.models.config import MAX_IMG_SIZE, MIN_IMG_SIZE
 from dynamicvis_geo.paths import (
     image_path,
     input_path,
@@ -102,8 +103,8 @@ def add_overwrite(parser: argparse._ActionsContainer, what: str = 'an output') -
     )
 
 
-def add_weights(parser: argparse._ActionsContainer) -> None:
-    """Add ``--weights``."""
+def add_backbone(parser: argparse._ActionsContainer) -> None:
+    """Add ``--weights`` and ``--img-size``."""
     parser.add_argument(
         '--weights',
         type=checkpoint,
@@ -111,6 +112,13 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
         metavar='pretrained|random|PATH',
         help='the published checkpoint, untrained weights for trying things out, or a '
         'checkpoint file (default: pretrained)',
+    )
+    parser.add_argument(
+        '--img-size',
+        type=img_size,
+        metavar='PIXELS',
+        help='side to which chips are resized for the backbone; the time grows with '
+        'its square (default: RS_EMBED_DYNAMICVIS_IMG, else 512, as in training)',
     )
 
 
@@ -235,6 +243,15 @@ def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or len(text) > 18 or int(text) < least:
         raise argparse.ArgumentTypeError(
             f'{text!r} must be a whole number from {least}'
+        )
+    return int(text)
+
+
+def img_size(text: str) -> int:
+    """Read a side of the backbone's images."""
+    if not text.isdecimal() or not MIN_IMG_SIZE <= int(text) <= MAX_IMG_SIZE:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be a number of pixels, {MIN_IMG_SIZE} to {MAX_IMG_SIZE}'
         )
     return int(text)
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dynamicvis_geo.commands.options import (
+    add_backbone,
     add_device,
     add_precision,
-    add_weights,
     images,
 )
 from dynamicvis_geo.errors import SourceError
@@ -35,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar='IMAGE',
         help='GeoTIFFs, each resized to one input (default: two generated images)',
     )
-    add_weights(parser)
+    add_backbone(parser)
     add_device(parser)
     add_precision(parser)
 
@@ -46,7 +46,7 @@ def run(arguments: Namespace) -> int:
     from dynamicvis_geo.models.verify import format_report, verify
 
     device = torch_device(arguments.device)
-    config = backbone_config(arguments.weights)
+    config = backbone_config(arguments)
     images = _read(arguments.images, config.img_size) if arguments.images else None
     report = verify(config, images, device=device, precision=arguments.precision)
     print(format_report(report))

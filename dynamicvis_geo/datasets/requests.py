@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import geopandas as gpd
 import numpy as np
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 from shapely.geometry.base import BaseGeometry
-from torchgeo.datasets import GeoDataset
 from upath import UPath
 
 from dynamicvis_geo.datasets.footprints import lonlat_area, wrap_area
@@ -29,12 +28,16 @@ from dynamicvis_geo.datasets.vector_files import (
 from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.paths import (
     AnyPath,
+    Place,
     input_path,
     is_url,
     kind_of,
 )
 from dynamicvis_geo.projections import lonlat_centre, utm_crs
 from dynamicvis_geo.specs import BBox, PointBuffer, TemporalSpec
+
+if TYPE_CHECKING:
+    from torchgeo.datasets import GeoDataset
 
 #: A shapely geometry, a GeoSeries or GeoDataFrame, a spec, a path, or text.
 Area: TypeAlias = Any
@@ -205,12 +208,7 @@ def read_points(path: AnyPath) -> gpd.GeoDataFrame:
     Raises:
         SourceError: If there is no such file, or it holds no usable points.
     """
-    path = input_path(path)
-    if kind_of(path) != 'file':
-        raise SourceError(
-            f'{path}: no such file; give a CSV with columns lon and lat, or a vector '
-            'file'
-        )
+    path = points_file(path)
     if path.suffix.lower() == '.csv':
         points = place_table(read_csv(path), path)
     else:
@@ -230,6 +228,21 @@ def read_points(path: AnyPath) -> gpd.GeoDataFrame:
                 stacklevel=2,
             )
     return points
+
+
+def points_file(path: AnyPath) -> Place:
+    """Return the path of a file of points.
+
+    Raises:
+        SourceError: If there is no such file.
+    """
+    path = input_path(path)
+    if kind_of(path) != 'file':
+        raise SourceError(
+            f'{path}: no such file; give a CSV with columns lon and lat, or a vector '
+            'file'
+        )
+    return path
 
 
 def problem_with(points: gpd.GeoDataFrame | gpd.GeoSeries) -> str | None:

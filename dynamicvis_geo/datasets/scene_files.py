@@ -62,6 +62,20 @@ def find_images(path: AnyPath) -> list[str]:
     return [checked]
 
 
+def check_images(path: AnyPath, bands: tuple[int, int, int]) -> None:
+    """Look for images, and at the first one, where that takes no network.
+
+    Args:
+        path: As for :func:`find_images`.
+        bands: As for :func:`inspect`.
+
+    Raises:
+        SourceError: As of these.
+    """
+    if isinstance(image_path(path), Path):
+        inspect(find_images(path)[0], bands)
+
+
 def find_files(path: Place) -> list[Place]:
     """Find the GeoTIFFs that a path or a URL stands for.
 

@@ -17,8 +17,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from dynamicvis_geo.errors import CheckpointError
 
 # MMEngine's HistoryBuffer holds numpy arrays, and its own methods, which are pickled as
@@ -127,6 +125,8 @@ def load_weights_only(path: Path) -> object:
         CheckpointError: If the file is truncated or damaged, or asks for anything that
             could run code.
     """
+    import torch
+
     with path.open('rb') as file:
         is_archive = file.read(2) == b'PK'
     if is_archive and not zipfile.is_zipfile(path):
@@ -215,6 +215,8 @@ def _only_allowed(classes: list[type[_Inert]]) -> Iterator[None]:
 
     Others register numpy's real functions, which fail on arguments that are stand-ins.
     """
+    import torch
+
     with _registry:
         others = list(torch.serialization.get_safe_globals())
         torch.serialization.clear_safe_globals()
