@@ -64,7 +64,6 @@ class Scores:
         notes: What a reader must know of the scores.
         metrics: Heads of the columns of *methods*.
         methods: Name and scores of each method; baselines come first.
-        baselines: Number of baselines.
         shown: Method whose classes and confusion matrix are shown; '' if none are.
         classes: Name, number of test samples and scores of each class, by
             *class_metrics*.
@@ -79,7 +78,6 @@ class Scores:
     notes: list[str]
     metrics: list[str]
     methods: list[tuple[str, list[Score]]]
-    baselines: int
     shown: str
     classes: list[tuple[str, int, list[Score]]]
     class_metrics: list[str]
@@ -167,7 +165,6 @@ def _scores(found: Mapping[str, Any]) -> Scores:
             (name, [scores.get(metric, none) for metric in metrics])
             for name, scores in methods.items()
         ],
-        sum(name.startswith('baseline ') for name in methods),
         shown,
         [
             (name, counts[name], [scores.get(metric, none) for metric in by_class])
