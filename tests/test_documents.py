@@ -72,14 +72,15 @@ NEEDS = {
     'publishing.md': ('embeddings.parquet',),
     'similar.md': ('embeddings.parquet', 'maps', 'plots.parquet'),
     'running-at-scale.md': ('embeddings.parquet', 'maps'),
+    'change.md': ('dates.parquet',),
     'concepts.md': ('embeddings.parquet', 'maps'),
 }
 
 #: Pages that have other packages load the published weights.
 LOADS_WEIGHTS = ('timm.md', 'torchgeo.md')
 
-#: Pages whose commands are those of others with more chips.
-LONG = ('embedding', 'gallery')
+#: Pages whose commands are those of others with more chips or dates.
+LONG = ('change', 'embedding', 'gallery')
 
 RUN = [
     pytest.param(page, marks=pytest.mark.once) if page.stem in LONG else page

@@ -1,4 +1,4 @@
-"""Places of one output and the same places of another: found, and their vectors read."""
+"""Places that two outputs have in common, and their vectors at both dates."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import SourceError, SpecError
 from dynamicvis_geo.formats.base import spread
+from dynamicvis_geo.time_window import TimeWindow
 
 if TYPE_CHECKING:
     from dynamicvis_geo.change.scores import Pair
@@ -57,8 +58,8 @@ def match_places(before: Output, after: Output) -> tuple[Ints, Ints]:
         one, other = before.chips['id'].iloc[0], after.chips['id'].iloc[0]
         raise SpecError(
             f'{before.path} and {after.path} have no place in common: their chips, '
-            f'such as {one} and {other}, differ in point, CRS or bounds. Embed the same '
-            'points, or the same area with the same size of chips, for both dates'
+            f'such as {one} and {other}, differ in point, CRS or bounds. Embed the '
+            'same points, or the same area with the same size of chips, for both dates'
         )
     return both['row_x'].to_numpy(np.int64), both['row_y'].to_numpy(np.int64)
 
@@ -117,11 +118,8 @@ def window_text(start: pd.Timestamp, end: pd.Timestamp) -> str:
         start: First moment; NaT for no limit.
         end: Last moment.
     """
-    from dynamicvis_geo.time_window import TimeWindow
-
-    if pd.isna(start) or pd.isna(end):
-        return 'no date'
-    return '/'.join(TimeWindow.closed(start, end).milliseconds)
+    window = TimeWindow.closed(start, end)
+    return '/'.join(window.milliseconds) if window.is_limited else 'no date'
 
 
 @dataclass(frozen=True)

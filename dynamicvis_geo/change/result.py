@@ -21,6 +21,7 @@ from pyproj import CRS
 from dynamicvis_geo.change.pairs import window_text
 from dynamicvis_geo.change.scores import THRESHOLD
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
+from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
 from dynamicvis_geo.terms import random_weights
 
@@ -71,7 +72,7 @@ class Change:
     made: tuple[Mapping[str, Any], Mapping[str, Any]]
 
     def __repr__(self) -> str:
-        return f'Change {self._title}\n{self._count(len(self.chip))}, {self._outliers}'
+        return f'Change {self.title}\n{self._count(len(self.chip))}, {self._outliers}'
 
     @cached_property
     def table(self) -> gpd.GeoDataFrame:
@@ -83,15 +84,27 @@ class Change:
         """
         return self.rows(np.arange(len(self.chip)))
 
+    def order(self, k: int) -> Ints:
+        """Find the places that have changed most, by score, or by distance without.
+
+        Args:
+            k: How many, fewer if there are fewer with a distance.
+
+        Returns:
+            Their numbers, the most changed first.
+        """
+        values = self.distance if self.reason else self.change
+        known = np.flatnonzero(np.isfinite(values))
+        found: Ints = known[np.argsort(-values[known], kind='stable')[:k]]
+        return found
+
     def top(self, k: int) -> gpd.GeoDataFrame:
         """Return the places that have changed most, as rows of :attr:`table`.
 
         Args:
-            k: How many. They are ordered by score, or by distance if there is none.
+            k: How many, as :meth:`order`.
         """
-        values = self.distance if self.reason else self.change
-        known = np.flatnonzero(np.isfinite(values))
-        return self.rows(known[np.argsort(-values[known], kind='stable')[:k]])
+        return self.rows(self.order(k))
 
     def rows(self, numbers: Ints) -> gpd.GeoDataFrame:
         """Describe places.
@@ -123,9 +136,15 @@ class Change:
         Returns:
             float32 ``[2, h, w]``, score and distance, north up; NaN where a cell is
             that of another chip, or has none.
+
+        Raises:
+            SpecError: If places are chips.
         """
         if self.cell is None:
-            raise TypeError('pooled embeddings have no cells')
+            raise SpecError(
+                'pooled embeddings have no cells to write GeoTIFFs of: give a name '
+                'that ends in .parquet or .csv'
+            )
         size = tuple(self.chips[['height', 'width']].iloc[chip].astype(int))
         first, last = np.searchsorted(self.chip, [chip, chip + 1])
         values = np.full((2, size[0] * size[1]), np.nan, np.float32)
@@ -156,7 +175,7 @@ class Change:
 
     def summary(self) -> str:
         """Say in words what was found, and what it does not say."""
-        lines = [f'Matched {self._count(len(self.chip))} {self._title}.']
+        lines = [f'Matched {self._count(len(self.chip))} {self.title}.']
         lines += [
             f'{self._chips(lost)} of {PurePath(path).name} '
             f'{"is" if lost == 1 else "are"} not in the other and left out.'
@@ -220,7 +239,8 @@ class Change:
         return [window_text(*pair) for pair in pairs.itertuples(index=False)]
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
+        """What is compared, in words."""
         one, other = (PurePath(path).name for path in self.paths)
         times = []
         for before in (True, False):
@@ -265,7 +285,8 @@ def describe(before: gpd.GeoDataFrame, after: gpd.GeoDataFrame) -> gpd.GeoDataFr
         if name != 'id':
             chips[f'before_{name}'] = pd.to_datetime(chips[f'before_{name}'], utc=True)
     chips['valid_fraction'] = np.fmin(
-        before['valid_fraction'].to_numpy(float), after['valid_fraction'].to_numpy(float)
+        before['valid_fraction'].to_numpy(float),
+        after['valid_fraction'].to_numpy(float),
     )
     return chips.drop(columns='file', errors='ignore')
 
@@ -288,11 +309,16 @@ def _of_cells(table: gpd.GeoDataFrame, cell: Ints) -> gpd.GeoDataFrame:
     lonlat, shapes = np.empty((len(table), 2)), np.empty(len(table), dtype=object)
     for crs, rows in table.groupby('crs').indices.items():
         known = CRS.from_user_input(crs)
-        x, y = bounds[rows][:, [0, 2]].mean(axis=1), bounds[rows][:, [1, 3]].mean(axis=1)
+        x, y = (
+            bounds[rows][:, [0, 2]].mean(axis=1),
+            bounds[rows][:, [1, 3]].mean(axis=1),
+        )
         lonlat[rows] = np.stack(to_lonlat(known, x, y), axis=1)
         one = np.ones((len(rows), 2), np.int64)
         shapes[rows] = footprints(known, bounds[rows], one)
-    plain = table.drop(columns=['geometry', 'height', 'width', 'centre_lon', 'centre_lat'])
+    plain = table.drop(
+        columns=['geometry', 'height', 'width', 'centre_lon', 'centre_lat']
+    )
     plain = pd.DataFrame(plain).assign(
         cell_row=down,
         cell_column=across,

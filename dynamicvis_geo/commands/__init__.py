@@ -16,6 +16,7 @@ COMMANDS = {
     'probe': 'score embeddings on labelled plots',
     'predict-map': 'turn feature maps into class maps',
     'similar': 'find the places that are most like examples',
+    'change': 'find what has changed between two dates',
     'plot': 'draw images, feature maps and embeddings',
     'report': 'write a page that tells of a run',
     'card': 'write a dataset card, as Hugging Face shows it',

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dynamicvis_geo.lazy import importer
 
 if TYPE_CHECKING:
+    from dynamicvis_geo.plotting.change import plot_change_map, plot_change_sheet
     from dynamicvis_geo.plotting.colours import (
         PCAColours,
         fit_map_colours,
@@ -35,6 +36,8 @@ _MODULES = {
     'map_picture': 'plotting.colours',
     'nearest_neighbours': 'plotting.neighbours',
     'pca_false_colour': 'plotting.colours',
+    'plot_change_map': 'plotting.change',
+    'plot_change_sheet': 'plotting.change',
     'plot_confusion_matrix': 'plotting.confusion',
     'plot_embedding_map': 'plotting.maps',
     'plot_features': 'plotting.features',
@@ -54,6 +57,8 @@ __all__ = [
     'map_picture',
     'nearest_neighbours',
     'pca_false_colour',
+    'plot_change_map',
+    'plot_change_sheet',
     'plot_confusion_matrix',
     'plot_embedding_map',
     'plot_features',

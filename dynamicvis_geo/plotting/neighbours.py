@@ -125,6 +125,7 @@ def plot_chips(
     places: Sequence[int],
     lonlat: LonLat | None = None,
     boxes: Sequence[Box | None] | None = None,
+    columns: int = 5,
 ) -> Figure:
     """Draw chips as a contact sheet, those without an image as places.
 
@@ -138,12 +139,13 @@ def plot_chips(
             shown as a cross among all of them.
         boxes: Part of each image to outline: left, top, width and height as shares of
             the image; None for none.
+        columns: Chips in a row.
 
     Returns:
         The figure.
     """
     limits = stretch_limits([image for image in images if image is not None])
-    figure, panels = sheet(len(captions), min(len(captions), 5), title)
+    figure, panels = sheet(len(captions), columns, title)
     outlines = boxes or [None] * len(captions)
     for panel, text, image, place, box in zip(
         panels, captions, images, places, outlines, strict=True

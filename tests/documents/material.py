@@ -58,6 +58,7 @@ def _write_plots(path: Path, places: gpd.GeoSeries) -> None:
 MADE = {
     'embeddings.parquet': 'embed scene.tif --size 256 --output embeddings.parquet',
     'maps': 'embed scene.tif --size 256 --grid --output maps',
+    'dates.parquet': 'embed folder-of-scenes --size 256 --output dates.parquet',
     'plots.parquet': (
         'embed --points plots.csv --start 2022-06-01 --end 2022-09-01 --buffer 320 '
         '--cache chips --output plots.parquet'

@@ -1,0 +1,198 @@
+"""Change between two dates: its map, and the places that changed most."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from dynamicvis_geo.change.rasters import Bounds, mosaic
+from dynamicvis_geo.change.result import Change
+from dynamicvis_geo.change.scores import THRESHOLD
+from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.plotting.cartography import (
+    draw_north,
+    draw_scale_bar,
+    extent_words,
+    metres_per_degree,
+)
+from dynamicvis_geo.plotting.features import chip_label, chip_names, dates_of
+from dynamicvis_geo.plotting.maps import plot_footprints
+from dynamicvis_geo.plotting.marks import mark_random_weights
+from dynamicvis_geo.plotting.neighbours import Box, plot_chips
+from dynamicvis_geo.plotting.palette import SEQUENTIAL
+
+#: The image ``[3, H, W]`` of a chip; None where there is none.
+ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
+
+#: Score with the last colour.
+_HIGHEST = 2 * THRESHOLD
+_LONG_SIDE = 7.0
+_MISSING = (0.74, 0.74, 0.74)
+
+
+def plot_change_map(change: Change) -> Figure:
+    """Draw the score of every place on a map, or its distance if there are no scores.
+
+    Args:
+        change: As :func:`~dynamicvis_geo.change.find_change` gives it.
+
+    Returns:
+        The figure, with a bar of colours, which has a line where places begin to stand
+        out. Feature maps on one grid are an image of their cells; of others, a chip has
+        the colour of the cell that changed most.
+    """
+    values, words = change.change, 'change (robust deviations from what is usual)'
+    norm = Normalize(0, _HIGHEST, clip=True)
+    if change.reason:
+        values, words = change.distance, 'cosine distance'
+        norm = Normalize(0, max(float(np.nanmax(values)), 1e-6))
+    title = f'Change {change.title}'
+    band = 1 if change.reason else 0
+    try:
+        cells = None if change.cell is None else mosaic(change)
+    except SpecError:
+        cells = None
+    if cells is None:
+        figure = _chips(change, values, norm, title)
+    else:
+        crs = CRS.from_user_input(change.chips['crs'].iloc[0])
+        figure = _cells(cells[0][band], cells[1], crs, norm, title)
+    bar = figure.colorbar(
+        ScalarMappable(norm, SEQUENTIAL),
+        ax=figure.axes[0],
+        shrink=0.7,
+        extend='neither' if change.reason else 'both',
+    )
+    bar.set_label(words, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    if not change.reason:
+        bar.ax.axhline(THRESHOLD, color='white', linewidth=1.5)
+        bar.set_ticks([0, THRESHOLD, _HIGHEST])
+    mark_random_weights(figure, change.provenance)
+    return figure
+
+
+def plot_change_sheet(
+    change: Change,
+    k: int = 12,
+    before: ImageOfChip | None = None,
+    after: ImageOfChip | None = None,
+) -> Figure:
+    """Draw the places that changed most, each at both dates.
+
+    Args:
+        change: As :func:`~dynamicvis_geo.change.find_change` gives it.
+        k: How many places.
+        before: Gives the image of a chip at the earlier date, such as
+            :class:`~dynamicvis_geo.quicklooks.Quicklooks`; all images have one stretch.
+            Of a cell that of its chip, in which the cell is outlined.
+        after: The same at the later date.
+
+    Returns:
+        The figure: under each pair stand the name of the place, dates and score.
+
+    Raises:
+        SpecError: If no place has a distance.
+    """
+    numbers = change.order(k)
+    if not len(numbers):
+        raise SpecError('no place has a distance, so that there is nothing to draw')
+    later = change.chips.iloc[change.chip[numbers]].reset_index(drop=True)
+    earlier = later.assign(
+        id=later['before_id'], start=later['before_start'], end=later['before_end']
+    )
+    captions, images, boxes = [], [], []
+    names = chip_names(earlier.drop(columns=['start', 'end']))
+    for i, number in enumerate(numbers):
+        box = None if change.cell is None else _box(later.iloc[i], change.cell[number])
+        score = f'distance {change.distance[number]:.4f}'
+        if not change.reason:
+            score = f'change {change.change[number]:.1f}, {score}'
+        for side, image_of, text in (
+            (earlier, before, chip_label(names[i])),
+            (later, after, score),
+        ):
+            chip = side.iloc[i]
+            when = dates_of(chip['start'], chip['end']) or 'no date'
+            captions.append(f'{i + 1}: {when}\n{text}')
+            images.append(None if image_of is None else image_of(chip))
+            boxes.append(box)
+    figure = plot_chips(
+        captions,
+        images,
+        f'Places that changed most, before and after, {change.title}',
+        places=np.repeat(np.arange(len(later)), 2).tolist(),
+        lonlat=(
+            later['centre_lon'].to_numpy(float),
+            later['centre_lat'].to_numpy(float),
+        ),
+        boxes=boxes,
+        columns=4,
+    )
+    mark_random_weights(figure, change.provenance)
+    return figure
+
+
+def _chips(
+    change: Change, values: NDArray[np.float64], norm: Normalize, title: str
+) -> Figure:
+    highest = np.full(len(change.chips), -np.inf)
+    known = np.isfinite(values)
+    np.maximum.at(highest, change.chip[known], values[known])
+    colours = colormaps[SEQUENTIAL](norm(highest))[:, :3].astype(np.float32)
+    colours[np.isneginf(highest)] = _MISSING
+    caption = 'Grey: no vector at one of the dates' if not known.all() else None
+    return plot_footprints(
+        change.chips.geometry.to_numpy(), colours, caption=caption, title=title
+    )
+
+
+def _cells(
+    values: NDArray[np.float32], bounds: Bounds, crs: CRS, norm: Normalize, title: str
+) -> Figure:
+    west, south, east, north = bounds
+    unit = crs.axis_info[0].unit_conversion_factor
+    shrink = 1.0
+    metres: float | None = unit
+    if crs.is_geographic:
+        metres = metres_per_degree(south, north)
+        shrink = max(float(np.cos(np.radians((south + north) / 2))), 0.05)
+    ratio = min(max((north - south) / (shrink * (east - west)), 0.3), 2.0)
+    figure = Figure(
+        figsize=(
+            max(_LONG_SIDE / max(ratio, 1), 4) + 1.4,
+            _LONG_SIDE * min(ratio, 1) + 1,
+        ),
+        layout='compressed',
+    )
+    axes = figure.subplots()
+    axes.set_facecolor(_MISSING)
+    axes.imshow(
+        values,
+        cmap=SEQUENTIAL,
+        norm=norm,
+        extent=(west, east, south, north),
+        interpolation='nearest',
+        aspect=1 / shrink,
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if metres is not None:
+        draw_scale_bar(axes, metres)
+    draw_north(axes)
+    figure.suptitle(title, fontsize=11, wrap=True, parse_math=False)
+    figure.supxlabel(extent_words(crs, bounds), fontsize=8, wrap=True, parse_math=False)
+    return figure
+
+
+def _box(chip: pd.Series, cell: int) -> Box:
+    """Return the part of a chip that a cell covers."""
+    row, column = divmod(cell, int(chip['width']))
+    height, width = 1 / chip['height'], 1 / chip['width']
+    return column * width, row * height, width, height
