@@ -140,16 +140,13 @@ class Change:
         Raises:
             SpecError: If places are chips.
         """
-        if self.cell is None:
-            raise SpecError(
-                'pooled embeddings have no cells to write GeoTIFFs of: give a name '
-                'that ends in .parquet or .csv'
-            )
+        if (cell := self.cell) is None:
+            raise _no_cells()
         size = tuple(self.chips[['height', 'width']].iloc[chip].astype(int))
         first, last = np.searchsorted(self.chip, [chip, chip + 1])
         values = np.full((2, size[0] * size[1]), np.nan, np.float32)
-        values[0, self.cell[first:last]] = self.change[first:last]
-        values[1, self.cell[first:last]] = self.distance[first:last]
+        values[0, cell[first:last]] = self.change[first:last]
+        values[1, cell[first:last]] = self.distance[first:last]
         return values.reshape(2, *size)
 
     @property
@@ -219,6 +216,8 @@ class Change:
             self.table.drop(columns='geometry').to_csv(path, index=False)
         elif suffix in ('.parquet', '.geoparquet'):
             self._write_parquet(path)
+        elif self.cell is None:
+            raise _no_cells()
         else:
             from dynamicvis_geo.change.rasters import write_maps, write_mosaic
 
@@ -289,6 +288,13 @@ def describe(before: gpd.GeoDataFrame, after: gpd.GeoDataFrame) -> gpd.GeoDataFr
         after['valid_fraction'].to_numpy(float),
     )
     return chips.drop(columns='file', errors='ignore')
+
+
+def _no_cells() -> SpecError:
+    return SpecError(
+        'pooled embeddings have no cells to write GeoTIFFs of: give a name that ends '
+        'in .parquet or .csv'
+    )
 
 
 def _of_cells(table: gpd.GeoDataFrame, cell: Ints) -> gpd.GeoDataFrame:
