@@ -27,8 +27,9 @@ Flags = NDArray[np.bool_]
 _BOUNDS = ['minx', 'miny', 'maxx', 'maxy']
 #: Corners that differ by less than this share of a chip's width are the same.
 _ALIKE = 1e-5
-#: Vectors that are read at a time, as long as rows have the same order at both dates.
-_PIECE_BYTES = 2**27
+#: Vectors that are read at a time; where rows have another order at the other date, each
+#: piece takes a reading of the file, and few pieces are better than little memory.
+_PIECE_BYTES, _LARGE_PIECE_BYTES = 2**24, 2**28
 #: Feature maps that a sample of cells is taken from, at most.
 _SAMPLED_MAPS = 256
 
@@ -149,7 +150,9 @@ class PooledPairs:
 
     def _read(self, places: Ints) -> Iterator[Pair]:
         one, other = _Rows(self.before), _Rows(self.after)
-        step = max(1, _PIECE_BYTES // (4 * max(1, self.before.dimensions)))
+        ordered = all((np.diff(rows[places]) >= 0).all() for rows in self.rows)
+        most = _PIECE_BYTES if ordered else _LARGE_PIECE_BYTES
+        step = max(1, most // (4 * max(1, self.before.dimensions)))
         for first in range(0, len(places), step):
             some = places[first : first + step]
             yield one.take(self.rows[0][some]), other.take(self.rows[1][some])
