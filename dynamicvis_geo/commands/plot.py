@@ -22,6 +22,7 @@ from dynamicvis_geo.commands.options import (
     images,
     local_output_path,
     positive,
+    source,
 )
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
 from dynamicvis_geo.paths import Place, check_picture_path
@@ -112,18 +113,49 @@ def _add_neighbours(kinds: Commands) -> None:
 
 
 def _add_map(kinds: Commands) -> None:
-    parser = add_command(kinds, 'map', 'a map of pooled embeddings', _map.__doc__)
-    add_input(parser, 'a .parquet file of pooled embeddings')
+    parser = add_command(
+        kinds, 'map', 'a map of embeddings, or of a column', _map.__doc__
+    )
+    add_input(
+        parser,
+        'a .parquet file of pooled embeddings; with --color any table of places: what '
+        'similar, change or probe wrote, a CSV with lon and lat, or a vector file',
+    )
     _add_output(parser, _FIGURE)
     parser.add_argument(
         '--method',
         choices=('auto', 'pca', 'umap'),
-        default='auto',
         help='how embeddings become colours: main components, or UMAP (which needs '
         "pip install 'dynamicvis-geo[umap]' and takes minutes for many chips); auto is "
         'UMAP where it is installed, for 16 to 20,000 chips (default: auto)',
     )
-    add_examples(parser, 'dynamicvis-geo plot map embeddings.parquet --output map.png')
+    parser.add_argument(
+        '--color',
+        metavar='COLUMN',
+        help='draw a column instead: classes with a legend, numbers with a colour bar',
+    )
+    parser.add_argument(
+        '--labels',
+        type=source,
+        metavar='FILE',
+        help='CSV, Parquet or any vector file that has the column, joined to the chips '
+        'of embeddings by id or place, as probe does',
+    )
+    parser.add_argument(
+        '--class-colors',
+        type=Path,
+        metavar='FILE',
+        help='CSV with the columns name and color, such as #1b7837 (default: land '
+        'cover as it looks, other classes so that colour-blind people see them)',
+    )
+    add_examples(
+        parser,
+        'dynamicvis-geo plot map embeddings.parquet --output map.png',
+        'dynamicvis-geo plot map embeddings.parquet --color cover --labels plots.csv '
+        '--output cover.png',
+        'dynamicvis-geo plot map probe-output/predictions.parquet --color correct '
+        '--output correct.png',
+    )
 
 
 def _add_output(parser: ArgumentParser, what: str) -> None:
@@ -279,18 +311,59 @@ def _neighbours(arguments: Namespace) -> None:
 
 
 def _map(arguments: Namespace) -> None:
-    """Draw pooled embeddings over their footprints, similar ones in similar colours."""
-    from dynamicvis_geo.plotting import plot_embedding_map
+    """Draw pooled embeddings over their footprints, similar ones in similar colours.
 
-    check_picture_path(arguments.output, FIGURES, arguments.overwrite, arguments.input)
-    embedded = _open(arguments.input, 'pooled')
-    figure = plot_embedding_map(
-        embedded.embeddings(),
-        embedded.chips.geometry.to_numpy(),
-        arguments.method,
-        f'{embedded.path.name}: {embedded.total} chips',
+    With --color, draw a column instead. Where places have several dates, each date is a
+    panel; colours mean the same in all.
+    """
+    from dynamicvis_geo.map_tables import of_output, open_map_table
+    from dynamicvis_geo.plotting.maps import (
+        date_panels,
+        panel_names,
+        plot_column_map,
+        plot_embedding_map,
     )
-    _save(figure, arguments.output, embedded.provenance)
+    from dynamicvis_geo.plotting.palette import read_class_colours
+
+    source, column = arguments.input, arguments.color
+    _check_map_options(arguments)
+    check_picture_path(arguments.output, FIGURES, arguments.overwrite, source)
+    embedded = _open(source, 'pooled') if column is None else None
+    opened = open_map_table(source) if embedded is None else of_output(embedded)
+    panels = date_panels(opened.table)
+    drawn: dict[str, Any] = {
+        'footprints': opened.table.geometry.to_numpy(),
+        'failures': opened.failures.geometry.to_numpy(),
+        'title': f'{PurePath(str(source)).name}: {len(opened.table):,} rows',
+    }
+    if panels is not None:
+        drawn |= {'panels': panels, 'failure_panels': panel_names(opened.failures)}
+    if embedded is not None:
+        vectors = embedded.embeddings()
+        figure = plot_embedding_map(vectors, method=arguments.method or 'auto', **drawn)
+    else:
+        chosen = None
+        if arguments.class_colors is not None:
+            chosen = read_class_colours(arguments.class_colors)
+        if arguments.labels is None:
+            values = opened.column(column)
+        else:
+            values, words = opened.labels(arguments.labels, column)
+            print(f'{words}.')
+        figure = plot_column_map(values, class_colours=chosen, **drawn)
+    _save(figure, arguments.output, opened.provenance)
+
+
+def _check_map_options(arguments: Namespace) -> None:
+    given = {'--labels': arguments.labels, '--class-colors': arguments.class_colors}
+    for option, value in given.items():
+        if value is not None and arguments.color is None:
+            raise SpecError(f'{option} {value} needs --color COLUMN: name the column')
+    if arguments.method is not None and arguments.color is not None:
+        raise SpecError(
+            f'--method {arguments.method} is of the colours of embeddings: leave it '
+            'out with --color'
+        )
 
 
 def _open(path: Place, kind: str) -> Output:

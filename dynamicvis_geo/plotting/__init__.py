@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dynamicvis_geo.plotting.features import plot_features, plot_rgb, plot_sheet
     from dynamicvis_geo.plotting.maps import (
         embedding_colours,
+        plot_column_map,
         plot_embedding_map,
         plot_footprints,
     )
@@ -38,6 +39,7 @@ _MODULES = {
     'pca_false_colour': 'plotting.colours',
     'plot_change_map': 'plotting.change',
     'plot_change_sheet': 'plotting.change',
+    'plot_column_map': 'plotting.maps',
     'plot_confusion_matrix': 'plotting.confusion',
     'plot_embedding_map': 'plotting.maps',
     'plot_features': 'plotting.features',
@@ -59,6 +61,7 @@ __all__ = [
     'pca_false_colour',
     'plot_change_map',
     'plot_change_sheet',
+    'plot_column_map',
     'plot_confusion_matrix',
     'plot_embedding_map',
     'plot_features',

@@ -8,10 +8,11 @@ from matplotlib.offsetbox import (
     AnchoredOffsetbox,
     AuxTransformBox,
     DrawingArea,
+    HPacker,
     TextArea,
-    VPacker,
 )
 from matplotlib.patches import Polygon, Rectangle
+from matplotlib.transforms import blended_transform_factory
 from pyproj import CRS, Geod
 
 from dynamicvis_geo.errors import SpecError
@@ -20,8 +21,8 @@ from dynamicvis_geo.errors import SpecError
 SCALE_TOLERANCE = 0.1
 
 _WGS84 = Geod(ellps='WGS84')
-# Of the bar, as a share of that of the map.
-_HEIGHT = 0.011
+# Of the bar, inches.
+_HEIGHT = 0.04
 _SMALL = 7
 
 
@@ -46,7 +47,7 @@ def metres_per_degree(south: float, north: float) -> float | None:
 
 
 def draw_scale_bar(axes: Axes, metres_per_unit: float) -> str:
-    """Draw a bar of a round length in the lower left corner.
+    """Draw a bar of a round length above the left end of a map, which it leaves free.
 
     It is drawn in units of the axes, so it stays true when the figure is resized; set
     the limits before.
@@ -64,38 +65,36 @@ def draw_scale_bar(axes: Axes, metres_per_unit: float) -> str:
     if not metres_per_unit > 0:
         raise SpecError(f'metres_per_unit={metres_per_unit} must be positive')
     left, right = axes.get_xlim()
-    low, high = axes.get_ylim()
     most = abs(right - left) * metres_per_unit / 4
     power = 10.0 ** np.floor(np.log10(most))
     metres = float(max(step * power for step in (1, 2, 5) if step * power <= most))
     words = f'{metres / 1000:g} km' if metres >= 1000 else f'{metres:g} m'
-    bar = AuxTransformBox(axes.transData)
-    width, height = metres / metres_per_unit, _HEIGHT * abs(high - low)
-    for part, colour in enumerate(('black', 'white')):
-        half = Rectangle(
-            (part * width / 2, 0), width / 2, height, facecolor=colour, linewidth=0.6
-        )
-        half.set_edgecolor('black')
-        bar.add_artist(half)
+    inches = axes.figure.dpi_scale_trans
+    bar = AuxTransformBox(blended_transform_factory(axes.transData, inches))
+    half = metres / metres_per_unit / 2
+    for start, colour in ((0.0, 'black'), (half, 'white')):
+        part = Rectangle((start, 0), half, _HEIGHT, facecolor=colour, linewidth=0.6)
+        part.set_edgecolor('black')
+        bar.add_artist(part)
     text = TextArea(words, textprops={'size': _SMALL})
-    together = VPacker(children=[text, bar], align='center', pad=0, sep=2)
-    _anchor(axes, together, 'lower left')
+    together = HPacker(children=[bar, text], align='center', pad=0, sep=4)
+    _place_above(axes, together, 0.0)
     return words
 
 
 def draw_north(axes: Axes) -> None:
-    """Draw an arrow to the north in the upper right corner of a map that is north up.
+    """Draw an arrow to the north above the right end of a map that is north up.
 
     Args:
         axes: Those of the map.
     """
-    arrow = DrawingArea(9, 16)
+    arrow = DrawingArea(7, 11)
     arrow.add_artist(
-        Polygon([(4.5, 16), (9, 0), (4.5, 4), (0, 0)], facecolor='black', linewidth=0)
+        Polygon([(3.5, 11), (7, 0), (3.5, 3), (0, 0)], facecolor='black', linewidth=0)
     )
     letter = TextArea('N', textprops={'size': _SMALL, 'weight': 'bold'})
-    together = VPacker(children=[letter, arrow], align='center', pad=0, sep=1)
-    _anchor(axes, together, 'upper right')
+    together = HPacker(children=[letter, arrow], align='center', pad=0, sep=2)
+    _place_above(axes, together, 1.0)
 
 
 def extent_words(crs: Any, bounds: tuple[float, float, float, float]) -> str:
@@ -145,10 +144,16 @@ def decimals(span: float) -> int:
     return int(np.clip(np.ceil(1 - np.log10(max(span, 1e-9))), 0, 5))
 
 
-def _anchor(axes: Axes, box: VPacker, corner: str) -> None:
-    anchored = AnchoredOffsetbox(
-        corner, child=box, pad=0.4, borderpad=0.5, frameon=True
+def _place_above(axes: Axes, box: HPacker, x: float) -> None:
+    """Place a box above the left (0) or the right (1) end of axes."""
+    axes.add_artist(
+        AnchoredOffsetbox(
+            'lower right' if x else 'lower left',
+            child=box,
+            pad=0.2,
+            borderpad=0,
+            frameon=False,
+            bbox_to_anchor=(x, 1),
+            bbox_transform=axes.transAxes,
+        )
     )
-    anchored.patch.set(facecolor='white', edgecolor='none', alpha=0.75)
-    anchored.set_zorder(5)
-    axes.add_artist(anchored)

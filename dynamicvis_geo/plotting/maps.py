@@ -1,20 +1,29 @@
 """Embeddings on a map."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
+import geopandas as gpd
 import numpy as np
-import shapely
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+import pandas as pd
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.plotting.colours import PCAColours, Picture
+from dynamicvis_geo.plotting.columns import Key, column_colours
+from dynamicvis_geo.plotting.features import dates_of
+from dynamicvis_geo.plotting.footprints import (
+    MapFigure,
+    Shapes,
+    key_inches,
+    split_parts,
+    uncut,
+)
+from dynamicvis_geo.plotting.palette import MISSING
 
 Method: TypeAlias = Literal['auto', 'pca', 'umap']
 #: Longitudes and latitudes in degrees, ``[N]`` each.
@@ -24,12 +33,8 @@ LonLat: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 MAX_UMAP = 20_000
 # UMAP compares each vector with 15 neighbours.
 _MIN_UMAP = 16
-# Footprints smaller than this, in pixels of the picture, become points.
-_SMALLEST = 4.0
-# Footprints from this size on are told apart by a white line.
-_OUTLINED = 16.0
-_DPI = 150
-_LONG_SIDE = 8.0
+#: With more dates than this, a map shows some of them.
+MAX_PANELS = 6
 
 
 def embedding_colours(
@@ -74,15 +79,15 @@ def embedding_colours(
 
 def plot_embedding_map(
     embeddings: NDArray[np.floating],
-    footprints: Sequence[Any] | NDArray[np.object_],
+    footprints: Sequence[Any] | Shapes,
     method: Method = 'auto',
     title: str | None = None,
+    *,
+    failures: Sequence[Any] | Shapes = (),
+    panels: Sequence[str] | None = None,
+    failure_panels: Sequence[str] | None = None,
 ) -> Figure:
     """Draw embeddings as colours over their footprints.
-
-    The axes are longitude and latitude, at a scale that is right in the middle of the
-    map; footprints of all UTM zones fit in, and a map across the antimeridian is not
-    torn apart. Footprints that would be too small to see are drawn as points.
 
     Args:
         embeddings: ``[N, D]``.
@@ -90,6 +95,9 @@ def plot_embedding_map(
             antimeridian in parts.
         method: How embeddings become colours, see :func:`embedding_colours`.
         title: Written above the map.
+        failures: As :func:`plot_footprints` takes them.
+        panels: As :func:`plot_footprints` takes them.
+        failure_panels: As :func:`plot_footprints` takes them.
 
     Returns:
         The figure.
@@ -98,31 +106,91 @@ def plot_embedding_map(
         SpecError: If there is nothing to draw, the footprints do not fit, or as
             :func:`embedding_colours`.
     """
-    if len(embeddings) != len(footprints):
-        raise SpecError(
-            f'footprints has {len(footprints)} entries for {len(embeddings)} '
-            'embeddings: give one each'
-        )
+    _check_number('embeddings', len(embeddings), footprints)
     colours, words = embedding_colours(embeddings, method)
+    absent = np.isnan(colours).any(axis=1)
+    colours[absent] = to_rgb(MISSING)
+    broken = {f'not finite ({absent.sum():,})': MISSING} if absent.any() else {}
     return plot_footprints(
-        footprints, np.nan_to_num(colours, nan=0.6), caption=words, title=title
+        footprints,
+        colours,
+        failures=failures,
+        panels=panels,
+        failure_panels=failure_panels,
+        key=Key(classes=broken),
+        caption=words,
+        title=title,
+    )
+
+
+def plot_column_map(
+    values: pd.Series,
+    footprints: Sequence[Any] | Shapes,
+    title: str | None = None,
+    *,
+    class_colours: Mapping[str, str] | None = None,
+    failures: Sequence[Any] | Shapes = (),
+    panels: Sequence[str] | None = None,
+    failure_panels: Sequence[str] | None = None,
+) -> Figure:
+    """Draw the values of a column over footprints, with a legend or a colour bar.
+
+    Args:
+        values: The column, named: classes or numbers, see
+            :func:`~dynamicvis_geo.plotting.columns.column_colours`.
+        footprints: Shapely geometries in EPSG:4326, one a value.
+        title: Written above the map.
+        class_colours: Colours by the name of a class.
+        failures: As :func:`plot_footprints` takes them.
+        panels: As :func:`plot_footprints` takes them.
+        failure_panels: As :func:`plot_footprints` takes them.
+
+    Returns:
+        The figure.
+
+    Raises:
+        SpecError: If there is nothing to draw, the footprints do not fit, or the column
+            has no colours.
+    """
+    _check_number('values', len(values), footprints)
+    colours, key = column_colours(values, class_colours)
+    return plot_footprints(
+        footprints,
+        colours,
+        failures=failures,
+        panels=panels,
+        failure_panels=failure_panels,
+        key=key,
+        title=title,
     )
 
 
 def plot_footprints(
-    footprints: Sequence[Any] | NDArray[np.object_],
+    footprints: Sequence[Any] | Shapes,
     colours: Picture,
     *,
-    failures: Sequence[Any] | NDArray[np.object_] = (),
+    failures: Sequence[Any] | Shapes = (),
+    panels: Sequence[str] | None = None,
+    failure_panels: Sequence[str] | None = None,
+    key: Key | None = None,
     caption: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw footprints in given colours, and places of failures as red crosses.
+    """Draw footprints in given colours, and places of failures as black crosses.
+
+    The axes are longitude and latitude, at a scale that is right in the middle of the
+    map; footprints of all UTM zones fit in, and a map across the antimeridian is not
+    torn apart. Footprints that would be too small to see are drawn as points. A scale
+    bar is drawn where it is true for the whole map.
 
     Args:
         footprints: Shapely geometries in EPSG:4326.
         colours: ``[N, 3]`` in 0..1.
         failures: Geometries of chips that failed; None and empty ones are left out.
+        panels: The panel of each footprint, such as its date; there are at most 6, in
+            the order of their names. None draws one map.
+        failure_panels: The panel of each failure; needed with *panels* and *failures*.
+        key: The meaning of the colours.
         caption: Written below the map.
         title: Written above it.
 
@@ -130,47 +198,99 @@ def plot_footprints(
         The figure.
 
     Raises:
-        SpecError: If no geometry has a place.
+        SpecError: If no geometry has a place, or there is not one panel for each.
     """
-    parts, owner = _parts(footprints)
-    failed, _ = _parts(failures)
+    key = key or Key()
+    parts, owner = split_parts(footprints)
+    failed, failed_owner = split_parts(failures)
     if not len(parts) + len(failed):
         raise SpecError('footprints: none has a place, there is nothing to draw')
-    everything = _uncut(np.concatenate([parts, failed]))
-    boxes = shapely.bounds(everything)
-    middles, count = (boxes[:, :2] + boxes[:, 2:]) / 2, len(parts)
-    figure, axes, scale = _map_axes(boxes, bool(title) + bool(caption))
-    sides = (boxes[:count, 2:] - boxes[:count, :2]) * scale * _DPI
-    side = float(np.median(sides.min(axis=1))) if count else 0.0
-    # Not GeoSeries.plot, which imports pyplot.
-    if side >= _SMALLEST:
-        _draw_polygons(axes, everything[:count], colours[owner], side >= _OUTLINED)
-    elif count:
-        axes.scatter(
-            middles[:count, 0],
-            middles[:count, 1],
-            c=colours[owner],
-            s=_point_size(count),
-            linewidths=0,
-            rasterized=True,
-        )
-    if len(failed):
-        axes.scatter(
-            middles[count:, 0],
-            middles[count:, 1],
-            s=70,
-            marker='X',
-            color='#d00000',
-            edgecolors='white',
-            linewidths=1,
-            zorder=3,
-            rasterized=True,
-        )
+    of_parts = _panels_of(panels, owner, len(footprints), 'panels')
+    of_failed = _panels_of(
+        failure_panels if panels is not None else None,
+        failed_owner,
+        len(failures),
+        'failure_panels',
+    )
+    names = sorted({*of_parts, *of_failed})
+    shown = _some(names)
+    everything = uncut(np.concatenate([parts, failed]))
+    parts, failed = np.split(everything, [len(parts)])
+    notes = [caption] if caption else []
+    if len(shown) < len(names):
+        notes.append(f'{len(shown)} of {len(names)} dates are shown')
+    map_figure = MapFigure(
+        everything,
+        len(shown),
+        bool(title) + len(notes) + 1,
+        key_inches(key, len(failed)),
+    )
+    # What has no value does not hide what has one.
+    grey = (np.abs(colours - to_rgb(MISSING)) < 1e-6).all(axis=1)[owner]
+    for axes, name in zip(map_figure.panels, shown, strict=True):
+        for those in (grey, ~grey):
+            rows = np.flatnonzero((of_parts == name) & those)
+            map_figure.draw(axes, parts[rows], colours[owner[rows]])
+        map_figure.cross(axes, failed[of_failed == name])
+        if name:
+            axes.set_title(name, fontsize=9, parse_math=False)
+    map_figure.explain(key, len(failed))
+    figure = map_figure.figure
     if title:
         figure.suptitle(title, fontsize=11, wrap=True, parse_math=False)
-    if caption:
-        figure.supxlabel(caption, fontsize=8, wrap=True, parse_math=False)
+    words = '\n'.join([*notes, map_figure.words])
+    figure.supxlabel(words, fontsize=7, wrap=True, parse_math=False)
     return figure
+
+
+def date_panels(table: gpd.GeoDataFrame) -> list[str] | None:
+    """Name the panel of each row of a table in which places have several dates.
+
+    Args:
+        table: With a geometry, and perhaps ``start`` and ``end``.
+
+    Returns:
+        The dates of each row in words; None if no place has more than one.
+    """
+    if 'start' not in table or 'end' not in table:
+        return None
+    windows = pd.DataFrame(
+        {'place': table.geometry.to_wkb(), **table[['start', 'end']]}
+    )
+    if not windows.drop_duplicates()['place'].duplicated().any():
+        return None
+    return panel_names(table)
+
+
+def panel_names(table: pd.DataFrame) -> list[str]:
+    """Name the dates of each row of a table with ``start`` and ``end``."""
+    pairs = zip(table['start'], table['end'], strict=True)
+    return [dates_of(start, end) or 'no date' for start, end in pairs]
+
+
+def _check_number(what: str, count: int, footprints: Sequence[Any] | Shapes) -> None:
+    if count != len(footprints):
+        raise SpecError(
+            f'footprints has {len(footprints)} entries for {count} {what}: give one '
+            'each'
+        )
+
+
+def _panels_of(
+    panels: Sequence[str] | None, owner: NDArray[np.intp], count: int, name: str
+) -> NDArray[np.object_]:
+    """Return the panel of each part; '' if there is only one."""
+    if panels is None:
+        panels = [''] * count
+    if len(panels) != count:
+        raise SpecError(f'{name} has {len(panels)} entries, not {count}: give one each')
+    return np.array([*panels, ''], dtype=object)[owner]
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    """Choose panels, evenly with the first and the last one."""
+    count = min(len(names), MAX_PANELS)
+    return [names[round(i)] for i in np.linspace(0, len(names) - 1, count)]
 
 
 def _require_umap(installed: bool, count: int) -> None:
@@ -199,110 +319,3 @@ def _umap(embeddings: NDArray[np.floating]) -> Picture:
     span = np.where(high > low, high - low, 1)
     unit: Picture = np.clip((scores - low) / span, 0, 1).astype(np.float32)
     return unit
-
-
-def _parts(
-    shapes: Sequence[Any] | NDArray[np.object_],
-) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
-    """Return the parts of geometries that have a place, and whose they are."""
-    parts, owner = shapely.get_parts(np.asarray(shapes, dtype=object), True)
-    there = ~(shapely.is_missing(parts) | shapely.is_empty(parts))
-    return parts[there], owner[there]
-
-
-def _uncut(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Count longitudes on beyond 180 degrees where that keeps geometries together."""
-    boxes = shapely.bounds(shapes)
-    west_of = boxes[:, [0, 2]].mean(axis=1) < _western_edge(boxes)
-    shapes = shapes.copy()
-    shapes[west_of] = shapely.transform(
-        shapes[west_of], lambda xy: np.add(xy, [360, 0])
-    )
-    return shapes
-
-
-def _western_edge(boxes: NDArray[np.float64]) -> float:
-    """Find where to cut the globe: east of the widest gap between footprints.
-
-    A gap that lies across the antimeridian, or that is no wider than that one, leaves
-    the longitudes as they are.
-    """
-    order = np.argsort(boxes[:, 0])
-    starts = boxes[order, 0]
-    ends = np.maximum.accumulate(boxes[order, 2])
-    gaps = starts[1:] - ends[:-1]
-    outer = starts[0] + 360 - ends[-1]
-    if not len(gaps) or gaps.max() <= outer:
-        return -180.0
-    return float(starts[1:][gaps.argmax()])
-
-
-def _map_axes(
-    boxes: NDArray[np.float64], lines: int
-) -> tuple[Figure, Axes, NDArray[np.float64]]:
-    """Make axes around boxes, with room for lines of text.
-
-    Also gives the inches of a degree, in x and y.
-    """
-    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-    margin = np.maximum(0.03 * (high - low).max(), 1e-4)
-    low, high = low - margin, high + margin
-    # At the poles a degree of longitude has no length; the map must have a width.
-    shrink = max(np.cos(np.radians((low[1] + high[1]) / 2)), 0.05)
-    ratio = (high[1] - low[1]) / ((high[0] - low[0]) * shrink)
-    ratio = min(max(ratio, 0.3), 2.0)
-    width, height = _LONG_SIDE / max(ratio, 1), _LONG_SIDE * min(ratio, 1)
-    figure = Figure(
-        figsize=(max(width, 4) + 0.9, height + 0.4 + 0.35 * lines), layout='compressed'
-    )
-    axes = figure.subplots()
-    axes.set_xlim(low[0], high[0])
-    axes.set_ylim(low[1], high[1])
-    axes.set_aspect(1 / shrink)
-    places = _decimals(float((high - low).max()))
-    axes.xaxis.set_major_locator(MaxNLocator(5 if width > 5 else 3))
-    axes.yaxis.set_major_locator(MaxNLocator(6 if height > 4 else 4))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda x, _: _degrees(x, 'EW', places))
-    )
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda y, _: _degrees(y, 'NS', places))
-    )
-    axes.tick_params(labelsize=8)
-    axes.grid(color='0.9', linewidth=0.5)
-    axes.set_axisbelow(True)
-    per_degree = min(width / ((high[0] - low[0]) * shrink), height / (high[1] - low[1]))
-    return figure, axes, np.array([per_degree * shrink, per_degree])
-
-
-def _draw_polygons(
-    axes: Axes, shapes: NDArray[np.object_], colours: Picture, outlined: bool
-) -> None:
-    outlines = [one.exterior if one.geom_type == 'Polygon' else one for one in shapes]
-    axes.add_collection(
-        PolyCollection(
-            [shapely.get_coordinates(outline) for outline in outlines],
-            facecolors=colours,
-            edgecolors='white' if outlined else colours,
-            linewidths=0.5 if outlined else 0.2,
-            rasterized=True,
-        )
-    )
-
-
-def _point_size(count: int) -> float:
-    """Return the area of a point, in square points: many points are small."""
-    return float(np.clip(20_000 / count, 2.0, 24.0))
-
-
-def _decimals(span: float) -> int:
-    """Return the decimals that tell ticks apart."""
-    return int(np.clip(np.ceil(1 - np.log10(max(span, 1e-9))), 0, 5))
-
-
-def _degrees(value: float, names: str, places: int) -> str:
-    value = (value + 180) % 360 - 180 if names == 'EW' else value
-    text = f'{abs(value):.{places}f}°'
-    if (float(text[:-1]) in (0.0, 180.0) and names == 'EW') or float(text[:-1]) == 0:
-        return text
-    return text + names[0 if value > 0 else 1]

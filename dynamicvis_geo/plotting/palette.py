@@ -8,7 +8,7 @@ from each other, also with deuteranopia, the most frequent colour blindness.
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from dynamicvis_geo.errors import SourceError, SpecError, one_line
 #: Colours of numbers, and of numbers on both sides of 0: names of colormaps.
 SEQUENTIAL, DIVERGING = 'cividis', 'PuOr'
 #: Colour of what has no class, or no value.
-MISSING = '#bdbdbd'
+MISSING = '#d0d0d0'
 
 # Shades of each kind of land cover: the first class of a kind has the first one.
 _SHADES = {
     'water': ('#2f78c4', '#93c6f2', '#0b2f6b', '#5aa2e0'),
-    'wetland': ('#36aaa6', '#1d6f78', '#a6e3dd', '#5c9c8f'),
+    'wetland': ('#36aaa6', '#1d6f78', '#a6e3dd'),
     'trees': ('#14602c', '#4a9e52', '#0a3b1b', '#7f9e2e', '#2f7d5b'),
+    'mangroves': ('#008866', '#00b388'),
     'grass': ('#b4dc62', '#86b243', '#dff0b4'),
     'shrub': ('#ad9432', '#d2bf6a', '#6b5a16'),
     'crops': ('#f5b52e', '#c97d10', '#fde08c'),
@@ -45,6 +46,7 @@ _SHADES = {
 _PHRASES = {
     'industrial': 'industrial, commercial, mine, mineral, quarry, dump, construction, '
     'port, airport',
+    'mangroves': 'mangrove',
     'grass ': 'green urban, sport, leisure, non agricultural vegetated',
     'permanent crops': 'permanent crop, fruit, orchard, vineyard, olive, plantation, '
     'tree crop, agro forestry',
@@ -62,7 +64,7 @@ _PHRASES = {
     'cultivation, farmland, rice, maize, wheat',
     'grass': 'grass, grassland, pasture, meadow, herbaceous, savanna, steppe, hay, '
     'rangeland, prairie',
-    'trees': 'mangrove, tree, forest, wood, woodland, deciduous, evergreen, '
+    'trees': 'tree, forest, wood, woodland, deciduous, evergreen, '
     'coniferous, broadleaf, broadleaved',
     'water': 'water, river, lake, sea, ocean, lagoon, estuary, stream, pond, reservoir',
     'other': 'other, unknown, unlabelled, unlabeled, background, no data, nodata',
@@ -139,13 +141,12 @@ def class_colours(
     found = {name: to_hex(chosen[name]) for name in names if name in chosen}
     waiting = [name for name in dict.fromkeys(names) if name not in found]
     meant = {name: _SHADES[kind] for name in waiting if (kind := _kind(name))}
+    used = _Used(found.values())
     for name in [*meant, *(name for name in waiting if name not in meant)]:
-        used = _seen([*found.values()])
         shades = meant.get(name, _DISTINCT)
-        distances = _nearest(_seen(shades), used)
-        apart = np.flatnonzero(distances >= _APART)
-        around = _seen(meant[name]) if name in meant else None
-        found[name] = shades[apart[0]] if len(apart) else _farthest(used, around)
+        apart = (shade for shade in shades if used.distance(shade) >= _APART)
+        found[name] = next(apart, None) or used.farthest(meant.get(name))
+        used.add(found[name])
     return {name: found[name] for name in names}
 
 
@@ -202,7 +203,7 @@ def colour_distance(one: str, other: str) -> float:
         The difference of CIE 1976 (about 2 is just visible, black and white are 100
         apart), the smaller one of normal sight and of deuteranopia.
     """
-    return float(_nearest(_seen((one,)), _seen((other,)))[0])
+    return float(_differ(_seen((one,)), _seen((other,)))[0])
 
 
 def _kind(name: str) -> str | None:
@@ -247,13 +248,41 @@ def _lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def _nearest(
+class _Used:
+    """Colours in use, and how far all others are from them."""
+
+    def __init__(self, colours: Iterable[str]) -> None:
+        self._used = np.empty((0, 2, 3))
+        self._nearest = np.full(len(_all_colours()[0]), np.inf)
+        for colour in colours:
+            self.add(colour)
+
+    def add(self, colour: str) -> None:
+        seen = _seen((colour,))
+        self._used = np.concatenate([self._used, seen])
+        self._nearest = np.minimum(self._nearest, _differ(_all_colours()[1], seen))
+
+    def distance(self, colour: str) -> float:
+        return float(_differ(self._used, _seen((colour,))).min(initial=np.inf))
+
+    def farthest(self, shades: Sequence[str] | None) -> str:
+        """Find the colour that is farthest away, near some shades if given."""
+        rgb, seen = _all_colours()
+        distances = self._nearest
+        if shades is not None:
+            plain = seen[:, None, 0] - _seen(shades)[:, 0]
+            similar = np.linalg.norm(plain, axis=-1).min(axis=1) < _SIMILAR
+            if distances[similar].max() > _VISIBLE:
+                distances = np.where(similar, distances, -1)
+        return to_hex(rgb[distances.argmax()])
+
+
+def _differ(
     some: NDArray[np.float64], others: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the distance of each colour to the nearest of others; inf without any."""
-    distances = np.linalg.norm(some[:, None] - others, axis=-1).min(axis=-1)
-    nearest: NDArray[np.float64] = distances.min(axis=1, initial=np.inf)
-    return nearest
+    """Return the distances of colours, with the sight that tells them least apart."""
+    distances: NDArray[np.float64] = np.linalg.norm(some - others, axis=-1).min(axis=-1)
+    return distances
 
 
 @cache
@@ -265,14 +294,3 @@ def _all_colours() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     lightness = seen[:, 0, 0]
     kept = (lightness > 15) & (lightness < 92)
     return rgb[kept], seen[kept]
-
-
-def _farthest(used: NDArray[np.float64], shades: NDArray[np.float64] | None) -> str:
-    """Find the colour that is farthest from those used, near some shades if given."""
-    rgb, seen = _all_colours()
-    distances = _nearest(seen, used)
-    if shades is not None:
-        plain = np.linalg.norm(seen[:, None, 0] - shades[:, 0], axis=-1).min(axis=1)
-        similar = np.where(plain < _SIMILAR, distances, -1)
-        distances = similar if similar.max() > _VISIBLE else distances
-    return to_hex(rgb[distances.argmax()])

@@ -14,7 +14,7 @@ from pyproj import Geod
 from dynamicvis_geo.formats.base import spread
 from dynamicvis_geo.plotting.cartography import degrees, extent_words
 from dynamicvis_geo.plotting.colours import Picture
-from dynamicvis_geo.plotting.maps import _parts, _uncut
+from dynamicvis_geo.plotting.footprints import split_parts, uncut
 
 #: Places and failures that are drawn, at most.
 PLACES, FAILURES = 2_000, 300
@@ -121,11 +121,11 @@ def place_map(
         The map; None if nothing has a place.
     """
     chosen, crossed = spread(len(shapes), PLACES), spread(len(failed), FAILURES)
-    parts, owner = _parts(shapes[chosen])
-    broken, whose = _parts(failed[crossed])
+    parts, owner = split_parts(shapes[chosen])
+    broken, whose = split_parts(failed[crossed])
     if not len(parts) + len(broken):
         return None
-    together = _uncut(np.concatenate([parts, broken]))
+    together = uncut(np.concatenate([parts, broken]))
     frame = _Frame.around(shapely.bounds(together))
     drawn = frame.project(together)
     parts, broken = drawn[: len(parts)], drawn[len(parts) :]

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -103,10 +104,62 @@ def test_a_map_is_drawn(run_cli: Cli, tmp_path: Path) -> None:
     assert (code, '--overwrite' in err) == (2, True)
 
 
+def test_columns_are_mapped(run_cli: Cli, tmp_path: Path) -> None:
+    cover = ['water', 'trees', None] * 4
+    write_pooled(tmp_path / 'e.parquet', cover=cover)
+    table = gpd.read_parquet(tmp_path / 'e.parquet').drop(columns='embedding')
+    table.to_crs(3857).to_parquet(tmp_path / 'found.parquet')
+    places = table[['id', 'centre_lon', 'centre_lat']].set_axis(
+        ['id', 'lon', 'lat'], axis=1
+    )
+    places.assign(height=np.linspace(0, 1, 12)).iloc[:9].to_csv(tmp_path / 'p.csv')
+    (tmp_path / 'colours.csv').write_text('name,color\nwater,#123456\n')
+    given = ('--color', 'cover', '--class-colors', tmp_path / 'colours.csv')
+    for source in ('e.parquet', 'found.parquet'):
+        output = tmp_path / f'{source}.png'
+        code, _, err = run_cli(
+            'plot', 'map', tmp_path / source, *given, '--output', output
+        )
+        assert code == 0, err
+        drawn = Image.open(output).convert('RGB').getcolors(1 << 24) or []
+        assert max(n for n, colour in drawn if colour == (0x12, 0x34, 0x56)) > 1000
+    for source, labels in (
+        ('p.csv', ()),
+        ('e.parquet', ('--labels', tmp_path / 'p.csv')),
+    ):
+        output = tmp_path / f'{source}-height.png'
+        arguments = (tmp_path / source, '--color', 'height', *labels)
+        code, out, err = run_cli('plot', 'map', *arguments, '--output', output)
+        assert code == 0, err
+        assert ('9 of 12 chips have a label' in out) == bool(labels)
+        assert output.exists()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (('map', 'maps', '--output', 'm.png'), 'holds grid features'),
+        (
+            ('map', 'e.parquet', '--output', 'm.png', '--color', 'colour'),
+            '--color colour: no such column; there are id, ',
+        ),
+        (
+            ('map', 'e.parquet', '--output', 'm.png', '--labels', 'e.parquet'),
+            '--labels e.parquet needs --color',
+        ),
+        (
+            (
+                'map',
+                'e.parquet',
+                '--output',
+                'm.png',
+                '--color',
+                'crs',
+                '--method',
+                'pca',
+            ),
+            '--method pca is of the colours of embeddings',
+        ),
         (('pca', 'e.parquet', '--output', 'm.png'), 'holds pooled features'),
         (('map', 'empty.parquet', '--output', 'm.png'), 'holds no chips'),
         (('map', 'none.parquet', '--output', 'm.png'), 'no such file'),

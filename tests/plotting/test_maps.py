@@ -3,19 +3,28 @@ from io import BytesIO
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.plotting import (
     embedding_colours,
+    plot_column_map,
     plot_embedding_map,
     plot_footprints,
 )
+from dynamicvis_geo.plotting.maps import date_panels, panel_names
 
 
 def vectors(count: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for one in figure.legends for text in one.get_texts()]
 
 
 def test_map_across_the_antimeridian_is_not_torn() -> None:
@@ -65,9 +74,11 @@ def test_failures_are_crosses_and_places_unknown_are_left_out() -> None:
         title='$no math',
         caption='$',
     )
-    shapes, crosses = figure.axes[0].collections
+    (shapes,) = figure.axes[0].collections
+    (crosses,) = figure.axes[0].lines
     assert len(shapes.get_paths()) == 1
-    assert crosses.get_offsets().tolist() == [[2, 2]]
+    assert crosses.get_xydata().tolist() == [[2, 2]]
+    assert legend(figure) == ['failed (1)']
     figure.savefig(BytesIO())
     with pytest.raises(SpecError, match='none has a place'):
         plot_footprints([shapely.Polygon()], colours[:1])
@@ -100,3 +111,73 @@ def test_umap_is_asked_for_by_name_and_said() -> None:
     if find_spec('umap') is None:
         _, words = embedding_colours(vectors(30))
         assert 'PCA' in words
+
+
+def two_dates(places: int = 3, years: int = 2) -> gpd.GeoDataFrame:
+    boxes = [shapely.box(x / 100, 47, x / 100 + 0.01, 47.01) for x in range(places)]
+    start = pd.to_datetime([f'{2020 + i}-06-01' for i in range(years)], utc=True)
+    table = pd.DataFrame({'start': np.repeat(start, places)})
+    table['end'] = table['start'] + pd.Timedelta(days=91)
+    return gpd.GeoDataFrame(table, geometry=boxes * years, crs=4326)
+
+
+def test_each_date_is_a_panel_with_the_same_colours() -> None:
+    table = two_dates()
+    assert date_panels(table[:3]) is None
+    assert date_panels(table.drop(columns='start')) is None
+    values = pd.Series(['water', 'trees', None, 'trees', 'trees', 'water'], name='c')
+    figure = plot_column_map(
+        values,
+        table.geometry.to_numpy(),
+        panels=date_panels(table),
+        failures=table.geometry[4:5].to_numpy(),
+        failure_panels=panel_names(table[4:5]),
+    )
+    first, second = figure.axes
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ['2020-06-01 to 2020-08-31', '2021-06-01 to 2021-08-31']
+    assert (len(first.lines), len(second.lines)) == (0, 1)
+    assert first.get_xlim() == second.get_xlim()
+    drawn = [
+        np.vstack([c.get_facecolor() for c in axes.collections]) for axes in figure.axes
+    ]
+    # What has no value is drawn first.
+    grey, water, trees = drawn[0]
+    assert (drawn[1] == [trees, trees, water]).all()
+    words = ['trees (3)', 'water (2)', 'no value (1)', 'failed (1)']
+    assert legend(figure) == words
+    assert grey.tolist() != trees.tolist()
+    with pytest.raises(SpecError, match='panels has 1 entries, not 6'):
+        plot_column_map(values, table.geometry.to_numpy(), panels=['2020'])
+
+
+def test_of_many_dates_six_are_shown_and_said() -> None:
+    table = two_dates(1, 9)
+    figure = plot_embedding_map(
+        vectors(9), table.geometry.to_numpy(), 'pca', panels=date_panels(table)
+    )
+    titles = [axes.get_title()[:4] for axes in figure.axes]
+    assert titles == ['2020', '2022', '2023', '2025', '2026', '2028']
+    assert '6 of 9 dates are shown' in figure.get_supxlabel()
+
+
+def test_numbers_have_a_colour_bar_and_maps_say_their_crs() -> None:
+    boxes = [shapely.box(x, 47, x + 1, 47.5) for x in range(3)]
+    values = pd.Series([0.5, 1.25, np.nan], name='height ($m$)')
+    figure = plot_column_map(values, boxes, 'heights')
+    axes, bar = figure.axes
+    assert bar.get_ylabel() == 'height ($m$)'
+    assert legend(figure) == ['no value (1)']
+    words = figure.get_supxlabel()
+    assert words.startswith('EPSG:4326, WGS 84; ')
+    assert '3.00°E, 47.00°N to 47.50°N; degrees drawn at the scale of 47.2°N' in words
+    texts = [text.get_text() for text in axes.findobj(Text)]
+    assert {'50 km', 'N'} <= set(texts)
+    figure.savefig(BytesIO())
+
+
+def test_maps_that_no_bar_is_true_for_have_none_and_say_so() -> None:
+    figure = plot_embedding_map(vectors(2), shapely.points([[0, 0], [0, 70]]), 'pca')
+    assert 'no scale bar' in figure.get_supxlabel()
+    texts = [text.get_text() for text in figure.axes[0].findobj(Text)]
+    assert not any('km' in text for text in texts)
