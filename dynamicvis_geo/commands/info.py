@@ -108,6 +108,9 @@ def _setting_rows(
 
 
 def _checkpoint_rows(path: Path) -> Iterable[tuple[str, ...]]:
+    from dynamicvis_geo.models.safe_load import read_head
+
+    read_head(path)
     from dynamicvis_geo.models.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(path)

@@ -164,7 +164,7 @@ class PCAColours:
 
 def _main_axes(
     centred: NDArray[np.float32], count: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Find the directions of most variance, and their shares of it.
 
     As scikit-learn's PCA does, the import of which alone takes a second.
@@ -177,11 +177,16 @@ def _main_axes(
         ``[count, D]``, orthonormal, the largest number of each positive; and
         ``[count]``.
     """
-    variances, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-    axes = axes.T[: -count - 1 : -1]
+    if len(centred) < centred.shape[1]:
+        _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
+        variances = deviations**2
+    else:
+        covariance = (centred.T @ centred).astype(np.float64)
+        variances, axes = np.linalg.eigh(covariance)
+        variances, axes = variances[::-1].clip(0), axes.T[::-1]
+    axes = axes[:count]
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
-    shares = variances[: -count - 1 : -1] / variances.sum()
-    return axes * np.sign(largest), shares.clip(0)
+    return axes * np.sign(largest), variances[:count] / variances.sum()
 
 
 def pca_false_colour(

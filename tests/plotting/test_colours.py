@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.plotting import PCAColours, pca_false_colour
@@ -65,3 +66,14 @@ def test_shares_leave_out_components_that_are_not_there() -> None:
     ramp = np.arange(8.0)[:, None]
     assert PCAColours.fit(ramp).shares == '100 % of the variance'
     assert PCAColours.fit(np.ones((5, 3))).shares == 'all are the same'
+
+
+@pytest.mark.parametrize('count', [5, 40, 400])
+def test_components_are_those_of_scikit_learn(count: int) -> None:
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(count, 40)) * np.geomspace(9, 0.1, 40) + 100
+    fitted = PCAColours.fit(vectors)
+    theirs = PCA(3).fit(vectors)
+    assert np.allclose(fitted.explained, theirs.explained_variance_ratio_, atol=1e-5)
+    along = (fitted.components * theirs.components_).sum(axis=1)
+    assert np.allclose(np.abs(along), 1, atol=1e-4)
