@@ -93,6 +93,22 @@ class Embedding:
     data: NDArray[np.float32] | xr.DataArray
     meta: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """Say in two lines what it is, of what, and by which model."""
+        told = self.meta.get
+        shape = ' x '.join(map(str, self.data.shape))
+        text = f'<Embedding: {shape} {self.data.dtype}'
+        if told('chip_id') is not None:
+            text += f' of {told("chip_id")}'
+        if told('start') is not None:
+            text += f', {told("start"):.10} to {told("end"):.10}'
+        made = [told('source'), told('pooling') or told('grid_kind')]
+        if told('weights') is not None:
+            made += [f'arch {told("arch")}', f'{told("weights")} weights']
+        if told('valid_fraction') is not None:
+            made.append(f'{told("valid_fraction"):.0%} valid')
+        return f'{text}\n {", ".join(map(str, made))}>'
+
 
 def get_embedding(
     model: str = MODEL,

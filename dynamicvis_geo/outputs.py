@@ -17,6 +17,7 @@ from dynamicvis_geo.formats import format_at
 from dynamicvis_geo.formats.base import Format
 from dynamicvis_geo.paths import AnyPath, Place, input_path, kind_of, parquet_source
 from dynamicvis_geo.store import failures_name
+from dynamicvis_geo.terms import find
 
 #: Chips of an output whose headers are read, at most, where each takes a file: 10 ms.
 MAX_HEADERS = 5_000
@@ -40,6 +41,11 @@ class Failures:
 
     path: Place
     table: gpd.GeoDataFrame
+
+    def __repr__(self) -> str:
+        """Count them."""
+        reasons = ', '.join(f'{count} {reason}' for reason, count in self.reasons)
+        return f'<Failures: {reasons or "none"}; {self.path}>'
 
     @property
     def reasons(self) -> list[tuple[str, int]]:
@@ -71,6 +77,18 @@ class Output:
     total: int
     dimensions: int
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """Say in two lines what it holds, and by which model."""
+        model = find(self.provenance, 'model', 'backbone') or {}
+        what = 'vectors' if self.kind == 'pooled' else 'feature maps'
+        made = [f'arch {model["arch"]}'] if 'arch' in model else []
+        if 'weights' in model:
+            made.append(f'{model["weights"]} weights')
+        return (
+            f'<Output: {what} of {self.total:,} chips, {self.dimensions} numbers each, '
+            f'{self.format.__name__}\n {", ".join([*made, str(self.path)])}>'
+        )
 
     @property
     def kind(self) -> Literal['pooled', 'grid']:

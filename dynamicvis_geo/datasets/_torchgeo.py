@@ -16,6 +16,8 @@ from torch import Tensor
 from torchgeo.datasets import GeoDataset, RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 
+from dynamicvis_geo.projections import crs_name
+
 _TO_TENSOR = '_slice_to_tensor'
 
 
@@ -37,6 +39,15 @@ def georeference(dataset: GeoDataset, query: GeoSlice) -> dict[str, Any]:
         'bounds': to_tensor(query),
         'transform': torch.tensor(from_origin(x.start, y.stop, x.step, y.step)),
     }
+
+
+def in_one_line(dataset: GeoDataset) -> str:
+    """Name a dataset, where TorchGeo's have no ``repr`` of their own."""
+    width, height = dataset.res
+    return (
+        f'<{type(dataset).__name__}: index of {len(dataset)}, '
+        f'{crs_name(dataset.crs)}, pixels of {width:g} x {height:g}>'
+    )
 
 
 def forget_file_handles() -> None:

@@ -108,6 +108,11 @@ class ChipTable:
         self.strides = list(strides)
         self.point_ids = point_ids
 
+    def __repr__(self) -> str:
+        """Count the chips."""
+        names = ', '.join(dict.fromkeys(map(crs_name, self.crs)))
+        return f'<ChipTable: {len(self):,} chips, {names}>'
+
     @classmethod
     def parts_of(
         cls,

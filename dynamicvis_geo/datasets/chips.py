@@ -102,6 +102,11 @@ class ChipDataset(Dataset[Found]):
         self._process = os.getpid()
         self.count_retries_anew()
 
+    def __repr__(self) -> str:
+        """Count the chips, and name what they are cut from."""
+        kinds = dict.fromkeys(type(dataset).__name__ for dataset in self.datasets)
+        return f'<ChipDataset: {len(self):,} chips of {", ".join(kinds)}>'
+
     def __len__(self) -> int:
         """Return the number of chips."""
         return len(self._chips)

@@ -92,6 +92,12 @@ class PooledEmbeddings(NonGeoDataset):
             self.rows, values = self.labelled(target)
             self.labels = encode_labels(values)
 
+    def __repr__(self) -> str:
+        """Count the vectors."""
+        shape = f'{len(self):,} vectors of {self.embeddings.shape[1]} numbers'
+        labels = '' if self.labels is None else f', labels of {self.labels.task}'
+        return f'<PooledEmbeddings: {shape}{labels}, {self.path}>'
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.rows)

@@ -13,7 +13,7 @@ from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 from upath import UPath
 
-from dynamicvis_geo.datasets._torchgeo import forget_file_handles
+from dynamicvis_geo.datasets._torchgeo import forget_file_handles, in_one_line
 from dynamicvis_geo.datasets.scene_files import find_files, window_of_name
 from dynamicvis_geo.datasets.source import Sample
 from dynamicvis_geo.errors import SourceError, SpecError
@@ -93,6 +93,10 @@ class FeatureMaps(RasterDataset):
             name='datetime',
         )
         self._process = os.getpid()
+
+    def __repr__(self) -> str:
+        """Count the files, and say where they are."""
+        return in_one_line(self)
 
     @property
     def files(self) -> list[str]:

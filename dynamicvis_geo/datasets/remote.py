@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from torchgeo.datasets import GeoDataset
 
-from dynamicvis_geo.datasets._torchgeo import georeference
+from dynamicvis_geo.datasets._torchgeo import georeference, in_one_line
 from dynamicvis_geo.datasets.footprints import project_area
 from dynamicvis_geo.datasets.prefetch import FetchReport, fetch_ahead
 from dynamicvis_geo.datasets.queries import read_queries
@@ -141,6 +141,10 @@ class RemoteDataset(GeoDataset):
         # A list grows by one in any number of threads, without a lock that a fork
         # could leave held.
         self._retried: list[None] = []
+
+    def __repr__(self) -> str:
+        """Count the places and time windows, and say where they are."""
+        return in_one_line(self)
 
     @abstractmethod
     def download(self, grid: Grid, window: tuple[str, str]) -> Any:

@@ -25,7 +25,7 @@ from torchgeo.datasets import RasterDataset
 from torchgeo.datasets.utils import GeoSlice
 from upath import UPath
 
-from dynamicvis_geo.datasets._torchgeo import georeference
+from dynamicvis_geo.datasets._torchgeo import georeference, in_one_line
 from dynamicvis_geo.datasets.scene_files import SceneFile, find_images, inspect
 from dynamicvis_geo.errors import SourceError, SpecError, one_line
 from dynamicvis_geo.grid import Grid
@@ -102,6 +102,10 @@ class Scenes(RasterDataset):
             ),
             crs=images[0].grid.crs,
         )
+
+    def __repr__(self) -> str:
+        """Count the images, and say where they are."""
+        return in_one_line(self)
 
     def __getitem__(self, query: GeoSlice) -> dict[str, Any]:
         """Read the pixels of a query.

@@ -52,6 +52,10 @@ class JoinedLabels:
     missing: int
     description: str
 
+    def __repr__(self) -> str:
+        """Say it in words."""
+        return f'<JoinedLabels {self.values.name!r}: {self.description}>'
+
 
 def join_labels(
     table: pd.DataFrame,

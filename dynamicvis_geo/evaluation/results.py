@@ -91,6 +91,15 @@ class Results:
     provenance: dict[str, Any]
     settings: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """Say in two lines what was scored, and the methods that were."""
+        what = f'{len(self.classes)} classes, ' if self.classes else ''
+        sizes = ', '.join(f'{count:,} {name}' for name, count in self.sizes.items())
+        return (
+            f'<Results: {self.task}, {what}{sizes} samples\n '
+            f'{", ".join(self.predicted)}; see .table>'
+        )
+
     def confusion(self, method: str) -> NDArray[np.int64]:
         """Count the test samples of each true (down) and predicted class (across).
 

@@ -59,6 +59,15 @@ class Similar:
     unlike: Examples
     provenance: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        """Say in one line how many there are, and how similar."""
+        cells = 'cell_row' in self.table
+        best, least = self.table['similarity'].iloc[[0, -1]]
+        return (
+            f'<Similar: {len(self.table)} {"cells" if cells else "chips"}, similarity '
+            f'{best:.4f} to {least:.4f}, of {len(self.vectors[0])} numbers each>'
+        )
+
     def write(self, path: AnyPath) -> None:
         """Write the table, with the embeddings as GeoParquet, without as CSV.
 

@@ -77,6 +77,13 @@ class Examples:
     vectors: list[Vectors] = field(default_factory=list)
     tables: list[pd.DataFrame] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        """Count them."""
+        rows, others = sum(map(len, self.rows)), sum(map(len, self.vectors))
+        return (
+            f'<Examples {self.argument}=: {rows} of what is searched, {others} others>'
+        )
+
     def __post_init__(self) -> None:
         self.rows = [np.empty(0, np.int64) for _ in self.collections]
         self.described = list(self.rows)
