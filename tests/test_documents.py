@@ -82,10 +82,14 @@ LOADS_WEIGHTS = ('timm.md', 'torchgeo.md')
 #: Pages whose commands are those of others with more chips or dates.
 LONG = ('change', 'embedding', 'gallery')
 
+#: Pages that tests of their own run.
+ELSEWHERE = ('study',)
+
 RUN = [
     pytest.param(page, marks=pytest.mark.once) if page.stem in LONG else page
     for page in PAGES
-    if {'python', 'console'} & {b.language for b in blocks(page)}
+    if page.stem not in ELSEWHERE
+    and {'python', 'console'} & {b.language for b in blocks(page)}
 ]
 
 

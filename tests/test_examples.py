@@ -78,7 +78,7 @@ def test_scripts(
     assert Path('classes/classes.png').exists()
     assert {path.name for path in EXAMPLES.glob('*.py')} == {
         *('class_map.py', 'embed_points.py', 'linear_probe.py', 'ray_shards.py'),
-        'similar_places.py',
+        *('similar_places.py', 'study.py'),
     }
 
 
