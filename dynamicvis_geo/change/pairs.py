@@ -27,8 +27,8 @@ Flags = NDArray[np.bool_]
 _BOUNDS = ['minx', 'miny', 'maxx', 'maxy']
 #: Corners that differ by less than this share of a chip's width are the same.
 _ALIKE = 1e-5
-#: Vectors that are read at a time; where rows have another order at the other date, each
-#: piece takes a reading of the file, and few pieces are better than little memory.
+#: Vectors that are read at a time; where rows have another order at the other date,
+#: each piece takes a reading of the file, and few pieces are better than little memory.
 _PIECE_BYTES, _LARGE_PIECE_BYTES = 2**24, 2**28
 #: Feature maps that a sample of cells is taken from, at most.
 _SAMPLED_MAPS = 256
