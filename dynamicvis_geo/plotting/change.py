@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pyproj import CRS
@@ -21,11 +20,12 @@ from dynamicvis_geo.plotting.cartography import (
     extent_words,
     metres_per_degree,
 )
+from dynamicvis_geo.plotting.columns import Key
 from dynamicvis_geo.plotting.features import chip_label, chip_names, dates_of
 from dynamicvis_geo.plotting.maps import plot_footprints
 from dynamicvis_geo.plotting.marks import mark_random_weights
 from dynamicvis_geo.plotting.neighbours import Box, plot_chips
-from dynamicvis_geo.plotting.palette import SEQUENTIAL
+from dynamicvis_geo.plotting.palette import MISSING, SEQUENTIAL
 
 #: The image ``[3, H, W]`` of a chip; None where there is none.
 ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
@@ -33,7 +33,6 @@ ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
 #: Score with the last colour.
 _HIGHEST = 2 * THRESHOLD
 _LONG_SIDE = 7.0
-_MISSING = (0.74, 0.74, 0.74)
 
 
 def plot_change_map(change: Change) -> Figure:
@@ -58,22 +57,17 @@ def plot_change_map(change: Change) -> Figure:
         cells = None if change.cell is None else mosaic(change)
     except SpecError:
         cells = None
+    scale = ScalarMappable(norm, SEQUENTIAL)
+    key = Key(words, scale=scale, beyond='neither' if change.reason else 'both')
     if cells is None:
-        figure = _chips(change, values, norm, title)
+        figure = _chips(change, values, scale, key, title)
     else:
         crs = CRS.from_user_input(change.chips['crs'].iloc[0])
-        figure = _cells(cells[0][band], cells[1], crs, norm, title)
-    bar = figure.colorbar(
-        ScalarMappable(norm, SEQUENTIAL),
-        ax=figure.axes[0],
-        shrink=0.7,
-        extend='neither' if change.reason else 'both',
-    )
-    bar.set_label(words, fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+        figure = _cells(cells[0][band], cells[1], crs, norm, key, title)
     if not change.reason:
-        bar.ax.axhline(THRESHOLD, color='white', linewidth=1.5)
-        bar.set_ticks([0, THRESHOLD, _HIGHEST])
+        bar = figure.axes[-1]
+        bar.axhline(THRESHOLD, color='white', linewidth=1.5)
+        bar.set_yticks([0, THRESHOLD, _HIGHEST])
     mark_random_weights(figure, change.provenance)
     return figure
 
@@ -140,40 +134,46 @@ def plot_change_sheet(
 
 
 def _chips(
-    change: Change, values: NDArray[np.float64], norm: Normalize, title: str
+    change: Change,
+    values: NDArray[np.float64],
+    scale: ScalarMappable,
+    key: Key,
+    title: str,
 ) -> Figure:
-    highest = np.full(len(change.chips), -np.inf)
-    known = np.isfinite(values)
-    np.maximum.at(highest, change.chip[known], values[known])
-    colours = colormaps[SEQUENTIAL](norm(highest))[:, :3].astype(np.float32)
-    colours[np.isneginf(highest)] = _MISSING
-    caption = 'Grey: no vector at one of the dates' if not known.all() else None
+    highest = np.full(len(change.chips), np.nan)
+    np.fmax.at(highest, change.chip, values)
+    colours = scale.to_rgba(highest)[:, :3].astype(np.float32)
+    colours[np.isnan(highest)] = to_rgb(MISSING)
+    grey = np.isnan(highest).any()
     return plot_footprints(
-        change.chips.geometry.to_numpy(), colours, caption=caption, title=title
+        change.chips.geometry.to_numpy(),
+        colours,
+        key=key,
+        caption='Grey: no vector at one of the dates' if grey else None,
+        title=title,
     )
 
 
 def _cells(
-    values: NDArray[np.float32], bounds: Bounds, crs: CRS, norm: Normalize, title: str
+    values: NDArray[np.float32],
+    bounds: Bounds,
+    crs: CRS,
+    norm: Normalize,
+    key: Key,
+    title: str,
 ) -> Figure:
     west, south, east, north = bounds
-    unit = crs.axis_info[0].unit_conversion_factor
+    metres: float | None = crs.axis_info[0].unit_conversion_factor
     shrink = 1.0
-    metres: float | None = unit
     if crs.is_geographic:
         metres = metres_per_degree(south, north)
         shrink = max(float(np.cos(np.radians((south + north) / 2))), 0.05)
     ratio = min(max((north - south) / (shrink * (east - west)), 0.3), 2.0)
-    figure = Figure(
-        figsize=(
-            max(_LONG_SIDE / max(ratio, 1), 4) + 1.4,
-            _LONG_SIDE * min(ratio, 1) + 1,
-        ),
-        layout='compressed',
-    )
+    width, height = _LONG_SIDE / max(ratio, 1), _LONG_SIDE * min(ratio, 1)
+    figure = Figure(figsize=(max(width, 4) + 1.4, height + 1), layout='compressed')
     axes = figure.subplots()
-    axes.set_facecolor(_MISSING)
-    axes.imshow(
+    axes.set_facecolor(MISSING)
+    image = axes.imshow(
         values,
         cmap=SEQUENTIAL,
         norm=norm,
@@ -181,13 +181,15 @@ def _cells(
         interpolation='nearest',
         aspect=1 / shrink,
     )
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     if metres is not None:
         draw_scale_bar(axes, metres)
     draw_north(axes)
     figure.suptitle(title, fontsize=11, wrap=True, parse_math=False)
     figure.supxlabel(extent_words(crs, bounds), fontsize=8, wrap=True, parse_math=False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, extend=key.beyond, pad=0.02)
+    bar.set_label(key.title, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
