@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from pyproj import CRS
 from tqdm import tqdm
 
 from dynamicvis_geo.formats.base import spread
@@ -126,6 +127,19 @@ class Canvas:
         self.values[here] = np.where(closer[..., None], part, self.values[here])
         self._nearest[here] = np.where(closer, distance, self._nearest[here])
 
+    def areas(self) -> NDArray[np.float64]:
+        """Return the areas of the pixels, ``[H, W]``, in a unit of their own.
+
+        Pixels of a projected CRS count as equal, degrees as they are on the ground.
+        """
+        height, width = self.values.shape[:2]
+        rows = np.ones(height)
+        if CRS.from_user_input(self.crs).is_geographic:
+            _, south, _, north = self.bounds
+            middles = north - (np.arange(height) + 0.5) / height * (north - south)
+            rows = np.cos(np.radians(middles))
+        return np.repeat(rows[:, None], width, axis=1)
+
 
 def _cells(
     first: float, last: float, pixels: int, cells: int
@@ -193,7 +207,7 @@ def plot_canvases(
     pictures: Sequence[Picture],
     canvases: Sequence[Canvas],
     names: Sequence[str],
-    title: str,
+    title: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """Draw mosaics, a panel each.
 

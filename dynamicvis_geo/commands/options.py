@@ -203,6 +203,31 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     add_bands(parser, 'those that were embedded, if the input says so, else 1,2,3')
 
 
+def add_class_colors(parser: argparse._ActionsContainer) -> None:
+    """Add ``--class-colors``."""
+    parser.add_argument(
+        '--class-colors',
+        type=local_source,
+        metavar='FILE',
+        help='CSV with the columns name and color (#1b7837, green) of some classes '
+        '(default: land cover as it looks, other classes so that colour-blind people '
+        'tell them apart)',
+    )
+
+
+def read_colors(arguments: argparse.Namespace) -> dict[str, str] | None:
+    """Read the file of ``--class-colors``; None if it is not given.
+
+    Raises:
+        SourceError: If a line cannot be used.
+    """
+    from dynamicvis_geo.plotting.palette import read_class_colours
+
+    if arguments.class_colors is None:
+        return None
+    return read_class_colours(arguments.class_colors)
+
+
 def add_bands(parser: argparse._ActionsContainer, default: str = '1,2,3') -> None:
     """Add ``--bands``."""
     parser.add_argument(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dynamicvis_geo.commands.options import (
     Commands,
     add_bands,
+    add_class_colors,
     add_command,
     add_examples,
     add_images,
@@ -22,6 +23,7 @@ from dynamicvis_geo.commands.options import (
     images,
     local_output_path,
     positive,
+    read_colors,
     source,
 )
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
@@ -44,6 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     _add_pca(kinds)
     _add_neighbours(kinds)
     _add_map(kinds)
+    _add_classes(kinds)
 
 
 def _add_rgb(kinds: Commands) -> None:
@@ -141,13 +144,7 @@ def _add_map(kinds: Commands) -> None:
         help='CSV, Parquet or any vector file that has the column, joined to the chips '
         'of embeddings by id or place, as probe does',
     )
-    parser.add_argument(
-        '--class-colors',
-        type=Path,
-        metavar='FILE',
-        help='CSV with the columns name and color, such as #1b7837 (default: land '
-        'cover as it looks, other classes so that colour-blind people see them)',
-    )
+    add_class_colors(parser)
     add_examples(
         parser,
         'dynamicvis-geo plot map embeddings.parquet --output map.png',
@@ -155,6 +152,21 @@ def _add_map(kinds: Commands) -> None:
         '--output cover.png',
         'dynamicvis-geo plot map probe-output/predictions.parquet --color correct '
         '--output correct.png',
+    )
+
+
+def _add_classes(kinds: Commands) -> None:
+    parser = add_command(
+        kinds, 'classes', 'maps of a probe, with a legend', _classes.__doc__
+    )
+    add_input(parser, 'a folder of maps that predict-map wrote, or one of them')
+    _add_output(parser, _FIGURE)
+    add_class_colors(parser)
+    add_examples(
+        parser,
+        'dynamicvis-geo plot classes classes --output classes.png',
+        'dynamicvis-geo plot classes classes --class-colors colors.csv '
+        '--output classes.pdf',
     )
 
 
@@ -167,7 +179,13 @@ def _add_output(parser: ArgumentParser, what: str) -> None:
 
 def run(arguments: Namespace) -> None:
     """Draw a picture and print what was written."""
-    kinds = {'rgb': _rgb, 'pca': _pca, 'neighbours': _neighbours, 'map': _map}
+    kinds = {
+        'rgb': _rgb,
+        'pca': _pca,
+        'neighbours': _neighbours,
+        'map': _map,
+        'classes': _classes,
+    }
     kinds[arguments.kind](arguments)
 
 
@@ -323,7 +341,6 @@ def _map(arguments: Namespace) -> None:
         plot_column_map,
         plot_embedding_map,
     )
-    from dynamicvis_geo.plotting.palette import read_class_colours
 
     source, column = arguments.input, arguments.color
     _check_map_options(arguments)
@@ -342,15 +359,12 @@ def _map(arguments: Namespace) -> None:
         vectors = embedded.embeddings()
         figure = plot_embedding_map(vectors, method=arguments.method or 'auto', **drawn)
     else:
-        chosen = None
-        if arguments.class_colors is not None:
-            chosen = read_class_colours(arguments.class_colors)
         if arguments.labels is None:
             values = opened.column(column)
         else:
             values, words = opened.labels(arguments.labels, column)
             print(f'{words}.')
-        figure = plot_column_map(values, class_colours=chosen, **drawn)
+        figure = plot_column_map(values, class_colours=read_colors(arguments), **drawn)
     _save(figure, arguments.output, opened.provenance)
 
 
@@ -364,6 +378,23 @@ def _check_map_options(arguments: Namespace) -> None:
             f'--method {arguments.method} is of the colours of embeddings: leave it '
             'out with --color'
         )
+
+
+def _classes(arguments: Namespace) -> None:
+    """Draw the maps of a probe as mosaics, a panel each CRS and time window.
+
+    The legend tells the shares of the area. A regression has a colour bar, and
+    multilabel a panel each class.
+    """
+    from dynamicvis_geo.evaluation.class_pictures import plot_class_maps
+
+    check_picture_path(arguments.output, FIGURES, arguments.overwrite, arguments.input)
+    figure, shares = plot_class_maps(arguments.input, read_colors(arguments))
+    _save(figure, arguments.output, {})
+    for i, panel in enumerate(shares.columns if len(shares) else ()):
+        print(f'share of the area  class ({panel})')
+        for name, share in shares.iloc[:, i].items():
+            print(f'{100 * share:15.2f} %  {name}')
 
 
 def _open(path: Place, kind: str) -> Output:

@@ -8,9 +8,11 @@ continues where it stopped.
 from argparse import ArgumentParser, Namespace
 
 from dynamicvis_geo.commands.options import (
+    add_class_colors,
     add_overwrite,
     local_output_path,
     local_source,
+    read_colors,
     source,
 )
 
@@ -36,6 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar='DIR',
         help='folder for the maps',
     )
+    add_class_colors(parser)
     add_overwrite(parser, 'maps')
 
 
@@ -44,7 +47,11 @@ def run(arguments: Namespace) -> None:
     from dynamicvis_geo.evaluation.class_maps import predict_maps
 
     written, skipped = predict_maps(
-        arguments.probe, arguments.maps, arguments.output, arguments.overwrite
+        arguments.probe,
+        arguments.maps,
+        arguments.output,
+        arguments.overwrite,
+        read_colors(arguments),
     )
     there = f'; {len(skipped)} were there already' if skipped else ''
     print(f'Wrote {arguments.output}: {len(written)} maps{there}.')

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
@@ -19,6 +20,7 @@ from rasterio.io import DatasetReader, MemoryFile
 from dynamicvis_geo.datasets.scene_files import find_files
 from dynamicvis_geo.errors import OutputError, SourceError, one_line
 from dynamicvis_geo.paths import AnyPath, Place, input_path, local_input, local_output
+from dynamicvis_geo.plotting.palette import class_colours
 from dynamicvis_geo.provenance import (
     METADATA_FILE,
     PROVENANCE_KEY,
@@ -31,6 +33,9 @@ from dynamicvis_geo.rasters import open_raster
 from dynamicvis_geo.store import Store
 from dynamicvis_geo.tasks.probe import LinearProbe, load_probe
 
+#: Red, green, blue and alpha, 0 to 255, of class numbers.
+ColourTable = dict[int, tuple[int, ...]]
+
 #: Tags of a feature map that its class map keeps.
 _KEPT_TAGS = ('chip_id', 'start', 'end', 'valid_fraction', 'TIFFTAG_DATETIME')
 
@@ -40,6 +45,7 @@ def predict_maps(
     maps: AnyPath,
     output: str | os.PathLike[str],
     overwrite: bool = False,
+    colours: Mapping[str, str] | None = None,
 ) -> tuple[list[Path], list[Path]]:
     """Apply a fitted probe to feature maps, and write a map for each.
 
@@ -62,6 +68,8 @@ def predict_maps(
         output: Folder for the maps.
         overwrite: Write all maps anew, also in place of those of other probes; never of
             anything else.
+        colours: Colours by class, for the colour tables; the other classes have those
+            of :func:`~dynamicvis_geo.plotting.palette.class_colours`.
 
     Returns:
         The files that were written, and those that were there.
@@ -69,12 +77,14 @@ def predict_maps(
     Raises:
         CheckpointError: If the probe cannot be loaded.
         SourceError: If a feature map cannot be read, or has another number of bands.
-        SpecError: If its features were made otherwise than those of the probe.
+        SpecError: If its features were made otherwise than those of the probe, or a
+            colour is none or all are of other classes.
         OutputError: If a map exists that this probe did not write, or none can be
             written.
     """
     model, identity = load_probe(probe), _identity(local_input(probe, 'probe'))
     source, target = input_path(maps), local_output(output)
+    table = _colour_table(model, colours)
     if (
         isinstance(source, Path)
         and source.is_dir()
@@ -101,7 +111,7 @@ def predict_maps(
         if path.exists() and not overwrite and _is_ours(path, identity):
             skipped.append(path)
             continue
-        Store(str(path.parent)).put(path.name, _encode(file, model, made))
+        Store(str(path.parent)).put(path.name, _encode(file, model, made, table))
         written.append(path)
     Store(str(target)).put(METADATA_FILE, to_json(made, indent=2).encode())
     return written, skipped
@@ -136,7 +146,9 @@ def _warn_of_extrapolation(model: LinearProbe, file: Place) -> None:
         )
 
 
-def _encode(file: Place, model: LinearProbe, made: dict[str, Any]) -> bytes:
+def _encode(
+    file: Place, model: LinearProbe, made: dict[str, Any], table: ColourTable
+) -> bytes:
     """Predict one map, and return the file of it."""
     try:
         with open_raster(file) as source:
@@ -175,7 +187,7 @@ def _encode(file: Place, model: LinearProbe, made: dict[str, Any]) -> bytes:
                 image.descriptions = ['prediction']
             else:
                 image.descriptions = ['class']
-                image.write_colormap(1, _colours(len(model.classes)))
+                image.write_colormap(1, table)
         return bytes(memory.getbuffer())
 
 
@@ -215,10 +227,11 @@ def _predict(source: DatasetReader, model: LinearProbe) -> tuple[NDArray[Any], f
     return out, nodata
 
 
-def _colours(count: int) -> dict[int, tuple[int, ...]]:
-    if count <= 20:
-        name = 'tab10' if count <= 10 else 'tab20'
-        colours = matplotlib.colormaps[name](np.arange(count), bytes=True)
-    else:
-        colours = matplotlib.colormaps['hsv'](np.arange(count) / count, bytes=True)
-    return {i: tuple(map(int, colour)) for i, colour in enumerate(colours)}
+def _colour_table(model: LinearProbe, colours: Mapping[str, str] | None) -> ColourTable:
+    if not model.classes:
+        return {}
+    hexes = class_colours(model.classes, colours).values()
+    return {
+        i: tuple(round(255 * part) for part in to_rgba(colour))
+        for i, colour in enumerate(hexes)
+    }

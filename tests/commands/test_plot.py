@@ -8,6 +8,7 @@ import rasterio
 from PIL import Image
 
 from tests.commands.conftest import MakeScene
+from tests.evaluation.test_class_pictures import write_map
 from tests.outputs import write_grid, write_pooled
 from tests.stores import Upload
 
@@ -135,9 +136,26 @@ def test_columns_are_mapped(run_cli: Cli, tmp_path: Path) -> None:
         assert output.exists()
 
 
+def test_class_maps_are_drawn_in_chosen_colours(run_cli: Cli, tmp_path: Path) -> None:
+    write_map(tmp_path / 'maps' / 'a.tif', np.array([[[0, 0, 1, 2]]], np.uint8))
+    (tmp_path / 'c.csv').write_text('name,color\nwater,#123456\n')
+    output = tmp_path / 'c.png'
+    arguments = ('plot', 'classes', tmp_path / 'maps', '--output', output)
+    code, out, err = run_cli(*arguments, '--class-colors', tmp_path / 'c.csv')
+    assert code == 0, err
+    assert '50.00 %  water' in out
+    counted = Image.open(output).convert('RGB').getcolors(1 << 24) or []
+    assert max(n for n, colour in counted if colour == (0x12, 0x34, 0x56)) > 9000
+    (tmp_path / 'c.csv').write_text('name,color\nwater,blu\n')
+    again = (*arguments, '--overwrite', '--class-colors', tmp_path / 'c.csv')
+    code, _, err = run_cli(*again)
+    assert (code, 'c.csv, line 2' in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
+        (('classes', 'maps', '--output', 'm.png'), '6 bands and 0 names of classes'),
         (('map', 'maps', '--output', 'm.png'), 'holds grid features'),
         (
             ('map', 'e.parquet', '--output', 'm.png', '--color', 'colour'),
@@ -190,7 +208,7 @@ def test_what_cannot_be_drawn_is_said(
 
 
 def test_help_has_examples(run_cli: Cli) -> None:
-    for kind in ('rgb', 'pca', 'neighbours', 'map'):
+    for kind in ('rgb', 'pca', 'neighbours', 'map', 'classes'):
         code, out, _ = run_cli('plot', kind, '--help')
         assert code == 0
         assert f'dynamicvis-geo plot {kind}' in out.partition('examples:')[2]

@@ -65,7 +65,8 @@ def test_class_maps_lie_on_the_cells_and_say_what_the_numbers_mean(
     maps: Path, probe: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / 'new' / 'classes'
-    written, skipped = predict_maps(probe, maps, output)
+    red = {'sand': 'red'}
+    written, skipped = predict_maps(probe, maps, output, colours=red)
     assert [path.name for path in written] == ['chip-0.tif', 'chip-1.tif']
     assert not skipped
     for path in written:
@@ -75,14 +76,18 @@ def test_class_maps_lie_on_the_cells_and_say_what_the_numbers_mean(
             assert made.dtypes == ('uint8',)
             assert made.nodata == 255
             tags = made.tags()
-            colours = {made.colormap(1)[i] for i in range(3)}
+            colours = [made.colormap(1)[i] for i in range(3)]
         known = np.isfinite(features).all(0)
         np.testing.assert_array_equal(numbers[known], features[:3].argmax(0)[known])
         assert (numbers[~known] == 255).all()
         assert [tags[f'class_{i}'] for i in range(3)] == ['water', 'forest', 'sand']
         assert tags['chip_id'] == path.stem
         assert tags['start'].startswith('2024-06-01')
-        assert len(colours) == 3
+        # Water is blue, forest green; the last was chosen.
+        water, forest, sand = colours
+        assert max(water[:3]) == water[2]
+        assert max(forest[:3]) == forest[1]
+        assert sand == (255, 0, 0, 255)
     made = read_provenance(written[0])
     assert made['features'] == GRID
     assert made['probe']['classes'] == ['water', 'forest', 'sand']
@@ -204,6 +209,8 @@ def test_what_does_not_fit_is_refused(maps: Path, probe: Path, tmp_path: Path) -
     (maps / 'chip-0.tif').write_bytes(b'II*\0 cut off')
     with pytest.raises(SourceError, match='chip-0'):
         predict_maps(probe, maps, output)
+    with pytest.raises(SpecError, match="the colour of 'sand', 'rde'"):
+        predict_maps(probe, maps, output, colours={'sand': 'rde'})
     assert not output.exists()
 
 
