@@ -16,10 +16,18 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import rasterio
+import xarray
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
 from dynamicvis_geo.cli import main
+from dynamicvis_geo.plotting import fit_map_colours, map_picture, stretch_rgb
+from dynamicvis_geo.plotting.features import sheet, show
+from dynamicvis_geo.plotting.marks import mark_ground, mark_random_weights
+from dynamicvis_geo.plotting.palette import class_colours
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / 'docs' / 'images'
@@ -62,11 +70,50 @@ def command(line: str) -> None:
         raise SystemExit(f'failed: dynamicvis-geo {line}')
 
 
+def side_by_side(scene: str, maps: xarray.DataArray) -> Figure:
+    """Draw scene, features and classes."""
+    with rasterio.open(scene) as source:
+        image = stretch_rgb(source.read())
+    with rasterio.open('coast/classes.tif') as source:
+        numbers, tags = source.read(1), source.tags()
+        place = str(source.crs), tuple(source.bounds)
+    names = [tags[f'class_{i}'] for i in range(numbers.max() + 1)]
+    colours = class_colours(names)
+    fitted = fit_map_colours([maps.values])
+    figure, panels = sheet(3, 3, None)
+    figure.set_size_inches(12, 4.9)
+    for panel, picture, title in (
+        (panels[0], image, 'scene'),
+        (panels[1], map_picture(fitted, maps.values), f'PCA: {fitted.shares}'),
+        (
+            panels[2],
+            np.array([to_rgb(c) for c in colours.values()])[numbers],
+            f'{len(names)} classes',
+        ),
+    ):
+        show(panel, picture)
+        panel.set_title(title, fontsize=10)
+        mark_ground(panel, *place)
+    figure.legend(
+        handles=[Patch(color=c, label=name) for name, c in colours.items()],
+        loc='outside lower center',
+        ncols=len(names),
+        frameon=False,
+    )
+    mark_random_weights(figure, {'model': {'weights': 'random'}})
+    return figure
+
+
 def make(scene: str, folder: Path) -> None:
     """Make all pictures in the working directory, and put them into a folder."""
     write_points(scene, 'points.csv')
     sys.argv = ['class_map.py', scene, 'points.csv', 'cover', 'coast', 'random']
-    runpy.run_path(str(ROOT / 'examples' / 'class_map.py'), run_name='__main__')
+    example = runpy.run_path(
+        str(ROOT / 'examples' / 'class_map.py'), run_name='__main__'
+    )
+    maps = example['feature_maps'](scene, Path('coast/maps.zarr'), 'random')
+    side_by_side(scene, maps).savefig('classes.png', dpi=150)
+    shutil.copy('coast/classes.png', 'class-map.png')
     command(
         f'embed {scene} --size 256 --stride 192 --grid --stage 1 {STRETCH} '
         '--output maps.zarr'
@@ -83,7 +130,7 @@ def make(scene: str, folder: Path) -> None:
         '--output neighbours.png'
     )
     command(f'report chips.parquet --images {scene} --output report.html')
-    for picture in [Path('coast/classes.png'), *Path().glob('*.png')]:
+    for picture in Path().glob('*.png'):
         with Image.open(picture) as image:
             small = image.convert('RGB')
         small.thumbnail((1600, 1600))

@@ -18,10 +18,6 @@ import rasterio
 import rioxarray  # noqa: F401 (gives arrays their .rio)
 import xarray
 from lightning.pytorch import Trainer
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -34,13 +30,11 @@ from dynamicvis_geo import (
     ScenesDataModule,
 )
 from dynamicvis_geo.datasets import read_points
-from dynamicvis_geo.plotting import pca_false_colour, stretch_rgb
-
-Array = NDArray[np.generic]
+from dynamicvis_geo.evaluation.class_pictures import plot_class_maps
+from dynamicvis_geo.plotting.marks import mark_random_weights
 
 #: Chips overlap, and the nearest chip's cells are taken: no seams.
 SIZE, STRIDE = 512, 448
-COLOURS = ['#e3b778', '#96c35c', '#1e6b34', '#7d6353', '#4178be', '#b04a5a', '#8d6ab8']
 
 
 def feature_maps(scene: str, store: Path, weights: str) -> xarray.DataArray:
@@ -79,33 +73,12 @@ def main(
     cells = maps.values.reshape(maps.sizes['embedding'], -1).T
     classes = model.fit(X, y).predict(cells).astype('uint8')
     classes = maps[0].copy(data=classes.reshape(maps.shape[1:]))
-    classes.rio.to_raster(Path(folder) / 'classes.tif')
-    with rasterio.open(scene) as image:
-        picture = draw(image.read([1, 2, 3]), maps.values, classes.values, names)
-    if weights == 'random':
-        picture.suptitle('random weights', fontsize=10)
-    picture.savefig(Path(folder) / 'classes.png', dpi=150)
-
-
-def draw(image: Array, maps: Array, classes: Array, names: Array) -> Figure:
-    """Draw scene, features and classes side by side."""
-    figure = Figure(figsize=(12, 4.4), layout='compressed')
-    panels = figure.subplots(1, 3)
-    colours = ListedColormap(COLOURS[: len(names)])
-    panels[0].imshow(stretch_rgb(image))
-    panels[1].imshow(pca_false_colour([maps])[0], interpolation='nearest')
-    panels[2].imshow(classes, colours, vmin=-0.5, vmax=len(names) - 0.5)
-    titles = (
-        'scene',
-        f'features: {len(maps)} a cell, PCA',
-        f'{len(names)} classes',
-    )
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(title, fontsize=10)
-        panel.set_axis_off()
-    legend = [Patch(color=colours(k), label=name) for k, name in enumerate(names)]
-    figure.legend(handles=legend, loc='outside lower center', ncols=7, frameon=False)
-    return figure
+    # Names in tags, as dynamicvis-geo predict-map writes them.
+    tags = {f'class_{number}': name for number, name in enumerate(names)}
+    classes.rio.to_raster(Path(folder) / 'classes.tif', tags=tags)
+    figure, _ = plot_class_maps(Path(folder) / 'classes.tif')
+    mark_random_weights(figure, {'model': {'weights': weights}})
+    figure.savefig(Path(folder) / 'classes.png', dpi=150)
 
 
 if __name__ == '__main__':
