@@ -43,6 +43,8 @@ for command in sorted(set(cli.COMMANDS) - {'predict', 'demo'}):
         except SystemExit as ended:
             assert ended.code == 0
     assert 'usage: dynamicvis-geo ' + command in text.getvalue()
+    if command != 'plot':
+        assert 0 < text.getvalue().find('examples:') < text.getvalue().find('options:')
 """
 
 

@@ -9,7 +9,10 @@ from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from dynamicvis_geo.commands.options import local_source
+from dynamicvis_geo.commands.options import (
+    add_examples,
+    local_source,
+)
 from dynamicvis_geo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add_examples(
+        parser,
+        'dynamicvis-geo cache info chips',
+    )
     parser.add_argument('action', choices=('info', 'clear'))
     parser.add_argument('folder', type=local_source, metavar='FOLDER')
 

@@ -7,6 +7,7 @@ file it was taken from.
 from argparse import ArgumentParser, Namespace
 
 from dynamicvis_geo.commands.options import (
+    add_examples,
     add_overwrite,
     local_output_path,
     local_source,
@@ -15,6 +16,10 @@ from dynamicvis_geo.commands.options import (
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add_examples(
+        parser,
+        'dynamicvis-geo convert weights.pth backbone.safetensors',
+    )
     parser.add_argument('checkpoint', type=local_source, metavar='CHECKPOINT')
     parser.add_argument('out', type=local_output_path, metavar='OUT.safetensors')
     add_overwrite(parser)

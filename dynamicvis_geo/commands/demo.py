@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamicvis_geo.commands.options import add_running, local_output_path
+from dynamicvis_geo.commands.options import (
+    add_examples,
+    add_running,
+    local_output_path,
+)
 from dynamicvis_geo.errors import OutputError
 
 if TYPE_CHECKING:
@@ -48,6 +52,10 @@ STRETCH = (0.0, 3000.0)
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add_examples(
+        parser,
+        'dynamicvis-geo demo',
+    )
     parser.add_argument(
         '--output',
         type=local_output_path,

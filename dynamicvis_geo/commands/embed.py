@@ -24,6 +24,7 @@ from dynamicvis_geo.commands.chips import (
 from dynamicvis_geo.commands.options import (
     add_backbone,
     add_bands,
+    add_examples,
     add_running,
     images,
     log,
@@ -43,6 +44,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    parser.usage = '%(prog)s [options] --output OUT [SOURCE]'
+    add_examples(
+        parser,
+        'dynamicvis-geo embed scene.tif --output embeddings.parquet',
+        'dynamicvis-geo embed scenes --grid --size 256 --output maps',
+        'dynamicvis-geo embed --points plots.csv --year 2022 --buffer 640 '
+        '--output plots.parquet',
+        'dynamicvis-geo embed --roi area.gpkg --start 2022-06-01 --end '
+        '2022-09-01 --dry-run --output area.parquet',
+    )
     parser.add_argument(
         'source',
         type=images,

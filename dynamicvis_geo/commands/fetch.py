@@ -14,12 +14,21 @@ from dynamicvis_geo.commands.chips import (
     goes_ahead,
     set_by,
 )
-from dynamicvis_geo.commands.options import log
+from dynamicvis_geo.commands.options import (
+    add_examples,
+    log,
+)
 from dynamicvis_geo.errors import SpecError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    parser.usage = '%(prog)s [options] --cache FOLDER'
+    add_examples(
+        parser,
+        'dynamicvis-geo fetch --points plots.csv --year 2022 --buffer 640 '
+        '--cache chips',
+    )
     add_chips(parser.add_argument_group('chips'))
     add_earthengine(parser.add_argument_group('Earth Engine'))
     add_plan(parser)

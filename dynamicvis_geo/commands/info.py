@@ -13,7 +13,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynamicvis_geo.commands.options import add_backbone, add_device, checkpoint
+from dynamicvis_geo.commands.options import (
+    add_backbone,
+    add_device,
+    add_examples,
+    checkpoint,
+)
 from dynamicvis_geo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -26,6 +31,11 @@ _HUB = 'hf://'
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add_examples(
+        parser,
+        'dynamicvis-geo info',
+        'dynamicvis-geo info --checkpoint hf://KyanChen/DynamicVis',
+    )
     parser.add_argument(
         '--checkpoint',
         type=checkpoint,

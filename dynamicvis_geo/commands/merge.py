@@ -7,11 +7,18 @@ Exits with 3 if the images of some chips could not be had.
 from argparse import ArgumentParser, Namespace
 
 from dynamicvis_geo.commands import SOME_FAILED
-from dynamicvis_geo.commands.options import output
+from dynamicvis_geo.commands.options import (
+    add_examples,
+    output,
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add_examples(
+        parser,
+        'dynamicvis-geo merge embeddings.parquet',
+    )
     parser.add_argument(
         'out', type=output, metavar='OUT', help='--output of that embed'
     )

@@ -61,9 +61,9 @@ def add_command(
 
 
 def add_examples(parser: argparse.ArgumentParser, *lines: str) -> None:
-    """Add examples to the end of the help."""
-    parser.description = textwrap.fill(' '.join((parser.description or '').split()), 78)
-    parser.epilog = '\n  '.join(['examples:', *lines])
+    """Add examples to the help, before the options, which may be many."""
+    text = textwrap.fill(' '.join((parser.description or '').split()), 78)
+    parser.description = '\n  '.join([f'{text}\n\nexamples:', *lines])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 

@@ -9,6 +9,7 @@ from argparse import ArgumentParser, Namespace
 
 from dynamicvis_geo.commands.options import (
     add_class_colors,
+    add_examples,
     add_overwrite,
     local_output_path,
     local_source,
@@ -19,6 +20,10 @@ from dynamicvis_geo.commands.options import (
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add_examples(
+        parser,
+        'dynamicvis-geo predict-map probe-output/probe.ckpt maps --output classes',
+    )
     parser.add_argument(
         'probe',
         type=local_source,

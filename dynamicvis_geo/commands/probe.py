@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dynamicvis_geo.commands.options import (
+    add_examples,
     add_images,
     add_overwrite,
     count,
@@ -46,6 +47,12 @@ CLASSES, PREDICTIONS = 'classes.csv', 'predictions.parquet'
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add_examples(
+        parser,
+        'dynamicvis-geo probe plots.parquet --labels plots.csv --target cover',
+        'dynamicvis-geo probe plots.parquet --labels plots.csv --target biomass '
+        '--split region --output biomass',
+    )
     parser.add_argument(
         'embeddings',
         type=source,

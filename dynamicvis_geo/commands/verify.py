@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dynamicvis_geo.commands.options import (
     add_backbone,
     add_device,
+    add_examples,
     add_precision,
     images,
 )
@@ -28,6 +29,11 @@ DISAGREE = 1
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
+    add_examples(
+        parser,
+        'dynamicvis-geo verify',
+        'dynamicvis-geo verify scene.tif --weights weights.pth --precision bf16-mixed',
+    )
     parser.add_argument(
         'images',
         type=images,
