@@ -13,6 +13,7 @@ from dynamicvis_geo import (
     read_provenance,
 )
 from tests.earthengine_server import EarthEngineServer
+from tests.processes import HANG
 
 #: Of a client: project, url, credentials, max_concurrency, timeout, retry_for.
 IMPATIENT = (None, None, None, 32, 300.0, 0.5)
@@ -233,6 +234,9 @@ def test_an_outage_ends_a_run_that_is_then_continued(
     where = (*where, '--max-concurrency', '1')
     # The default of a parameter of a dataclass is that of its class.
     monkeypatch.setattr(EarthEngineClient.__init__, '__defaults__', IMPATIENT)
+    # Of the probe, and of each try: what is answered late is no outage.
+    for module in ('client', 'web'):
+        monkeypatch.setattr(f'dynamicvis_geo.earthengine.{module}.LEAST_TIME', HANG)
     server.set(script=[None, None], kinds=[503], rate=1)
     code, _, err = embed(run_cli, *options, *where, '--block-chips', '1', '--quiet')
     assert code == 2
