@@ -176,8 +176,14 @@ class Destination:
             output: 'pooled' or 'grid', what is to be written; None if unknown.
 
         Raises:
+            SpecError: If failed chips of an output are wanted that will be removed.
             OutputError: If it is one, or the format is for other output.
         """
+        if overwrite and self.retry_failed:
+            raise SpecError(
+                'retry_failed=True goes on with an output that overwrite=True removes: '
+                'leave out one of them'
+            )
         needed = self.format.output
         if output is not None and output != needed:
             raise OutputError(

@@ -139,11 +139,6 @@ class EmbeddingWriter(BasePredictionWriter):
             raise SpecError(
                 f'block_chips={block_chips!r} must be a positive whole number of chips'
             )
-        if overwrite and retry_failed:
-            raise SpecError(
-                'retry_failed=True goes on with an output that overwrite=True removes: '
-                'leave out one of them'
-            )
         self.shard = Shard.of(shard)
         if self.shard.count > 1:
             _say_shard(self.shard, shard is None or str(shard).startswith('/'))
@@ -179,6 +174,7 @@ class EmbeddingWriter(BasePredictionWriter):
             output: 'pooled' or 'grid', what the task will give; None if unknown.
 
         Raises:
+            SpecError: If it is to retry what it is to overwrite.
             OutputError: If the task's output does not fit the format, or the path
                 cannot be written or holds something else.
         """
