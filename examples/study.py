@@ -22,19 +22,27 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from scipy.ndimage import gaussian_filter, zoom
 
-from dynamicvis_geo.change import find_change
 from dynamicvis_geo.cli import main as dynamicvis_geo
 
-_EMBED = '--points plots.csv --size 32 --stage 1 --input-range 0,3000 --weights random'
+_EMBED = (
+    '--points plots.csv --size 32 --stage 1 --input-range 0,3000 --weights random '
+    '--img-size 64'
+)
 COMMANDS = (
-    f'embed S2_20220715.tif {_EMBED} --output 2022.parquet',
-    f'embed S2_20230805.tif {_EMBED} --output 2023.parquet',
+    'plot rgb scenes --output scenes.png',
+    f'embed scenes/S2_20220715.tif {_EMBED} --output 2022.parquet',
+    f'embed scenes/S2_20230805.tif {_EMBED} --output 2023.parquet',
     'probe 2022.parquet --labels plots.csv --target cover --block 2000 '
-    '--images S2_20220715.tif --output probe',
+    '--images scenes --output probe',
     'plot map 2022.parquet --output features.png',
+    'plot map 2022.parquet --color cover --labels plots.csv --output cover.png',
+    'plot map probe/predictions.parquet --color correct --output correct.png',
     'similar 2022.parquet --like plot-17 --k 20 --output forest.csv '
-    '--sheet forest.png --images S2_20220715.tif',
+    '--sheet forest.png --images scenes',
     'similar 2022.parquet --like plot-14 --k 20 --output built.csv',
+    'change 2022.parquet 2023.parquet --output change.parquet --sheet change.png '
+    '--images scenes',
+    'report 2022.parquet --images scenes --probe probe',
 )
 
 #: Pixels of 10 m on each side of the landscape, and its north-western corner.
@@ -64,12 +72,12 @@ def main(folder: str) -> None:
     """Draw the landscape, run the commands, and print what one may write."""
     Path(folder).mkdir(parents=True)
     os.chdir(folder)
+    Path('scenes').mkdir()
     draw_landscape()
     for line in COMMANDS:
         print(f'\n$ dynamicvis-geo {line}')
         if dynamicvis_geo(shlex.split(line)) != 0:
             raise SystemExit(f'failed: dynamicvis-geo {line}')
-    find_change('2022.parquet', '2023.parquet').write(Path('change.parquet'))
     print('\nOf this landscape, and of random weights, one may write:\n')
     for sentence in sentences():
         print(f'- {sentence}')
@@ -122,7 +130,7 @@ def draw_landscape(seed: int = 0) -> None:
     cover = draw_covers(generator)
     plots = draw_plots(generator)
     ripe = generator.beta(1, 2, (SIZE // 14 + 1, SIZE // 25 + 1))
-    write_image('S2_20220715.tif', summer(generator, cover, ripe, haze=1))
+    write_image('scenes/S2_20220715.tif', summer(generator, cover, ripe, haze=1))
 
     forest = np.flatnonzero(cover[tuple(plots.T)] == FOREST)
     cleared = np.sort(generator.choice(forest, CLEARED, replace=False))
@@ -131,7 +139,9 @@ def draw_landscape(seed: int = 0) -> None:
     for plot in plots[cleared]:
         near = np.hypot(row - plot[0], column - plot[1]) < generator.uniform(8, 20)
         later[near & (cover == FOREST)] = CLEARING
-    write_image('S2_20230805.tif', summer(generator, later, 0.2 + 0.8 * ripe, haze=1.5))
+    write_image(
+        'scenes/S2_20230805.tif', summer(generator, later, 0.2 + 0.8 * ripe, haze=1.5)
+    )
 
     y, x = np.reshape(CORNER[::-1], (2, 1)) + (10 * plots.T + 5) * [[-1], [1]]
     places = gpd.GeoSeries.from_xy(x, y, crs=CRS).to_crs('EPSG:4326')

@@ -26,7 +26,6 @@ def test_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('RS_EMBED_DYNAMICVIS_IMG', '64')
     monkeypatch.setattr(sys, 'argv', ['study.py', 'study'])
     study = runpy.run_path(str(ROOT / 'examples' / 'study.py'), run_name='__main__')
     out = capsys.readouterr().out
@@ -53,6 +52,7 @@ def test_study(
     cleared = set(pd.read_csv('cleared.csv')['id'])
     change = gpd.read_parquet('change.parquet').sort_values('change', ascending=False)
     assert set(change['point_id'][:5]) <= cleared
+    assert set(change['point_id'][change['change'] > 3.5]) <= cleared
     assert len(cleared & set(change['point_id'][:20])) >= 8
     check_page(study, out)
 
