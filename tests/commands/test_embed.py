@@ -119,6 +119,27 @@ def test_mosaic_of_finer_cells_where_chips_overlap(
         np.testing.assert_allclose(cells, middle, rtol=1e-3, atol=1e-3)
 
 
+def test_size_of_the_images_is_an_option_before_the_variable(
+    make_scene: MakeScene, run_cli: RunCli, tmp_path: Path
+) -> None:
+    scene, output = make_scene(), tmp_path / 'maps'
+    small = (scene, '--output', output, '--grid', '--img-size', '32')
+    assert embed(run_cli, *small)[0] == 0
+    first = sorted(output.glob('*.tif'))[0]
+    with rasterio.open(first) as file:
+        assert (file.count, file.height, file.width) == (768, 1, 1)
+    made = read_provenance(first)['model']
+    assert made['backbone']['settings']['img_size'] == [32, 32]
+    assert made['preprocessing']['resize'] == [32, 32]
+    code, _, err = embed(run_cli, *small[:-2])
+    assert code == 2
+    assert re.search(r'img_size +\[32, 32\] +\[64, 64\]\n', err)
+    for size in ('15', '16385', '512,512', 'large'):
+        code, _, err = embed(run_cli, scene, '--output', output, '--img-size', size)
+        assert (code, err.count('\n')) == (2, 1)
+        assert f"--img-size: '{size}' must be a number of pixels, 16 to 16384" in err
+
+
 def test_vectors_of_an_earlier_stage(
     make_scene: MakeScene, run_cli: RunCli, tmp_path: Path
 ) -> None:

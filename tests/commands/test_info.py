@@ -28,6 +28,8 @@ def test_each_setting_says_where_its_value_comes_from(
     assert table['arch'] == ['l', 'RS_EMBED_DYNAMICVIS_ARCH']
     assert table['img_size'] == ['64', 'RS_EMBED_DYNAMICVIS_IMG']
     assert table['checkpoint'] == ['some/file.pth', 'argument']
+    _, out, _ = run_cli('info', '--img-size', '32', '--device', 'cpu')
+    assert rows(out)['img_size'] == ['32', 'argument']
     assert table['path_type'] == ['forward_reverse_mean', 'default']
     assert table['device'][0].startswith('cpu')
     assert table['selective scan'][0].endswith('(asked for: auto)')
