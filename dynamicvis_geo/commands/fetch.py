@@ -48,6 +48,7 @@ def run(arguments: Namespace) -> None:
         raise SpecError('fetch needs --cache FOLDER: where the chips are kept')
     log(quiet=False)
     given = earthengine(arguments)
+    # What takes seconds to import comes after what can be told without.
     from dynamicvis_geo.datamodules import EarthEngineDataModule
     from dynamicvis_geo.datasets import EarthEngineDataset
 

@@ -49,6 +49,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Write the maps, and print how many."""
+    from dynamicvis_geo.datasets.scene_files import find_files
+    from dynamicvis_geo.models.safe_load import read_head
+
+    read_head(arguments.probe)
+    find_files(arguments.maps)
+    # What takes seconds to import comes after what can be told without.
     from dynamicvis_geo.evaluation.class_maps import predict_maps
 
     written, skipped = predict_maps(

@@ -166,12 +166,19 @@ def _fractions(text: str) -> tuple[float, float, float]:
 
 def run(arguments: Namespace) -> None:
     """Print the table of all methods, and write the results."""
+    from dynamicvis_geo.evaluation.labels import labels_file
+    from dynamicvis_geo.formats.geoparquet import find_parts
+
+    output: Path = arguments.output
+    _check_output(output, arguments.overwrite)
+    find_parts(arguments.embeddings)
+    if arguments.labels is not None:
+        labels_file(arguments.labels)
+    # What takes seconds to import comes after what can be told without.
     from dynamicvis_geo.datamodules import EmbeddingDataModule
     from dynamicvis_geo.evaluation import evaluate
     from dynamicvis_geo.evaluation.problem import as_problem
 
-    output: Path = arguments.output
-    _check_output(output, arguments.overwrite)
     data = EmbeddingDataModule(
         arguments.embeddings,
         arguments.target,

@@ -138,16 +138,26 @@ def join_labels(
     )
 
 
+def labels_file(path: AnyPath) -> Place:
+    """Return the path of a file of labels.
+
+    Raises:
+        SourceError: If there is no such file.
+    """
+    path = input_path(path)
+    if kind_of(path) is None:
+        raise SourceError(
+            f'{path}: no such file; give a CSV, a Parquet file or a vector file'
+        )
+    return path
+
+
 def _read(labels: LabelSource, source: str, text: Iterable[str]) -> pd.DataFrame:
     """Read a table of labels, ids in a CSV as they are written; rows count from 0."""
     if isinstance(labels, pd.DataFrame):
         table = labels
     else:
-        path = input_path(labels)
-        if kind_of(path) is None:
-            raise SourceError(
-                f'{path}: no such file; give a CSV, a Parquet file or a vector file'
-            )
+        path = labels_file(labels)
         try:
             table = _read_file(path, text)
         except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:

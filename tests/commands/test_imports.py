@@ -65,6 +65,11 @@ fetch --roi 10,47,11,48 --year 2022
 fetch --roi 10,47,11,48 --start 2022-09-01 --end 2022-06-01 --cache chips
 plot map maps --output new.png
 similar pooled.parquet --like nothing
+probe nothing.parquet --target kind
+probe pooled.parquet --target kind --labels nothing.csv
+predict-map nothing.ckpt maps --output classes
+report nothing.parquet --output new.html
+merge nothing.parquet
 convert nothing.pth new.safetensors
 info --checkpoint nothing.pth
 """
