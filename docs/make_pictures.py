@@ -82,7 +82,7 @@ def side_by_side(scene: str, maps: xarray.DataArray) -> Figure:
     colours = class_colours(names)
     fitted = fit_map_colours([maps.values])
     figure, panels = sheet(3, 3, None)
-    figure.set_size_inches(12, 4.9)
+    figure.set_size_inches(12, 5.3)
     for panel, picture, title in (
         (panels[0], image, 'scene'),
         (panels[1], map_picture(fitted, maps.values), f'PCA: {fitted.shares}'),
@@ -93,7 +93,8 @@ def side_by_side(scene: str, maps: xarray.DataArray) -> Figure:
         ),
     ):
         show(panel, picture)
-        panel.set_title(title, fontsize=10)
+        # Above the scale bar.
+        panel.set_title(title, fontsize=10, pad=18)
         mark_ground(panel, *place)
     figure.legend(
         handles=[Patch(color=c, label=name) for name, c in colours.items()],
@@ -120,8 +121,7 @@ def make(scene: str, folder: Path) -> None:
         '--output maps.zarr'
     )
     # Small chips need no input of 512 pixels.
-    os.environ['RS_EMBED_DYNAMICVIS_IMG'] = '128'
-    command(f'embed {scene} --size 64 {STRETCH} --output chips.parquet')
+    command(f'embed {scene} --size 64 --img-size 128 {STRETCH} --output chips.parquet')
     chips = gpd.read_parquet('chips.parquet')['id']
     command(f'plot rgb {scene} --output scene.png')
     command('plot pca maps.zarr --output pca.png')

@@ -228,6 +228,7 @@ def plot_canvases(
         panels, pictures, canvases, names, strict=True
     ):
         show(axes, np.nan_to_num(picture, nan=MISSING))
-        axes.set_title(name, fontsize=9, parse_math=False)
+        # Above the scale bar, which is as wide as narrow panels leave room for.
+        axes.set_title(name, fontsize=9, pad=16, parse_math=False)
         mark_ground(axes, canvas.crs, canvas.bounds)
     return figure, panels

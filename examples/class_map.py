@@ -75,8 +75,9 @@ def main(
     classes = maps[0].copy(data=classes.reshape(maps.shape[1:]))
     # Names in tags, as dynamicvis-geo predict-map writes them.
     tags = {f'class_{number}': name for number, name in enumerate(names)}
-    classes.rio.to_raster(Path(folder) / 'classes.tif', tags=tags)
-    figure, _ = plot_class_maps(Path(folder) / 'classes.tif')
+    path = Path(folder) / 'classes.tif'
+    classes.drop_encoding().rio.to_raster(path, tags=tags)
+    figure, _ = plot_class_maps(path)
     mark_random_weights(figure, {'model': {'weights': weights}})
     figure.savefig(Path(folder) / 'classes.png', dpi=150)
 

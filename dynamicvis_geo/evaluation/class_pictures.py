@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import matplotlib
@@ -169,7 +170,9 @@ def plot_class_maps(
         shares = np.stack([_shares(one, maps) for one in canvases], axis=1)
         draw = _plot_labels if maps.multilabel else _plot_classes
         figure = draw(canvases, names, chosen, shares)
-    title = f'{source}: {len(maps.chips)} maps'
+    title = PurePath(str(source)).name
+    if len(maps.chips) > 1:
+        title += f': {len(maps.chips)} maps'
     wanted = len(parts) * (maps.bands if maps.multilabel else 1)
     if wanted > MAX_PANELS:
         title += f' ({wanted - MAX_PANELS} of {wanted} panels are not shown)'
