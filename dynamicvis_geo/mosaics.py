@@ -222,8 +222,11 @@ def plot_canvases(
         The figure and its panels.
     """
     count = len(pictures)
-    figure, panels = sheet(count, columns=min(count, 3), title=title)
-    figure.set_size_inches(*((8, 8) if count == 1 else (10, 3.9 * -(-count // 3))))
+    columns = min(count, 3)
+    figure, panels = sheet(count, columns, title)
+    # A row has a square panel and its texts; all rows the title, and perhaps a legend.
+    height = (10 / columns + 0.6) * -(-count // columns) + 0.6
+    figure.set_size_inches(*((8, 8) if count == 1 else (10, height)))
     for axes, picture, canvas, name in zip(
         panels, pictures, canvases, names, strict=True
     ):
