@@ -21,6 +21,11 @@ _REMEDY = (
     'vector file'
 )
 
+#: Columns that come from features, and so from weights.
+FROM_FEATURES = frozenset(
+    ('prediction', 'correct', 'error', 'similarity', 'change', 'distance')
+)
+
 
 @dataclass(frozen=True)
 class MapTable:

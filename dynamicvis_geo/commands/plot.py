@@ -232,10 +232,11 @@ def _rgb(arguments: Namespace) -> None:
     chosen, columns = side_by_side(names, _SHEET)
     images = [read_image(files[i], bands, pixels=256) for i in chosen]
     limits = stretch_limits(images)
+    folder = PurePath(str(source)).name or Path.cwd().name
     figure = plot_sheet(
         [stretch_rgb(image, limits=limits) for image in images],
         [chip_label(names[i]) for i in chosen],
-        f'{len(chosen)} of {len(files)} images of {PurePath(str(source)).name}',
+        f'{len(chosen)} of {len(files)} images of {folder}',
         columns,
     )
     _save(figure, arguments.output, {})
@@ -334,7 +335,7 @@ def _map(arguments: Namespace) -> None:
     With --color, draw a column instead. Where places have several dates, each date is a
     panel; colours mean the same in all.
     """
-    from dynamicvis_geo.map_tables import of_output, open_map_table
+    from dynamicvis_geo.map_tables import FROM_FEATURES, of_output, open_map_table
     from dynamicvis_geo.plotting.maps import (
         date_panels,
         panel_names,
@@ -365,7 +366,11 @@ def _map(arguments: Namespace) -> None:
             values, words = opened.labels(arguments.labels, column)
             print(f'{words}.')
         figure = plot_column_map(values, class_colours=read_colors(arguments), **drawn)
-    _save(figure, arguments.output, opened.provenance)
+    # Labels, splits and dates owe nothing to the weights.
+    featured = embedded is not None or (
+        arguments.labels is None and column in FROM_FEATURES
+    )
+    _save(figure, arguments.output, opened.provenance if featured else {})
 
 
 def _check_map_options(arguments: Namespace) -> None:

@@ -127,7 +127,7 @@ def plot_change_sheet(
             later['centre_lat'].to_numpy(float),
         ),
         boxes=boxes,
-        columns=4,
+        columns=8,
     )
     mark_random_weights(figure, change.provenance)
     return figure

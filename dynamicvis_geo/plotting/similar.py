@@ -44,7 +44,8 @@ def plot_similar(found: Similar, images: ImageOfChip | None = None) -> Figure:
     boxes: list[Box | None] = [None] * len(captions)
     names = chip_names(found.pictured)
     for name, (i, row) in zip(names, table.iterrows(), strict=True):
-        lines = [f'similarity {row["similarity"]:.4f}', chip_label(name)]
+        rank = f'{len(boxes) - len(like) - len(unlike) + 1}: '
+        lines = [f'{rank}similarity {row["similarity"]:.4f}', chip_label(name)]
         if 'cell_row' in table:
             lines.insert(1, f'cell {row["cell_row"]}, {row["cell_column"]}')
         captions.append('\n'.join(lines))

@@ -32,6 +32,7 @@ from dynamicvis_geo.plotting import (
     stretch_rgb,
 )
 from dynamicvis_geo.plotting.colours import Picture, sample_rows
+from dynamicvis_geo.plotting.features import chip_names
 from dynamicvis_geo.quicklooks import Quicklooks
 from dynamicvis_geo.report import tables
 from dynamicvis_geo.report.images import Image, figure_image, picture_image
@@ -112,7 +113,7 @@ class Card:
     """A chip that is shown as an example.
 
     Attributes:
-        id: Its id.
+        id: Its plot, or else its id.
         details: Date and valid fraction.
         images: Its quicklook, if there is one, and its features in colour.
     """
@@ -287,7 +288,10 @@ def _cards(
     output: Output, features: Features, quicklooks: Quicklooks | None
 ) -> list[Card]:
     """Show chips as examples: their images, all stretched alike, and their features."""
-    chips = [chip for _, chip in output.chips.iloc[features.examples].iterrows()]
+    table = output.chips.iloc[features.examples]
+    # The details have the dates.
+    names = chip_names(table.drop(columns=['start', 'end']))
+    chips = [chip for _, chip in table.iterrows()]
     images: list[NDArray[np.float32] | None] = [None] * len(chips)
     colours = features.colours
     if quicklooks is not None:
@@ -297,17 +301,19 @@ def _cards(
         colours = None
     limits = stretch_limits([image for image in images if image is not None])
     cards = []
-    for chip, image, features_of_chip in zip(chips, images, features.maps, strict=True):
+    for name, chip, image, features_of_chip in zip(
+        names, chips, images, features.maps, strict=True
+    ):
         shown = []
         if image is not None:
             picture = stretch_rgb(image, limits=limits)
-            shown.append(picture_image(picture, f'Image of chip {chip["id"]}'))
+            shown.append(picture_image(picture, f'Image of chip {name}'))
         if colours is not None:
-            alt = f'Features of chip {chip["id"]} in PCA false colour'
+            alt = f'Features of chip {name} in PCA false colour'
             picture = map_picture(colours, features_of_chip)
             shown.append(picture_image(picture, alt))
         if shown:
-            cards.append(Card(str(chip['id']), _details(chip), shown))
+            cards.append(Card(name, _details(chip), shown))
     return cards
 
 

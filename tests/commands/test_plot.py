@@ -136,6 +136,19 @@ def test_columns_are_mapped(run_cli: Cli, tmp_path: Path) -> None:
         assert output.exists()
 
 
+def test_random_weights_are_said_of_what_comes_from_features(
+    run_cli: Cli, tmp_path: Path
+) -> None:
+    random = {'model': {'backbone': {'weights': 'random'}}}
+    columns = {'cover': ['water', 'trees'] * 6, 'similarity': np.linspace(0, 1, 12)}
+    write_pooled(tmp_path / 'e.parquet', provenance=random, **columns)
+    for column, said in (('similarity', True), ('cover', False)):
+        output = tmp_path / f'{column}.svg'
+        arguments = ('plot', 'map', tmp_path / 'e.parquet', '--color', column)
+        assert run_cli(*arguments, '--output', output)[0] == 0
+        assert ('random weights' in output.read_text()) == said
+
+
 def test_class_maps_are_drawn_in_chosen_colours(run_cli: Cli, tmp_path: Path) -> None:
     write_map(tmp_path / 'maps' / 'a.tif', np.array([[[0, 0, 1, 2]]], np.uint8))
     (tmp_path / 'c.csv').write_text('name,color\nwater,#123456\n')
