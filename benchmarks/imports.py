@@ -72,33 +72,35 @@ def main() -> None:
     parser.add_argument('--repeat', type=int, default=3, help='the least is shown')
     parser.add_argument('--only', default='', help='commands that have this in them')
     options = parser.parse_args()
-    package = str(Path(__file__).parents[1])
-    os.environ['PYTHONPATH'] = package
+    os.environ['PYTHONPATH'] = str(Path(__file__).parents[1])
     os.environ['RS_EMBED_DYNAMICVIS_IMG'] = '64'
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        demo = [sys.executable, '-m', 'dynamicvis_geo', 'demo']
-        subprocess.run(demo, check=True, capture_output=True)
+        demo = Path(folder, 'demo-output')
+        make = [sys.executable, '-m', 'dynamicvis_geo', 'demo', '--output', str(demo)]
+        subprocess.run(make, check=True, capture_output=True)
         print('| command | exit | CPU s | of these it imports |')
         print('|---|---|---|---|')
         for command in COMMANDS:
             if options.only in command:
-                runs = [measure(command.split()) for _ in range(options.repeat)]
+                runs = [measure(demo, command.split()) for _ in range(options.repeat)]
                 seconds = min(time for time, _ in runs)
                 code, _, found = runs[-1][1].partition(' ')
                 print(f'| `{command}` | {code} | {seconds:.2f} | {found} |', flush=True)
 
 
-def measure(arguments: list[str]) -> tuple[float, str]:
+def measure(demo: Path, arguments: list[str]) -> tuple[float, str]:
     """Run a command in a process; return its seconds, exit code and heavy imports."""
-    told = Path('told')
-    process = subprocess.Popen(
-        [sys.executable, '-c', _RUN, str(told), *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    _, _, used = os.wait4(process.pid, 0)
-    return used.ru_utime + used.ru_stime, told.read_text().strip()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, demo.name).symlink_to(demo)
+        told = Path(folder, 'told')
+        process = subprocess.Popen(
+            [sys.executable, '-c', _RUN, str(told), *arguments],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _, _, used = os.wait4(process.pid, 0)
+        return used.ru_utime + used.ru_stime, told.read_text().strip()
 
 
 if __name__ == '__main__':

@@ -30,9 +30,11 @@ cache info .
 plot rgb scene.tif --output rgb.png
 plot pca maps --output pca.png
 plot map pooled.parquet --method pca --output map.png
+plot map pooled.parquet --color valid_fraction --output column.png
 plot neighbours pooled.parquet --chip 0 --output neighbours.png
 similar pooled.parquet --like 0 --k 2 --output found.csv --sheet found.png
 report pooled.parquet --output report.html
+change pooled.parquet other.parquet --output change.parquet
 card pooled.parquet --output card.md
 merge pooled.parquet
 """
@@ -70,6 +72,7 @@ probe pooled.parquet --target kind --labels nothing.csv
 predict-map nothing.ckpt maps --output classes
 report nothing.parquet --output new.html
 merge nothing.parquet
+predict --config nothing.yaml
 convert nothing.pth new.safetensors
 info --checkpoint nothing.pth
 """
@@ -81,6 +84,7 @@ def test_commands_that_need_no_model_import_none(
 ) -> None:
     make_scene()
     write_pooled(tmp_path / 'pooled.parquet')
+    write_pooled(tmp_path / 'other.parquet')
     write_grid(tmp_path / 'maps')
     (tmp_path / 'another.parquet').write_text('not of ours')
     done = subprocess.run(
