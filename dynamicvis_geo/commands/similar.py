@@ -132,16 +132,13 @@ def run(arguments: Namespace) -> None:
 
 def _text(table: pd.DataFrame) -> str:
     """Write a table of what was found, a line each."""
-    columns = ['similarity', 'lon', 'lat', 'cell_row', 'cell_column', 'id']
+    columns = ['similarity', 'lon', 'lat', 'cell_row', 'cell_column', 'point_id', 'id']
     if table['file'].nunique() > 1:
         columns.append('file')
     shown = table[[name for name in columns if name in table]]
-    forms = {'similarity': '{:.4f}'.format, **dict.fromkeys(('lon', 'lat'), _degrees)}
+    # Cosines of one model may all be near 1: as many digits as float32 has.
+    forms = dict.fromkeys(('similarity', 'lon', 'lat'), '{:.6f}'.format)
     return shown.to_string(index=False, formatters=forms, max_colwidth=None)
-
-
-def _degrees(value: float) -> str:
-    return f'{value:.6f}'
 
 
 def _sheet(arguments: Namespace, found: Similar) -> Figure:

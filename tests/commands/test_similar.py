@@ -16,7 +16,8 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 def test_a_table_a_file_and_a_sheet(run_cli: Cli, tmp_path: Path) -> None:
-    embedding = write_pooled(tmp_path / 'e.parquet')
+    plots = [f'plot-{i}' for i in range(12)]
+    embedding = write_pooled(tmp_path / 'e.parquet', point_id=plots)
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     values = unit @ unit[[3, 5]].mean(axis=0) - unit @ unit[7]
     best = [i for i in np.argsort(-values) if i not in (3, 5, 7)][:4]
@@ -27,10 +28,10 @@ def test_a_table_a_file_and_a_sheet(run_cli: Cli, tmp_path: Path) -> None:
     code, out, err = run_cli(*arguments)
     assert (code, err) == (0, '')
     head, *lines = (line.split() for line in out.splitlines())
-    assert head == ['similarity', 'lon', 'lat', 'id']
-    assert [(line[0], line[3]) for line in lines] == [
-        (f'{values[i]:.4f}', f'chip-{i}') for i in best
-    ]
+    assert head == ['similarity', 'lon', 'lat', 'point_id', 'id']
+    assert [line[3:] for line in lines] == [[plots[i], f'chip-{i}'] for i in best]
+    printed = [float(line[0]) for line in lines]
+    np.testing.assert_allclose(printed, values[best], atol=2e-6)
     for name in ('found.parquet', 'found.csv'):
         path = tmp_path / 'new' / name
         code, out, _ = run_cli(*arguments, '--output', path)
