@@ -22,9 +22,10 @@ from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.evaluation.ground import (
     choose_block,
     height_m,
+    keep_apart,
     number_places,
-    shared_ground,
-    without_shared_ground,
+    refuse_torn,
+    sparse_blocks,
 )
 from dynamicvis_geo.evaluation.labels import JoinedLabels, join_labels
 from dynamicvis_geo.evaluation.splits import (
@@ -349,9 +350,11 @@ class EmbeddingDataModule(LightningDataModule):
             rows, splits, groups = rows[given], splits[given], groups[given]
             chips = chips[given]
             labels = encode_labels(values[given], self._task)
-            _refuse_torn(chips, groups, splits, kind)
-        splits, notes = _apart(chips, splits, kind)
-        kept = splits != ''
+            refuse_torn(chips, groups, splits, kind)
+        splits, notes = keep_apart(chips, splits, kind)
+        kept, tested = splits != '', splits == 'test'
+        if kind == 'spatial':
+            notes += sparse_blocks(groups[tested], places[tested])
         return _Divided(
             dataset,
             rows[kept],
@@ -432,61 +435,6 @@ def _choose_block(chips: pd.DataFrame, first: NDArray[np.int64]) -> float:
     lon, lat = chips[list(_CENTRE)].to_numpy(np.float64)[first].T
     shapes = chips['geometry'].to_numpy() if 'geometry' in chips else None
     return choose_block(lon, lat, 0.0 if shapes is None else height_m(shapes))
-
-
-def _refuse_torn(
-    chips: pd.DataFrame, places: NDArray[np.int64], splits: Splits, column: str
-) -> None:
-    """Refuse places that a column puts into several splits."""
-    told = pd.Series(splits).groupby(places).transform('nunique').to_numpy() > 1
-    if told.any():
-        one = np.flatnonzero(places == places[told][0])
-        name = chips['id'].iloc[one[0]] if 'id' in chips else f'{one[0]}'
-        raise SpecError(
-            f'column {column!r} divides {len(np.unique(places[told]))} places that '
-            f'have several chips (dates), such as that of {name}: '
-            f'{", ".join(sorted(set(splits[one])))}; give all chips of a place one '
-            'split, or leave some empty'
-        )
-
-
-def _apart(
-    chips: pd.DataFrame, splits: Splits, kind: str
-) -> tuple[Splits, tuple[str, ...]]:
-    """Leave out, or count, chips that share ground with those of another split."""
-    notes: tuple[str, ...] = ()
-    if kind in ('random', 'stratified'):
-        notes = (
-            f'after a {kind} split, places to test on have neighbours to learn from; a '
-            'spatial one (--split spatial) tells more of new places',
-        )
-    if 'geometry' not in chips:
-        return splits, (
-            *notes,
-            'without footprints, it is not known if splits share ground',
-        )
-    pairs = shared_ground(chips['geometry'].to_numpy(), splits)
-    if not len(pairs):
-        return splits, notes
-    if kind != 'spatial':
-        tested = np.unique(pairs[splits[pairs[:, 0]] == 'test', 0])
-        note = (
-            f'{len(tested)} of {(splits == "test").sum()} chips to test share ground '
-            'with chips to train or validate'
-        )
-        return splits, (*notes, note)
-    kept = without_shared_ground(splits, pairs)
-    for name in sorted(set(splits)):
-        if name not in kept:
-            raise SpecError(
-                f'all chips of split {name!r} share ground with chips of other splits: '
-                'use wider blocks (block_m=), or fewer overlapping chips'
-            )
-    note = (
-        f'{(kept == "").sum()} of {len(kept)} chips were left out, which share ground '
-        'with chips of another split'
-    )
-    return kept, (note,)
 
 
 class _Batches(Dataset[Sample]):

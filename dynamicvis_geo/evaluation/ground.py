@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.evaluation.splits import Splits, block_numbers
 
 #: Length of a degree of latitude, metres.
@@ -26,6 +27,9 @@ _FEW, _CHIPS_WIDE = 20, 4
 
 #: Part of a footprint that is not yet shared ground, but rounding.
 _SLIVER = 1e-4
+
+#: With fewer places a block, on average, most blocks hold one.
+_PLACES_A_BLOCK = 1.5
 
 
 def number_places(chips: pd.DataFrame) -> NDArray[np.int64]:
@@ -131,3 +135,103 @@ def without_shared_ground(splits: Splits, pairs: NDArray[np.int64]) -> Splits:
         beside = pairs[kept[pairs[:, 1]] == stays, 0]
         kept[beside[~np.isin(kept[beside], ('test', stays))]] = ''
     return kept
+
+
+def refuse_torn(
+    chips: pd.DataFrame, places: NDArray[np.int64], splits: Splits, column: str
+) -> None:
+    """Refuse places that a column puts into several splits.
+
+    Args:
+        chips: A row a chip, if known with its ``id``.
+        places: Place of each, ``[n]``.
+        splits: Split of each, ``[n]``.
+        column: Name of the column, for the error.
+
+    Raises:
+        SpecError: If there is one.
+    """
+    told = pd.Series(splits).groupby(places).transform('nunique').to_numpy() > 1
+    if told.any():
+        one = np.flatnonzero(places == places[told][0])
+        name = chips['id'].iloc[one[0]] if 'id' in chips else f'{one[0]}'
+        raise SpecError(
+            f'column {column!r} divides {len(np.unique(places[told]))} places that '
+            f'have several chips (dates), such as that of {name}: '
+            f'{", ".join(sorted(set(splits[one])))}; give all chips of a place one '
+            'split, or leave some empty'
+        )
+
+
+def keep_apart(
+    chips: pd.DataFrame, splits: Splits, kind: str
+) -> tuple[Splits, tuple[str, ...]]:
+    """Leave out, or count, chips that share ground with those of another split.
+
+    Args:
+        chips: A row a chip, if known with its ``geometry``.
+        splits: Split of each, ``[n]``.
+        kind: 'spatial', of which they are left out; any other is counted.
+
+    Returns:
+        The splits, '' for chips that were left out; and notes for a reader of scores.
+
+    Raises:
+        SpecError: If a split has no chip left.
+    """
+    notes: tuple[str, ...] = ()
+    if kind in ('random', 'stratified'):
+        notes = (
+            f'after a {kind} split, places to test on have neighbours to learn from; a '
+            'spatial one (--split spatial) tells more of new places',
+        )
+    if 'geometry' not in chips:
+        return splits, (
+            *notes,
+            'without footprints, it is not known if splits share ground',
+        )
+    pairs = shared_ground(chips['geometry'].to_numpy(), splits)
+    if not len(pairs):
+        return splits, notes
+    if kind != 'spatial':
+        tested = np.unique(pairs[splits[pairs[:, 0]] == 'test', 0])
+        note = (
+            f'{len(tested)} of {(splits == "test").sum()} chips to test share ground '
+            'with chips to train or validate'
+        )
+        return splits, (*notes, note)
+    kept = without_shared_ground(splits, pairs)
+    for name in sorted(set(splits)):
+        if name not in kept:
+            raise SpecError(
+                f'all chips of split {name!r} share ground with chips of other splits: '
+                'use wider blocks (block_m=), or fewer overlapping chips'
+            )
+    note = (
+        f'{(kept == "").sum()} of {len(kept)} chips were left out, which share ground '
+        'with chips of another split'
+    )
+    return kept, (note,)
+
+
+def sparse_blocks(
+    blocks: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[str, ...]:
+    """Say if blocks of a split hold hardly more than a place each.
+
+    Args:
+        blocks: Block of each chip to test, ``[n]``.
+        places: Place of each, ``[n]``.
+
+    Returns:
+        The note, or none.
+    """
+    count, there = len(np.unique(blocks)), len(np.unique(places))
+    if not there or there >= _PLACES_A_BLOCK * count:
+        return ()
+    return (
+        f'the test split has {there} place{"s" * (there != 1)} in {count} '
+        f'block{"s" * (count != 1)}: intervals resample nearly single places, and are '
+        'too narrow where neighbouring blocks are alike; wider blocks (--block) would '
+        'tell more',
+    )

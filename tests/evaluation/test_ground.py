@@ -136,6 +136,29 @@ def test_splits_of_blocks_share_no_ground_and_others_say_how_much(dated: Path) -
         narrow.setup()
 
 
+def test_blocks_of_hardly_more_than_a_place_are_said(tmp_path: Path) -> None:
+    # Sixty places of two dates each; chips do not overlap.
+    place = np.arange(120) % 60
+    path = write_part(
+        tmp_path / 'apart.parquet',
+        vectors(120),
+        lon=13 + 0.05 * place,
+        lat=np.full(120, 48.0),
+        cover=np.where(place % 2 == 0, 'water', 'wood'),
+    )
+    data = EmbeddingDataModule(path, 'cover', block_m=2000)
+    places = len(set(data.rows('test') % 60))
+    blocks = len(set(data.groups('test')))
+    assert places == blocks
+    assert any(
+        note.startswith(f'the test split has {places} places in {blocks} blocks')
+        for note in data.notes
+    )
+    for options in ({'block_m': 20_000}, {'split': 'random'}):
+        fine = EmbeddingDataModule(path, 'cover', **options)
+        assert not any('single places' in note for note in fine.notes)
+
+
 def test_chosen_blocks_are_told(dated: Path) -> None:
     division = EmbeddingDataModule(dated, 'cover').division
     # Twenty blocks in 60 x 740 m, of less than four chips of 2.2 km.
