@@ -9,6 +9,7 @@ the numbers say nothing about the Earth, nor about the model. ``docs/study.md`` 
 through it, and has the commands for a real one.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -89,6 +90,11 @@ def sentences() -> list[str]:
     table = pd.read_csv('probe/results.csv')
     score = table[table['metric'] == 'accuracy_macro'].set_index('method')
     model, colour = score.loc['logistic'], score.loc['baseline'].iloc[1]
+    results = json.loads(Path('probe/results.json').read_text(encoding='utf-8'))
+    differences = pd.DataFrame(results['differences']).query(
+        "metric == 'accuracy_macro' and baseline == 'mean colour'"
+    )
+    less = differences.set_index('method')
     plots = gpd.read_parquet('probe/predictions.parquet')
     tested = plots[plots['split'] == 'test']
     found = [
@@ -106,6 +112,10 @@ def sentences() -> list[str]:
         f'features had a balanced accuracy of {_interval(model)}, against '
         f'{1 / labels.nunique():.2f} for the largest class and {_interval(colour)} for '
         'the same model on the mean colour of the chip.',
+        'The balanced accuracy of the logistic regression was higher than that of the '
+        f'mean colour by {_interval(less.loc["logistic"])}.',
+        'That the linear probe is better than the mean colour has not been shown: the '
+        f'difference was {_interval(less.loc["linear probe"])}.',
         f'The linear probe was right on {tested["correct"].sum()} of the {len(tested)} '
         'test plots.',
         *found,

@@ -208,14 +208,22 @@ def run(arguments: Namespace) -> None:
         print(f'\n{results.wide().reset_index().to_string(index=False)}\n')
         print(
             f'95 % intervals, from {results.n_groups} {results.grouped_by}s of the '
-            'test split.'
+            'test split. Choose the row before you look: the best of several is too '
+            'high.'
+        )
+        print(
+            f'\n{results.table["metric"].iloc[0]} less that of the baselines, on the '
+            'same draws; above 0 is better:\n'
+            f'{results.less_baselines().reset_index().to_string(index=False)}'
         )
         if results.classes:
             print(f'\nF1 of each class:\n{results.f1_by_class().to_string()}\n')
         for note in results.notes:
             print(f'Note: {note}.')
         _write(results, data, arguments, folder)
-    print(f'Wrote {output}: {", ".join(sorted(os.listdir(output)))}.')
+    told = {PREDICTIONS: f'{PREDICTIONS} (of the linear probe)'}
+    names = (told.get(name, name) for name in sorted(os.listdir(output)))
+    print(f'Wrote {output}: {", ".join(names)}.')
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

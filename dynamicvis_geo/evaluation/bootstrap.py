@@ -59,10 +59,54 @@ def bootstrap(
     Raises:
         SpecError: If a number is out of range, or the groups are not one a sample.
     """
-    return bootstrap_all(task, truth, predicted, resamples, seed, level, groups)[0]
+    return draw_scores(
+        task, truth, predicted, resamples, seed, level, groups
+    ).intervals()
 
 
-def bootstrap_all(
+class Draws(NamedTuple):
+    """Metrics of the test split, and after it of each draw of its groups.
+
+    Attributes:
+        overall: ``[1 + R]`` a metric.
+        each: ``[1 + R, C]`` a metric of single classes.
+        tail: Share of the draws beyond either end of an interval; NaN if there is none.
+    """
+
+    overall: dict[str, NDArray[np.float64]]
+    each: dict[str, NDArray[np.float64]]
+    tail: float
+
+    def intervals(self) -> dict[str, Interval]:
+        """Return the interval of each metric."""
+        return {n: _interval(values, self.tail) for n, values in self.overall.items()}
+
+    def intervals_by_class(self) -> dict[str, list[Interval]]:
+        """Return the intervals of each metric of single classes, one a class."""
+        return {
+            name: [_interval(values, self.tail) for values in columns.T]
+            for name, columns in self.each.items()
+        }
+
+    def less(self, other: Draws) -> dict[str, Interval]:
+        """Return the interval of each metric less that of another method, paired.
+
+        Both are scored on the same draws, so that what is hard for both does not widen
+        the interval of their difference.
+
+        Args:
+            other: Of the same test split, groups, number of draws and seed.
+
+        Returns:
+            Differences; a draw for which either is not defined is left out.
+        """
+        return {
+            name: _interval(values - other.overall[name], self.tail)
+            for name, values in self.overall.items()
+        }
+
+
+def draw_scores(
     task: str,
     truth: NDArray[np.generic],
     predicted: NDArray[np.floating],
@@ -70,8 +114,8 @@ def bootstrap_all(
     seed: int = 0,
     level: float = 0.95,
     groups: ArrayLike | None = None,
-) -> tuple[dict[str, Interval], dict[str, list[Interval]]]:
-    """Compute all metrics, and those of each class, with intervals.
+) -> Draws:
+    """Compute all metrics, and those of each class, of the test split and its draws.
 
     Args:
         task: As :func:`bootstrap` takes it, as all others.
@@ -83,8 +127,7 @@ def bootstrap_all(
         groups: Group of each sample.
 
     Returns:
-        The intervals of each metric; and of each metric of
-        :func:`~dynamicvis_geo.evaluation.metrics.all_scores`, one a class.
+        The metrics of :func:`~dynamicvis_geo.evaluation.metrics.all_scores`.
 
     Raises:
         SpecError: As :func:`bootstrap`.
@@ -121,13 +164,7 @@ def bootstrap_all(
         }
         for i in (0, 1)
     )
-    return (
-        {name: _interval(values, tail) for name, values in overall.items()},
-        {
-            name: [_interval(values, tail) for values in columns.T]
-            for name, columns in each.items()
-        },
-    )
+    return Draws(overall, each, tail)
 
 
 def check_resamples(resamples: int) -> None:

@@ -15,7 +15,7 @@ from sklearn.metrics import PredictionErrorDisplay, confusion_matrix
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.evaluation.baselines import constant
-from dynamicvis_geo.evaluation.bootstrap import bootstrap_all, check_resamples
+from dynamicvis_geo.evaluation.bootstrap import check_resamples, draw_scores
 from dynamicvis_geo.evaluation.knn import knn
 from dynamicvis_geo.evaluation.linear import fit_linear
 from dynamicvis_geo.evaluation.problem import Arrays, Problem, as_problem
@@ -44,6 +44,17 @@ COLUMNS = (
 #: Columns of :attr:`Results.by_class`.
 CLASS_COLUMNS = ('method', 'setting', 'class', 'metric', 'value', 'low', 'high', 'n')
 
+#: Columns of :attr:`Results.differences`.
+DIFFERENCE_COLUMNS = (
+    'method',
+    'setting',
+    'baseline',
+    'metric',
+    'value',
+    'low',
+    'high',
+)
+
 _BASELINE = 'baseline'
 
 #: With fewer groups, an interval is hardly one.
@@ -62,6 +73,10 @@ class Results:
             ``metric`` (precision, recall, F1, average precision, Jaccard index),
             ``value``, ``low``, ``high``, and ``n``, the test samples of the class; no
             row for regression.
+        differences: A row a method, baseline and metric: ``method``, ``setting``,
+            ``baseline`` (its setting), ``metric``, and ``value``, ``low`` and ``high``
+            of the metric less that of the baseline, on the same draws. An interval that
+            includes 0 does not show which of both is better.
         task: 'binary', 'multiclass', 'multilabel' or 'regression'.
         classes: Names of the classes; none for regression.
         sizes: Number of samples in each split.
@@ -79,6 +94,7 @@ class Results:
 
     table: pd.DataFrame
     by_class: pd.DataFrame
+    differences: pd.DataFrame
     task: str
     classes: tuple[str, ...]
     sizes: dict[str, int]
@@ -166,6 +182,23 @@ class Results:
         order, metrics = dict.fromkeys(pairs), dict.fromkeys(text['metric'])
         return wide.loc[list(order), list(metrics)]
 
+    def less_baselines(self) -> pd.DataFrame:
+        """Return the differences of the first metric, as text.
+
+        Returns:
+            Texts such as '+0.112 [-0.020, +0.240]', a row a method and a column a
+            baseline, whose metric is taken off.
+        """
+        first = self.differences['metric'] == self.table['metric'].iloc[0]
+        rows = self.differences[first]
+        numbers = zip(rows['value'], rows['low'], rows['high'], strict=True)
+        text = rows.assign(text=[_text(*row, '+') for row in numbers])
+        index = ['method', 'setting']
+        wide: pd.DataFrame = text.pivot(index=index, columns='baseline', values='text')
+        order = dict.fromkeys(zip(text['method'], text['setting'], strict=True))
+        baselines = dict.fromkeys(text['baseline'])
+        return wide.loc[list(order)][list(baselines)]
+
     def f1_by_class(self) -> pd.DataFrame:
         """Return the F1 of each class, a row a class and a column a method, as text.
 
@@ -204,6 +237,7 @@ class Results:
                 'groups': {'by': self.grouped_by, 'test': self.n_groups},
                 'results': self.table.to_dict('records'),
                 'by_class': self.by_class.to_dict('records'),
+                'differences': self.differences.to_dict('records'),
                 'choices': self.choices,
                 'confusion': matrices,
                 'notes': self.notes,
@@ -316,16 +350,19 @@ def evaluate(
     truth = problem.splits['test'][1]
     sizes = {f'n_{name}': count for name, count in problem.sizes.items()}
     sizes['n_groups'] = n_groups
-    rows, class_rows = [], []
-    counts = _count(truth, problem)
-    for (method, chosen), values in predicted.items():
-        overall, each = bootstrap_all(
+    drawn = {
+        name: draw_scores(
             problem.task, truth, values, resamples, seed, groups=problem.groups
         )
+        for name, values in predicted.items()
+    }
+    rows, class_rows, differences = [], [], []
+    counts = _count(truth, problem)
+    for (method, chosen), draws in drawn.items():
         named = {'method': method, 'setting': chosen}
         rows += [
             named | {'metric': metric} | interval._asdict() | sizes
-            for metric, interval in overall.items()
+            for metric, interval in draws.intervals().items()
         ]
         class_rows += [
             named
@@ -333,11 +370,19 @@ def evaluate(
             | intervals[i]._asdict()
             | {'n': counts[i]}
             for i, label in enumerate(problem.classes)
-            for metric, intervals in each.items()
+            for metric, intervals in draws.intervals_by_class().items()
         ]
+        differences += [
+            named | {'baseline': baseline, 'metric': metric} | interval._asdict()
+            for (kind, baseline), other in drawn.items()
+            if kind == _BASELINE != method
+            for metric, interval in draws.less(other).items()
+        ]
+    notes += _not_better(differences)
     return Results(
         pd.DataFrame(rows, columns=COLUMNS),
         pd.DataFrame(class_rows, columns=CLASS_COLUMNS),
+        pd.DataFrame(differences, columns=DIFFERENCE_COLUMNS),
         problem.task,
         problem.classes,
         problem.sizes,
@@ -366,7 +411,22 @@ def _count(truth: NDArray[Any], problem: Problem) -> list[int]:
     return counts
 
 
-def _text(value: float, low: float, high: float) -> str:
+def _not_better(differences: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the methods whose first metric may be that of a baseline, or less."""
+    metric = differences[0]['metric']
+    names: dict[str, list[str]] = {}
+    for row in differences:
+        if row['metric'] == metric and row['low'] <= 0:
+            name = f'{row["method"]} {row["setting"]}'
+            names.setdefault(row['baseline'], []).append(name)
+    return [
+        f'not shown to be better than {baseline}: {", ".join(found)} (the interval of '
+        f'the difference in {metric} includes 0, or lies below)'
+        for baseline, found in names.items()
+    ]
+
+
+def _text(value: float, low: float, high: float, sign: str = '-') -> str:
     if not np.isfinite(low):
-        return f'{value:.3f}'
-    return f'{value:.3f} [{low:.3f}, {high:.3f}]'
+        return f'{value:{sign}z.3f}'
+    return f'{value:{sign}z.3f} [{low:{sign}z.3f}, {high:{sign}z.3f}]'

@@ -45,13 +45,17 @@ class Score:
     interval: str
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> 'Score':
+    def of(cls, row: Mapping[str, Any], sign: str = '-') -> 'Score':
         """Write a row of results, whose numbers may be missing."""
         value, low, high = (row[name] for name in ('value', 'low', 'high'))
         if value is None:
             return cls('none', '')
-        between = '' if low is None or high is None else f'{low:.3f} to {high:.3f}'
-        return cls(f'{value:.3f}', between)
+        between = (
+            ''
+            if low is None or high is None
+            else (f'{low:{sign}z.3f} to {high:{sign}z.3f}')
+        )
+        return cls(f'{value:{sign}z.3f}', between)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class Scores:
         notes: What a reader must know of the scores.
         metrics: Heads of the columns of *methods*.
         methods: Name and scores of each method; baselines come first.
+        baselines: Heads of the columns of *differences*.
+        differences: Name of each other method, and the first of its scores less that of
+            each baseline; none in results of before.
         shown: Method whose classes and confusion matrix are shown; '' if none are.
         classes: Name, number of test samples and scores of each class, by
             *class_metrics*.
@@ -78,6 +85,8 @@ class Scores:
     notes: list[str]
     metrics: list[str]
     methods: list[tuple[str, list[Score]]]
+    baselines: list[str]
+    differences: list[tuple[str, list[Score]]]
     shown: str
     classes: list[tuple[str, int, list[Score]]]
     class_metrics: list[str]
@@ -154,6 +163,11 @@ def _scores(found: Mapping[str, Any]) -> Scores:
             name = str(row['class'])
             classes.setdefault(name, {})[str(row['metric'])] = Score.of(row)
             counts[name] = int(row['n'])
+    differences: dict[str, dict[str, Score]] = {}
+    for row in found.get('differences', []):
+        if row['metric'] == metrics[0]:
+            less = differences.setdefault(f'{row["method"]} {row["setting"]}', {})
+            less[str(row['baseline'])] = Score.of(row, '+')
     by_class = [name for name in _BY_CLASS if any(name in c for c in classes.values())]
     none = Score('none', '')
     return Scores(
@@ -165,6 +179,8 @@ def _scores(found: Mapping[str, Any]) -> Scores:
             (name, [scores.get(metric, none) for metric in metrics])
             for name, scores in methods.items()
         ],
+        list(next(iter(differences.values()), {})),
+        [(name, list(less.values())) for name, less in differences.items()],
         shown,
         [
             (name, counts[name], [scores.get(metric, none) for metric in by_class])

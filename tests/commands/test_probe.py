@@ -115,14 +115,19 @@ def test_from_labels_to_maps(
     assert divided[1] == 'blocks of 1 km, chosen from the places'
     assert '--split spatial' not in out
     lines = out.splitlines()
-    assert sum('[' in line for line in lines) == 7
+    # A row each method; and each but the baseline, less it.
+    assert sum('[' in line for line in lines) == 7 + 6
+    assert 'accuracy_micro less that of the baselines' in out
+    assert 'Choose the row before you look' in out
+    assert 'predictions.parquet (of the linear probe), probe.ckpt' in lines[-1]
     assert 'Note: the features are those of random weights' in out
     assert any(line.split()[:2] == ['baseline', 'largest'] for line in lines)
     assert (
         out.index('F1 of each class') < out.index('\nforest ') < out.index('\nwater ')
     )
-    (row,) = (line for line in lines if 'linear probe' in line and '[' in line)
+    row, less = (line for line in lines if 'linear probe' in line and '[' in line)
     assert '1.000 [1.000, 1.000]' in row
+    assert '[+0.' in less
     assert {path.name for path in output.iterdir()} == {
         *('results.json', 'results.csv', 'classes.csv', 'probe.ckpt'),
         'predictions.parquet',

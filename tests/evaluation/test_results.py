@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import precision_recall_fscore_support
 from sklearn.multiclass import OneVsRestClassifier
@@ -174,6 +175,54 @@ def test_intervals_are_those_of_groups_and_few_are_said() -> None:
     logistic = alone.table['method'] == 'logistic'
     low, other = (found.table['low'][logistic] for found in (alone, grouped))
     assert (low != other).all()
+
+
+@pytest.mark.once
+def test_differences_are_those_on_the_same_draws() -> None:
+    data = classes_data(noise=3.0)
+    truth, block = data['test'][1], np.arange(70) % 7
+    colours = {name: x[:, :4] for name, (x, _) in data.items()}
+    options: dict[str, Any] = {'resamples': 300, 'seed': 3, 'groups': block, 'k': (5,)}
+    results = evaluate(data, 'multiclass', colours=colours, **options)
+    rng = np.random.default_rng(3)
+    draws = [
+        np.concatenate([np.flatnonzero(block == i) for i in rng.integers(0, 7, 7)])
+        for _ in range(300)
+    ]
+    tail = norm.cdf(t.ppf(0.025, 6) * np.sqrt(7 / 6))
+    right = {n: v.argmax(axis=1) == truth for n, v in results.predicted.items()}
+    found = results.differences
+    assert list(found.columns) == [
+        *('method', 'setting', 'baseline', 'metric', 'value', 'low', 'high')
+    ]
+    # Three methods, each less two baselines.
+    assert len(found) == 3 * 2 * 6
+    rows = found[found['metric'] == 'accuracy_micro']
+    unsure: dict[str, list[str]] = {}
+    for row in rows.itertuples():
+        name = f'{row.method} {row.setting}'
+        less = right[name].astype(float) - right[f'baseline {row.baseline}']
+        low, high = np.quantile([less[i].mean() for i in draws], [tail, 1 - tail])
+        assert row[5:] == pytest.approx((less.mean(), low, high), abs=1e-12)
+        if low <= 0:
+            unsure.setdefault(str(row.baseline), []).append(name)
+        text = results.less_baselines()[row.baseline][row.method, row.setting]
+        assert text == f'{less.mean():+z.3f} [{low:+z.3f}, {high:+z.3f}]'
+    assert unsure
+    told = [note for note in results.notes if 'not shown to be better' in note]
+    assert [note.split(' (the interval')[0] for note in told] == [
+        f'not shown to be better than {baseline}: {", ".join(names)}'
+        for baseline, names in unsure.items()
+    ]
+    content = json.loads(results.to_json())['differences']
+    assert content[0]['value'] == found['value'].iloc[0]
+    # What is better in every draw needs no such word, nor do scores without intervals.
+    for sure in (
+        evaluate(classes_data(0.1), 'multiclass', **options),
+        evaluate(data, 'multiclass', **{**options, 'resamples': 0}),
+    ):
+        assert not any('not shown' in note for note in sure.notes)
+    assert '[' not in sure.less_baselines().to_string()
 
 
 def test_baselines_know_no_features() -> None:

@@ -61,7 +61,7 @@ def test_page_shows_scores_beside_baselines_with_intervals(tmp_path: Path) -> No
     assert 'Plots 30 to train, 10 to validate, 20 to test' in text
     assert 'spatial, whole blocks of 5 km; 7 chips left out' in text
     assert '95 %, from 10 groups of the test split' in text
-    methods, classes = (
+    methods, differences, classes = (
         {
             row.findtext('th'): [words(cell) for cell in row.iter('td')]
             for row in table.findall('tbody/tr')
@@ -74,10 +74,22 @@ def test_page_shows_scores_beside_baselines_with_intervals(tmp_path: Path) -> No
     (name,) = (name for name in methods if name and name.startswith('logistic'))
     shown = f'{row.value:.3f} {row.low:.3f} to {row.high:.3f}'
     assert shown in methods[name]
+    less = found.differences.query("metric == 'accuracy_micro'").set_index('method')
+    one = less.loc['logistic']
+    assert differences[name] == [
+        f'{one["value"]:+.3f} {one["low"]:+.3f} to {one["high"]:+.3f}'
+    ]
+    assert len(differences) == len(methods) - 1
+    assert 'Less largest class' in text
     assert list(classes)[::2] == ['sand', 'water']
     assert classes['water'][0] == str((found.truth == 2).sum())
     right = np.trace(found.confusion(name))
     assert f'{right} of 20 test samples are right' in text
+    # Those of before have no differences.
+    content = json.loads((folder / 'results.json').read_text())
+    del content['differences']
+    (folder / 'results.json').write_text(json.dumps(content))
+    assert not read_scores(folder, PROVENANCE).differences
     # Results may be named by their file, too.
     assert read_scores(folder / 'results.json', PROVENANCE).target == 'cover'
 
