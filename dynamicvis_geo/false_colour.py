@@ -163,10 +163,7 @@ def plot_false_colours(output: Output, colours: PCAColours | None = None) -> Fig
     if colours is None:
         some = chips.iloc[spread(len(chips), FIT_MAPS)]
         colours = _fit(output.maps(some), len(some))
-    title = (
-        f'Feature maps, {output.dimensions} channels\nmain components (PCA) as red, '
-        f'green and blue: {colours.shares}'
-    )
+    title = f'Feature maps, {output.dimensions} channels\n{colours.words}'
     parts = list(groups(chips))
     if all(compact(some) for _, some in parts):
         figure = _plot_mosaics(output, parts, colours, title)

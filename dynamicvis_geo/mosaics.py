@@ -227,6 +227,9 @@ def plot_canvases(
     # A row has a square panel and its texts; all rows the title, and perhaps a legend.
     height = (10 / columns + 0.6) * -(-count // columns) + 0.6
     figure.set_size_inches(*((8, 8) if count == 1 else (10, height)))
+    if any(picture.shape[0] > 1.5 * picture.shape[1] for picture in pictures):
+        # Texts are wider than such panels, which must not move together.
+        figure.set_layout_engine('constrained')
     for axes, picture, canvas, name in zip(
         panels, pictures, canvases, names, strict=True
     ):

@@ -1,9 +1,10 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dynamicvis_geo.mosaics import Canvas, side_by_side
+from dynamicvis_geo.mosaics import Canvas, plot_canvases, side_by_side
 from dynamicvis_geo.outputs import open_output
 from tests.outputs import write_grid
 
@@ -56,3 +57,14 @@ def test_dates_of_a_place_stand_in_one_row() -> None:
     series = [f'lake_2022{m:02}01' for m in range(1, 13)] * 4
     assert len(side_by_side(series, 24)[0]) == 24
     assert side_by_side(['b', 'a', 'c'], 24) == ([1, 0, 2], 6)
+
+
+def test_texts_of_narrow_mosaics_leave_each_other_free() -> None:
+    canvas = Canvas.of(overlapping(1).assign(maxy=lambda t: t['miny'] + 2560 * 5), 3)
+    names = [f'2024-0{month}-01 to 2024-0{month}-28' for month in (1, 2, 3)]
+    pictures = [np.zeros((40, 8, 3), np.float32)] * 3
+    figure, panels = plot_canvases(pictures, [canvas] * 3, names)
+    figure.draw_without_rendering()
+    for texts in ([axes.title for axes in panels], [a.xaxis.label for a in panels]):
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))

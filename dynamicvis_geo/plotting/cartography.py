@@ -116,9 +116,14 @@ def extent_words(crs: Any, bounds: tuple[float, float, float, float]) -> str:
     if system.is_geographic:
         places = decimals(max(east - west, north - south)) + 1
         x = f'{degrees(west, "EW", places)} to {degrees(east, "EW", places)}'
+        if east - west >= 360:
+            x = 'all longitudes'
         y = f'{degrees(south, "NS", places)} to {degrees(north, "NS", places)}'
         return f'{name}; {x}, {y}'
-    return f'{name}; {west:.0f} to {east:.0f} m E, {south:.0f} to {north:.0f} m N'
+    unit = system.axis_info[0].unit_name
+    unit = 'm' if unit == 'metre' else unit
+    x, y = f'{west:.0f} to {east:.0f}', f'{south:.0f} to {north:.0f}'
+    return f'{name}; {x} {unit} E, {y} {unit} N'
 
 
 def degrees(value: float, names: str, places: int) -> str:

@@ -150,6 +150,11 @@ class PCAColours:
         *first, last = [f'{x:.0f}' if x > 99.95 else f'{x:.1f}' for x in there]
         return f'{", ".join(first)}{" and " if first else ""}{last} % of the variance'
 
+    @property
+    def words(self) -> str:
+        """Meaning of the colours in words, for a caption."""
+        return f'main components (PCA) as red, green and blue: {self.shares}'
+
     def __call__(self, vectors: NDArray[np.floating]) -> Picture:
         """Colour vectors ``[..., D]``: ``[..., 3]`` in 0..1, NaN where not finite."""
         if vectors.shape[-1] != len(self.mean):

@@ -1,5 +1,6 @@
 """A column of a table as colours, and the key that explains them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
+from matplotlib.transforms import nonsingular
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import SpecError
@@ -76,6 +78,8 @@ def column_colours(
     if values.dtype.kind == 'f':
         absent = ~np.isfinite(values.to_numpy())
     there = values[~absent]
+    if pd.api.types.infer_dtype(there) == 'date':
+        there = pd.to_datetime(there)
     if there.empty:
         raise SpecError(
             f'column {name!r} has no values, all {len(values)} are missing: name '
@@ -112,7 +116,7 @@ def _class_labels(there: pd.Series) -> list[str] | None:
     if kind in 'iuf':
         whole = kind != 'f' or bool((there == there.round()).all())
         return (
-            there.astype(np.int64).astype(str).tolist()
+            [str(int(value)) for value in there]
             if whole and there.nunique() <= _FEW
             else None
         )
@@ -139,9 +143,15 @@ def _ordered(labels: list[str]) -> list[str]:
     for usual in (_SPLITS, _YES_NO):
         if different <= set(usual):
             return [label for label in usual if label in different]
-    if all(label.lstrip('-').isdecimal() for label in different):
+    if all(re.fullmatch(r'-?\d+', label) for label in different):
         return sorted(different, key=int)
-    return sorted(different)
+    return sorted(different, key=_natural)
+
+
+def _natural(label: str) -> list[str | int]:
+    """Divide a label so that 'zone 2' comes before 'zone 10'."""
+    parts = re.split(r'(\d+)', label)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _numbers(there: pd.Series) -> NDArray[np.float64]:
@@ -158,6 +168,9 @@ def _scale(numbers: NDArray[np.float64]) -> tuple[ScalarMappable, str]:
     cmap = SEQUENTIAL
     if min(below, above) > _BALANCED * max(below, above):
         low, high, cmap = -max(below, above), max(below, above), DIVERGING
+    if low == high:
+        # As a colour bar does, so that both give the value the same colour.
+        low, high = nonsingular(low, high, expander=0.1)
     sides = (bool(numbers.min() < low), bool(numbers.max() > high))
     beyond = {(1, 1): 'both', (1, 0): 'min', (0, 1): 'max'}.get(sides, 'neither')
     return ScalarMappable(Normalize(low, high), colormaps[cmap]), beyond

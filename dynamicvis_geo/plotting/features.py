@@ -77,7 +77,7 @@ def plot_features(
     show(right, map_picture(colours, feature_map))
     channels, height, width = feature_map.shape
     right.set_title(f'features, {width} x {height} cells, {channels} channels')
-    caption(right, f'main components (PCA) as red, green and blue: {colours.shares}')
+    caption(right, colours.words)
     if title:
         figure.suptitle(title, parse_math=False)
     return figure

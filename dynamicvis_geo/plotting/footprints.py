@@ -39,6 +39,8 @@ _OUTLINE = '0.35'
 _STEPS = (1, 2, 5, 10)
 # Long side of a panel in inches, by the number of panels beside each other.
 _LONG_SIDES = {1: 8.0, 2: 5.4, 3: 4.2}
+# Most height of a panel, as a multiple of its width.
+_TALLEST = {1: 2.0, 2: 2.0, 3: 1.6}
 _CROSS: Mapping[str, Any] = {
     'marker': 'X',
     'markersize': 8,
@@ -74,12 +76,14 @@ def _western_edge(boxes: NDArray[np.float64]) -> float:
     A gap that lies across the antimeridian, or that is no wider than that one, leaves
     the longitudes as they are.
     """
+    if len(boxes) < 2:
+        return -180.0
     order = np.argsort(boxes[:, 0])
     starts = boxes[order, 0]
     ends = np.maximum.accumulate(boxes[order, 2])
     gaps = starts[1:] - ends[:-1]
     outer = starts[0] + 360 - ends[-1]
-    if not len(gaps) or gaps.max() <= outer:
+    if gaps.max() <= outer:
         return -180.0
     return float(starts[1:][gaps.argmax()])
 
@@ -109,15 +113,20 @@ class MapFigure:
         low, high = self._low - margin, self._high + margin
         # At the poles a degree of longitude has no length; the map must have a width.
         shrink = max(np.cos(np.radians((low[1] + high[1]) / 2)), 0.05)
-        wide, tall = (high - low) * [shrink, 1]
-        ratio = min(max(tall / wide, 0.3), 2.0)
         columns = min(panels, max(_LONG_SIDES))
         rows = -(-panels // columns)
+        wide, tall = (high - low) * [shrink, 1]
+        # Neither a thread nor narrower than the texts above and below.
+        full = np.array([max(wide, tall / _TALLEST[columns]), max(tall, 0.3 * wide)])
+        more = (full - [wide, tall]) / [shrink, 1] / 2
+        low, high = low - more, high + more
+        wide, tall = full
+        ratio = tall / wide
         side = _LONG_SIDES[columns]
         width, height = side / max(ratio, 1), side * min(ratio, 1)
         inches = (
-            columns * max(width, 4 if panels == 1 else 2.6) + 0.9 + key_inches,
-            rows * (height + 0.5) + 0.4 + 0.25 * lines,
+            columns * width + 0.9 + key_inches,
+            rows * (height + 0.7) + 0.4 + 0.25 * lines,
         )
         self.figure = Figure(figsize=inches, layout='compressed')
         grid = self.figure.subplots(
@@ -214,6 +223,7 @@ class MapFigure:
             )
             bar.set_label(key.title, fontsize=9, parse_math=False)
             bar.ax.tick_params(labelsize=8)
+            bar.ax.ticklabel_format(axis='y', useOffset=False)
 
     @property
     def _legend_rows(self) -> int:

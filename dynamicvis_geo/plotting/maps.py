@@ -70,11 +70,7 @@ def embedding_colours(
         colours[finite] = _umap(embeddings[finite])
         return colours, 'Colours: UMAP to three dimensions, as red, green and blue'
     pca = PCAColours.fit(embeddings)
-    shares = ', '.join(f'{100 * share:.0f}' for share in pca.explained if share > 0)
-    what = f': {shares} % of the variance' if shares else '; they are all the same'
-    return pca(embeddings), (
-        f'Colours: main components (PCA) as red, green and blue{what}'
-    )
+    return pca(embeddings), f'Colours: {pca.words}'
 
 
 def plot_embedding_map(
@@ -233,7 +229,8 @@ def plot_footprints(
             map_figure.draw(axes, parts[rows], colours[owner[rows]])
         map_figure.cross(axes, failed[of_failed == name])
         if name:
-            axes.set_title(name, fontsize=9, parse_math=False)
+            # Above the scale bar.
+            axes.set_title(name, fontsize=9, pad=16, parse_math=False)
     map_figure.explain(key, len(failed))
     figure = map_figure.figure
     if title:

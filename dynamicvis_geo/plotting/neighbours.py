@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import shapely
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.plotting.colours import stretch_limits, stretch_rgb
 from dynamicvis_geo.plotting.features import caption, chip_label, sheet, show
+from dynamicvis_geo.plotting.footprints import uncut
 from dynamicvis_geo.plotting.maps import LonLat
 
 #: The image ``[3, H, W]`` of a row; None where there is none.
@@ -197,6 +199,6 @@ def _locate(axes: Axes, row: int, lonlat: LonLat | None) -> None:
             0.5, 0.5, 'no image', ha='center', va='center', transform=axes.transAxes
         )
         return
-    lon, lat = lonlat
+    lon, lat = shapely.get_coordinates(uncut(shapely.points(*lonlat))).T
     axes.scatter(lon, lat, s=2, color='0.75', linewidths=0, rasterized=True)
     axes.scatter(lon[row], lat[row], s=60, marker='x', color='tab:red')

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import is_color_like, to_hex, to_rgb
+from matplotlib.colors import is_color_like, to_hex, to_rgb, to_rgba
 from numpy.typing import NDArray
 
 from dynamicvis_geo.errors import SourceError, SpecError, one_line
@@ -128,7 +128,7 @@ def class_colours(
     """
     chosen = dict(chosen or {})
     for name, colour in chosen.items():
-        if not is_color_like(colour):
+        if not _is_opaque(colour):
             raise SpecError(
                 f'the colour of {name!r}, {colour!r}, is none: give one such as '
                 '#1b7837 or green'
@@ -183,7 +183,7 @@ def read_class_colours(path: str | os.PathLike[str]) -> dict[str, str]:
         if not name or name in colours:
             wrong = f'names {name} again' if name else 'has no name'
             raise SourceError(f'{path}, line {line}: it {wrong}: give each class once')
-        if not is_color_like(colour):
+        if not _is_opaque(colour):
             raise SourceError(
                 f'{path}, line {line}: {colour!r} is no color: give one such as '
                 '#1b7837 or green'
@@ -204,6 +204,11 @@ def colour_distance(one: str, other: str) -> float:
         apart), the smaller one of normal sight and of deuteranopia.
     """
     return float(_differ(_seen((one,)), _seen((other,)))[0])
+
+
+def _is_opaque(colour: str) -> bool:
+    """Tell if this is a colour that hides what is below: 'none' is black to others."""
+    return is_color_like(colour) and to_rgba(colour)[3] == 1
 
 
 def _kind(name: str) -> str | None:

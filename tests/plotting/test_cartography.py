@@ -69,5 +69,9 @@ def test_no_bar_is_true_on_maps_of_continents_or_poles(
 def test_crs_and_extent_are_said() -> None:
     words = extent_words(4326, (179.5, -17.25, 180.5, -16.75))
     assert words == 'EPSG:4326, WGS 84; 179.50°E to 179.50°W, 17.25°S to 16.75°S'
+    words = extent_words(4326, (-180, -60, 180, 90))
+    assert words.endswith('; all longitudes, 60.0°S to 90.0°N')
+    words = extent_words('EPSG:2227', (6e6, 2e6, 6.1e6, 2.1e6))
+    assert '6000000 to 6100000 US survey foot E, 2000000 to' in words
     words = extent_words('EPSG:32632', (500e3, 5.2e6, 501e3, 5.201e6))
     assert 'UTM zone 32N; 500000 to 501000 m E, 5200000 to 5201000 m N' in words

@@ -65,6 +65,7 @@ def test_less_variance_shows_less_colour() -> None:
 def test_shares_leave_out_components_that_are_not_there() -> None:
     ramp = np.arange(8.0)[:, None]
     assert PCAColours.fit(ramp).shares == '100 % of the variance'
+    assert PCAColours.fit(ramp).words.endswith('green and blue: 100 % of the variance')
     assert PCAColours.fit(np.ones((5, 3))).shares == 'all are the same'
 
 

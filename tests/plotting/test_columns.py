@@ -1,7 +1,10 @@
+from datetime import date
+
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.plotting.columns import column_colours
@@ -22,6 +25,9 @@ def series(*values: object, name: str = 'a') -> pd.Series:
         (series(10, 9, 2), ['2 (1)', '9 (1)', '10 (1)']),
         (series(10.0, np.nan, -2), ['-2 (1)', '10 (1)', 'no value (1)']),
         (series('b', 'a').astype('category'), ['a (1)', 'b (1)']),
+        (series('zone 10', 'zone 2', '--5'), ['--5 (1)', 'zone 2 (1)', 'zone 10 (1)']),
+        (series(2e20, 1e20), [f'1{"0" * 20} (1)', f'2{"0" * 20} (1)']),
+        (series(date(2024, 5, 1), None), ['2024-05-01 (1)', 'no value (1)']),
         (
             pd.Series(pd.to_datetime(['2024-05-01', '2023-05-01'], utc=True), name='a'),
             ['2023-05-01 (1)', '2024-05-01 (1)'],
@@ -63,6 +69,16 @@ def test_only_signed_numbers_have_0_in_the_middle(
     assert (key.scale.norm.vmin, key.scale.norm.vmax) == limits
     assert (key.scale.get_cmap().name == 'PuOr') == (limits == (-2, 2))
     assert key.beyond == 'neither'
+
+
+def test_a_single_number_has_the_colour_that_its_bar_shows() -> None:
+    colours, key = column_colours(series(0.2, 0.2, None))
+    assert key.scale is not None
+    bar = Figure().colorbar(key.scale, cax=Figure().subplots())
+    low, high = bar.ax.get_ylim()
+    assert low < 0.2 < high
+    shown = key.scale.get_cmap()((0.2 - low) / (high - low))[:3]
+    assert colours[0].tolist() == pytest.approx(shown, abs=0.01)
 
 
 def test_many_dates_are_years() -> None:

@@ -1,5 +1,6 @@
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import pairwise
 
 import geopandas as gpd
 import numpy as np
@@ -159,6 +160,26 @@ def test_of_many_dates_six_are_shown_and_said() -> None:
     titles = [axes.get_title()[:4] for axes in figure.axes]
     assert titles == ['2020', '2022', '2023', '2025', '2026', '2028']
     assert '6 of 9 dates are shown' in figure.get_supxlabel()
+
+
+def test_texts_of_narrow_panels_leave_each_other_free() -> None:
+    table = two_dates(1, 3)
+    tall = [shapely.box(12, 47, 12.01, 47.3)] * 3
+    figure = plot_embedding_map(vectors(3), tall, 'pca', panels=date_panels(table))
+    figure.draw_without_rendering()
+    titles = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(a.x1 < b.x0 for a, b in pairwise(titles))
+    (words,) = (t for t in figure.axes[0].findobj(Text) if t.get_text() == '5 km')
+    assert words.get_window_extent().y1 < titles[0].y0
+
+
+def test_dates_on_a_colour_bar_are_whole_years() -> None:
+    days = pd.Series(pd.date_range('2022-01-01', periods=40), name='day')
+    boxes = [shapely.box(x, 0, x + 1, 1) for x in range(40)]
+    bar = plot_column_map(days, boxes).axes[1]
+    bar.figure.draw_without_rendering()
+    assert all(t.get_text().startswith('202') for t in bar.get_yticklabels())
+    assert bar.yaxis.get_offset_text().get_text() == ''
 
 
 def test_numbers_have_a_colour_bar_and_maps_say_their_crs() -> None:

@@ -39,6 +39,12 @@ def test_sheet_shows_images_or_places_and_names_them() -> None:
     figure.savefig(BytesIO())
 
 
+def test_places_across_the_antimeridian_stay_together() -> None:
+    lonlat = (np.array([179.8, -179.8, 179.9, 180, -179.9, 179.7, 179.6]), np.zeros(7))
+    figure = plot_neighbours(EMBEDDINGS, list('abcdefg'), 0, k=1, lonlat=lonlat)
+    assert np.ptp(figure.axes[0].get_xlim()) < 1
+
+
 @pytest.mark.parametrize(
     ('query', 'k', 'message'),
     [

@@ -92,6 +92,8 @@ def test_chosen_colours_win_and_are_kept_free(tmp_path: Path) -> None:
         class_colours(['oats'], chosen)
     with pytest.raises(SpecError, match="'oats', 'pale', is none"):
         class_colours(['oats'], {'oats': 'pale'})
+    with pytest.raises(SpecError, match="'oats', 'none', is none"):
+        class_colours(['oats'], {'oats': 'none'})
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,7 @@ def test_chosen_colours_win_and_are_kept_free(tmp_path: Path) -> None:
         ('name,color\na,red\na,blue\n', 'line 3: it names a again'),
         ('name,color\n,red\n', 'line 2: it has no name'),
         ('name,color\na\n', "line 2: '' is no color"),
+        ('name,color\na,none\n', "line 2: 'none' is no color"),
         ('', "first line is ''"),
     ],
 )
