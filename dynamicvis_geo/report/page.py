@@ -188,7 +188,7 @@ def _content(
         'map': _map(output, failures, on_map),
         'coloured': on_map is not None,
         'broken': on_map is not None and bool(np.isnan(on_map).any()),
-        'shares': '' if colours is None else colours.shares,
+        'pca': '' if colours is None else colours.words,
         'valid': _valid_fractions(output),
         'similarities': _similarities(features.vectors, counted),
         'counted': counted,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyproj import Geod
 
 from dynamicvis_geo.formats.base import spread
-from dynamicvis_geo.plotting.cartography import degrees, extent_words
+from dynamicvis_geo.plotting.cartography import degrees, extent_words, metres_per_degree
 from dynamicvis_geo.plotting.colours import Picture
 from dynamicvis_geo.plotting.footprints import split_parts, uncut
 
@@ -27,8 +27,6 @@ _CORNERS = 64
 _SMALLEST = 4.0
 # Most characters of what is told of a place.
 _TITLE = 200
-# A scale that holds in the middle of the map must say so beyond these degrees.
-_TALL = 8.0
 _WGS84 = Geod(ellps='WGS84')
 
 
@@ -226,7 +224,7 @@ class _Frame:
 
     @property
     def tall(self) -> bool:
-        return self.north - self.south > _TALL
+        return metres_per_degree(self.south, self.north) is None
 
     @property
     def bar_metres(self) -> float:

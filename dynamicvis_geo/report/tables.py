@@ -3,11 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
+import shapely
 from numpy.typing import NDArray
 
 from dynamicvis_geo.outputs import Failures, Output
+from dynamicvis_geo.plotting.cartography import degrees
+from dynamicvis_geo.plotting.footprints import split_parts, uncut
 from dynamicvis_geo.provenance import METADATA_FILE
 from dynamicvis_geo.terms import find
 
@@ -46,16 +50,25 @@ def overview(output: Output, failures: Failures | None) -> list[Row]:
     ]
     if not len(chips):
         return rows
-    west, south, east, north = chips.total_bounds
     rows += [
         ('Size of a chip', _size(output)),
         ('Dates', _dates(chips)),
         ('CRS', _crs(chips)),
-        ('Longitudes', f'{west:.4f} to {east:.4f}'),
-        ('Latitudes', f'{south:.4f} to {north:.4f}'),
+        *_extent(chips),
         ('Valid fraction', _valid(chips['valid_fraction'])),
     ]
     return rows
+
+
+def _extent(chips: gpd.GeoDataFrame) -> list[Row]:
+    parts, _ = split_parts(chips.geometry.to_numpy())
+    if not len(parts):
+        return []
+    west, south, east, north = shapely.total_bounds(uncut(parts))
+    return [
+        ('Longitudes', f'{degrees(west, "EW", 4)} to {degrees(east, "EW", 4)}'),
+        ('Latitudes', f'{degrees(south, "NS", 4)} to {degrees(north, "NS", 4)}'),
+    ]
 
 
 def notes(

@@ -72,6 +72,7 @@ def test_many_places_are_thinned_and_small_ones_are_seen() -> None:
     assert drawn.small
     assert all(mark.path.endswith('h0') for mark in drawn.marks)
     assert drawn.bar_at == '0°'
+    assert draw([shapely.box(10, 80, 12, 83)]).bar_at == '82°N'
 
 
 def test_a_single_point_has_a_kilometre_around_it() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from matplotlib.colors import to_rgb
 
 from dynamicvis_geo.errors import SourceError
 from dynamicvis_geo.report import write_report
@@ -208,6 +209,7 @@ def test_an_unfinished_folder_broken_vectors_and_no_provenance_are_noted(
     assert 'carries no provenance' in text
     assert '1 of 2 vectors have NaN' in text
     assert 'Dates not dated' in text
+    assert 'Longitudes 179.9000°E to 179.9000°W Latitudes 0.0000° to 0.0000°' in text
 
 
 def test_empty_run_has_a_page(tmp_path: Path) -> None:
@@ -235,14 +237,16 @@ def test_a_broken_list_of_failures_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which('chromium') is None, reason='no chromium here')
 def test_a_browser_shows_the_page(tmp_path: Path) -> None:
-    write_pooled(tmp_path / 'e.parquet')
+    # Far apart, and so too small to be seen without a thick outline.
+    far = shapely.box(np.arange(12), 0, np.arange(12) + 0.01, 0.01)
+    write_pooled(tmp_path / 'e.parquet', geometry=far)
     page = write_report(tmp_path / 'e.parquet', tmp_path / 'e.html')
     shot = tmp_path / 'shot.png'
     command = [
         *('chromium', '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic'),
         *('--no-first-run', '--disable-background-networking', '--disable-sync'),
         *('--disable-component-update', f'--user-data-dir={tmp_path / "profile"}'),
-        *(f'--screenshot={shot}', '--window-size=400,1200', '--dump-dom'),
+        *(f'--screenshot={shot}', '--window-size=400,2400', '--dump-dom'),
         page.as_uri(),
     ]
     done = subprocess.run(
@@ -252,6 +256,10 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     assert re.search(r'<div class="tools"[^>]*>', page.read_text())[0].count('hidden')
     assert '<div class="tools" role="group" aria-label="Move the map">' in done.stdout
     with rasterio.open(shot) as picture:
-        assert (picture.width, picture.height) == (400, 1200)
+        assert (picture.width, picture.height) == (400, 2400)
         # Text, lines and the colours of the map: not a blank page.
-        assert len(np.unique(picture.read()[:3].reshape(3, -1), axis=1).T) > 50
+        pixels = np.unique(picture.read()[:3].reshape(3, -1), axis=1).T
+        assert len(pixels) > 50
+    (mark, *_) = [path for path in svg(page).iter(f'{SVG}path') if path.get('fill')]
+    colour = [round(255 * value) for value in to_rgb(mark.get('fill', ''))]
+    assert colour in pixels.tolist()
