@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from dynamicvis_geo.datasets.embeddings import PooledEmbeddings
@@ -336,12 +336,14 @@ class EmbeddingDataModule(LightningDataModule):
             _, first = np.unique(places, return_index=True)
             groups = places
             if kind == 'spatial':
+                lon, lat = chips[list(_CENTRE)].to_numpy(np.float64)[first].T
                 if block_m is None:
-                    block_m = _choose_block(chips, first)
-                centres = chips[list(_CENTRE)].to_numpy(np.float64)[first][places]
-                lon, lat = centres.T
+                    known = 'geometry' in chips
+                    side = height_m(chips['geometry'].to_numpy()) if known else 0.0
+                    block_m = choose_block(lon, lat, side)
+                lon, lat = lon[places], lat[places]
                 groups = block_numbers(lon, lat, block_m)
-                splits = self._draw_blocks(centres, block_m, labels)
+                splits = self._draw_blocks(lon, lat, block_m, labels)
             else:
                 splits = self._draw_places(kind, labels, first)[places]
         else:
@@ -369,17 +371,12 @@ class EmbeddingDataModule(LightningDataModule):
         )
 
     def _draw_blocks(
-        self, centres: NDArray[np.float64], block_m: float, labels: Labels
+        self, lon: ArrayLike, lat: ArrayLike, block_m: float, labels: Labels
     ) -> Splits:
         single = labels.task in ('binary', 'multiclass')
-        lon, lat = centres.T
+        classes = labels.values if single else None
         return spatial_block_split(
-            lon,
-            lat,
-            block_m,
-            self.fractions,
-            self.seed,
-            labels.values if single else None,
+            lon, lat, block_m, self.fractions, self.seed, classes
         )
 
     def _draw_places(
@@ -429,12 +426,6 @@ def _chips(dataset: PooledEmbeddings, rows: NDArray[np.int64]) -> pd.DataFrame:
     names = ['id', *known, 'geometry']
     chips = dataset.read([name for name in names if name in dataset.columns])
     return pd.DataFrame(chips).iloc[rows].reset_index(drop=True)
-
-
-def _choose_block(chips: pd.DataFrame, first: NDArray[np.int64]) -> float:
-    lon, lat = chips[list(_CENTRE)].to_numpy(np.float64)[first].T
-    shapes = chips['geometry'].to_numpy() if 'geometry' in chips else None
-    return choose_block(lon, lat, 0.0 if shapes is None else height_m(shapes))
 
 
 class _Batches(Dataset[Sample]):

@@ -81,6 +81,7 @@ def test_page_shows_scores_beside_baselines_with_intervals(tmp_path: Path) -> No
     ]
     assert len(differences) == len(methods) - 1
     assert 'Less largest class' in text
+    assert f'What follows is of the {name} alone' in text
     assert list(classes)[::2] == ['sand', 'water']
     assert classes['water'][0] == str((found.truth == 2).sum())
     right = np.trace(found.confusion(name))
