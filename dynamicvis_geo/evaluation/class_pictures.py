@@ -12,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.transforms import nonsingular
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
@@ -22,7 +23,7 @@ from dynamicvis_geo.mosaics import MAX_PANELS, Canvas, compact, groups, plot_can
 from dynamicvis_geo.paths import AnyPath, Place, input_path
 from dynamicvis_geo.plotting.colours import Picture, stretch_limits
 from dynamicvis_geo.plotting.features import chip_label, chip_names
-from dynamicvis_geo.plotting.marks import mark_random_weights
+from dynamicvis_geo.plotting.marks import add_legend, mark_random_weights
 from dynamicvis_geo.plotting.palette import MISSING, SEQUENTIAL, class_colours
 from dynamicvis_geo.provenance import find_provenance
 from dynamicvis_geo.rasters import open_raster
@@ -243,13 +244,7 @@ def _plot_classes(
         handles.append(Patch(facecolor=colour, label=f'{name}{told}'))
     if missing:
         handles.append(Patch(facecolor=MISSING, label='no class'))
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=min(len(handles), 3),
-        frameon=False,
-        fontsize=8,
-    )
+    add_legend(figure, handles, loc='outside lower center', ncols=min(len(handles), 3))
     return figure
 
 
@@ -277,7 +272,8 @@ def _plot_labels(
 def _plot_numbers(canvases: Sequence[Canvas], names: Sequence[str]) -> Figure:
     colormap = matplotlib.colormaps[SEQUENTIAL].with_extremes(bad=MISSING)
     values = [canvas.values[..., 0] for canvas in canvases]
-    scale = Normalize(*stretch_limits(values))
+    # As a colour bar does, so that both give a single number the same colour.
+    scale = Normalize(*nonsingular(*stretch_limits(values), expander=0.1))
     pictures: list[Picture] = [
         colormap(scale(np.ma.masked_invalid(one)))[..., :3] for one in values
     ]

@@ -103,7 +103,9 @@ def column_colours(
     classes = class_colours(_ordered(labels), chosen)
     table = {label: to_rgb(colour) for label, colour in classes.items()}
     colours[~absent] = [table[label] for label in labels]
-    shown = {f'{one} ({counts[one]:,})': colour for one, colour in classes.items()}
+    shown = {
+        f'{one or "empty"} ({counts[one]:,})': colour for one, colour in classes.items()
+    }
     return colours, Key(name, {**shown, **missing})
 
 
@@ -168,9 +170,8 @@ def _scale(numbers: NDArray[np.float64]) -> tuple[ScalarMappable, str]:
     cmap = SEQUENTIAL
     if min(below, above) > _BALANCED * max(below, above):
         low, high, cmap = -max(below, above), max(below, above), DIVERGING
-    if low == high:
-        # As a colour bar does, so that both give the value the same colour.
-        low, high = nonsingular(low, high, expander=0.1)
+    # As a colour bar does, so that both give a single number the same colour.
+    low, high = nonsingular(low, high, expander=0.1)
     sides = (bool(numbers.min() < low), bool(numbers.max() > high))
     beyond = {(1, 1): 'both', (1, 0): 'min', (0, 1): 'max'}.get(sides, 'neither')
     return ScalarMappable(Normalize(low, high), colormaps[cmap]), beyond

@@ -24,6 +24,7 @@ from dynamicvis_geo.plotting.cartography import (
 )
 from dynamicvis_geo.plotting.colours import Picture
 from dynamicvis_geo.plotting.columns import Key
+from dynamicvis_geo.plotting.marks import add_legend
 
 Shapes = NDArray[np.object_]
 
@@ -209,14 +210,17 @@ class MapFigure:
         if failures:
             handles.append(Line2D([], [], label=f'failed ({failures:,})', **_CROSS))
         if handles and key.scale is None:
-            self._add_legend(
+            add_legend(
+                self.figure,
                 handles,
                 loc='outside right upper',
                 title=key.title,
                 ncols=-(-len(handles) // self._legend_rows),
             )
         elif handles:
-            self._add_legend(handles, loc='outside upper right', ncols=len(handles))
+            add_legend(
+                self.figure, handles, loc='outside upper right', ncols=len(handles)
+            )
         if key.scale is not None:
             bar = self.figure.colorbar(
                 key.scale, ax=self.panels, shrink=0.8, extend=key.beyond, pad=0.02
@@ -228,13 +232,6 @@ class MapFigure:
     @property
     def _legend_rows(self) -> int:
         return max(4, int(4.5 * self.figure.get_figheight()))
-
-    def _add_legend(self, handles: Sequence[Artist], **settings: Any) -> None:
-        legend = self.figure.legend(
-            handles=handles, fontsize=8, title_fontsize=9, frameon=False, **settings
-        )
-        for text in (*legend.get_texts(), legend.get_title()):
-            text.set_parse_math(False)
 
 
 def key_inches(key: Key, failures: int) -> float:

@@ -1,9 +1,10 @@
 """Words and signs that a figure must not go without."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pyproj import CRS, Geod, Transformer
@@ -39,6 +40,21 @@ def mark_random_weights(figure: Figure, provenance: Mapping[str, Any]) -> None:
             wrap=True,
             parse_math=False,
         )
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist], **settings: Any) -> None:
+    """Draw a legend whose texts are shown as they are, also with dollar signs.
+
+    Args:
+        figure: To be drawn on.
+        handles: With their labels.
+        settings: Further arguments of ``Figure.legend``.
+    """
+    legend = figure.legend(
+        handles=handles, fontsize=8, title_fontsize=9, frameon=False, **settings
+    )
+    for text in (*legend.get_texts(), legend.get_title()):
+        text.set_parse_math(False)
 
 
 def mark_ground(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from rasterio.transform import from_bounds
 
@@ -122,6 +123,20 @@ def test_labels_have_panels_and_numbers_a_colour_bar(tmp_path: Path) -> None:
     figure, shares = plot_class_maps(tmp_path / 'numbers')
     assert len(shares) == 0
     assert [axes.get_ylabel() for axes in figure.axes] == ['', 'prediction']
+
+
+def test_a_single_number_has_the_colour_that_its_bar_shows(tmp_path: Path) -> None:
+    write_map(tmp_path / 'a.tif', np.full((1, 2, 2), 7, np.float32), classes=())
+    axes, bar = plot_class_maps(tmp_path)[0].axes
+    low, high = bar.get_ylim()
+    shown = colormaps['cividis']((7 - low) / (high - low))[:3]
+    assert axes.images[0].get_array()[0, 0].tolist() == pytest.approx(shown, abs=0.01)
+
+
+def test_dollar_signs_of_names_are_shown(tmp_path: Path) -> None:
+    write_map(tmp_path / 'a.tif', classes([0, 0]), classes=('$x_1$ for $5', 'b'))
+    texts = plot_class_maps(tmp_path)[0].legends[0].get_texts()
+    assert not any(text.get_parse_math() for text in texts)
 
 
 def test_random_weights_are_said(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def series(*values: object, name: str = 'a') -> pd.Series:
     ('values', 'words'),
     [
         (series('water', None, 'bare'), ['bare (1)', 'water (1)', 'no value (1)']),
+        (series('', 'wet'), ['empty (1)', 'wet (1)']),
         (series('test', 'val', 'train'), ['train (1)', 'val (1)', 'test (1)']),
         (series(False, True, True), ['True (2)', 'False (1)']),
         (series(True, False, None).astype('boolean'), ['True (1)', 'False (1)', '']),
