@@ -93,7 +93,7 @@ def open_map_table(path: AnyPath) -> MapTable:
         SourceError: If it cannot be read, has no places, or no rows.
     """
     place = input_path(path)
-    if kind_of(place) != 'file' or _has_embeddings(place):
+    if kind_of(place) != 'file' or has_embeddings(place):
         return of_output(open_output(place))
     table = _read_places(place)
     if table.empty:
@@ -112,7 +112,15 @@ def of_output(output: Output) -> MapTable:
     return MapTable(output.chips, listed, output.provenance)
 
 
-def _has_embeddings(path: Place) -> bool:
+def has_embeddings(path: Place) -> bool:
+    """Tell if a file is an output of ``embed``, and no other table.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SourceError: If it ends in .parquet and cannot be read.
+    """
     if path.suffix.lower() in ('.tif', '.tiff'):
         return True
     if path.suffix.lower() != '.parquet':

@@ -27,7 +27,7 @@ from dynamicvis_geo.commands.options import (
     source,
 )
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
-from dynamicvis_geo.paths import Place, check_picture_path
+from dynamicvis_geo.paths import Place, check_picture_path, kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,10 +212,13 @@ def _rgb(arguments: Namespace) -> None:
     cached = cached_chips(source)
     if arguments.chip is not None:
         if arguments.chip not in cached:
-            some = f', such as {next(iter(cached))}' if cached else ''
             raise SpecError(
-                f'--chip {arguments.chip}: {source} is a cache of {len(cached)} chips'
-                f'{some}, but not of this one: name one that it holds'
+                f'--chip {arguments.chip}: {source} is a cache of {len(cached)} chips, '
+                f'such as {next(iter(cached))}, but not of this one: name one that it '
+                'holds'
+                if cached
+                else f'--chip {arguments.chip}: {source} is no cache of chips: leave '
+                '--chip out'
             )
         files = [str(cached[arguments.chip])]
     else:
@@ -335,7 +338,12 @@ def _map(arguments: Namespace) -> None:
     With --color, draw a column instead. Where places have several dates, each date is a
     panel; colours mean the same in all.
     """
-    from dynamicvis_geo.map_tables import FROM_FEATURES, of_output, open_map_table
+    from dynamicvis_geo.map_tables import (
+        FROM_FEATURES,
+        has_embeddings,
+        of_output,
+        open_map_table,
+    )
     from dynamicvis_geo.plotting.maps import (
         date_panels,
         panel_names,
@@ -346,6 +354,10 @@ def _map(arguments: Namespace) -> None:
     source, column = arguments.input, arguments.color
     _check_map_options(arguments)
     check_picture_path(arguments.output, FIGURES, arguments.overwrite, source)
+    if column is None and kind_of(source) == 'file' and not has_embeddings(source):
+        raise SpecError(
+            f'{source} has no embeddings: name the column to draw, --color COLUMN'
+        )
     embedded = _open(source, 'pooled') if column is None else None
     opened = open_map_table(source) if embedded is None else of_output(embedded)
     panels = date_panels(opened.table)

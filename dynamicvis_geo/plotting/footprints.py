@@ -7,10 +7,11 @@ import numpy as np
 import shapely
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
@@ -161,34 +162,32 @@ class MapFigure:
 
     def draw(self, axes: Axes, shapes: Shapes, colours: Picture) -> None:
         """Draw polygons, or points where polygons would be too small to see."""
-        if not len(shapes):
-            return
         boxes = shapely.bounds(shapes)
         sides = (boxes[:, 2:] - boxes[:, :2]) * self._pixels
-        side = float(np.median(sides.min(axis=1)))
+        large = sides.max(axis=1) > 0
+        side = float(np.median(sides[large].min(axis=1))) if large.any() else 0.0
+        large &= side >= _SMALLEST
         # Not GeoSeries.plot, which imports pyplot.
-        if side >= _SMALLEST:
+        if large.any():
             outlined = side >= _OUTLINED
-            outlines = [
-                one.exterior if one.geom_type == 'Polygon' else one for one in shapes
-            ]
             axes.add_collection(
-                PolyCollection(
-                    [shapely.get_coordinates(outline) for outline in outlines],
-                    facecolors=colours,
-                    edgecolors=_OUTLINE if outlined else colours,
+                PathCollection(
+                    [_path(one) for one in shapes[large]],
+                    facecolors=colours[large],
+                    edgecolors=_OUTLINE if outlined else colours[large],
                     linewidths=0.3 if outlined else 0.2,
                     rasterized=True,
                 )
             )
+        if large.all():
             return
         # Many points are small.
         size = float(np.clip(20_000 / len(shapes), 2.0, 24.0))
-        x, y = _middles(boxes).T
+        x, y = _middles(boxes[~large]).T
         axes.scatter(
             x,
             y,
-            c=colours,
+            c=colours[~large],
             s=size,
             edgecolors=_OUTLINE if size > 8 else 'none',
             linewidths=0.3,
@@ -240,6 +239,15 @@ def key_inches(key: Key, failures: int) -> float:
         return 0.9
     words = [*key.classes, *['failed (1,000)'] * bool(failures)]
     return 0.5 + 0.07 * max(map(len, [key.title, *words])) if words else 0.0
+
+
+def _path(shape: Any) -> Path:
+    """Return the outline of a part, with its holes."""
+    if shape.geom_type != 'Polygon':
+        return Path(shapely.get_coordinates(shape))
+    # Holes run the other way around than what they are in.
+    rings = shapely.get_rings(shapely.normalize(shape))
+    return Path.make_compound_path(*(Path(ring.coords, closed=True) for ring in rings))
 
 
 def _middles(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

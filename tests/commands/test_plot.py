@@ -49,6 +49,9 @@ def test_a_chip_of_a_cache_is_drawn(
     code, _, err = run_cli(*arguments, 'chip_2', '--overwrite')
     assert code == 2
     assert 'cache of 1 chips, such as chip_1' in err
+    scene = make_scene('scene.tif')
+    _, _, err = run_cli(*arguments[:2], scene, *arguments[3:], 'a', '--overwrite')
+    assert 'is no cache of chips: leave --chip out' in err
 
 
 def test_maps_in_colour_are_a_picture_a_folder_or_a_geotiff(
@@ -170,6 +173,7 @@ def test_class_maps_are_drawn_in_chosen_colours(run_cli: Cli, tmp_path: Path) ->
     [
         (('classes', 'maps', '--output', 'm.png'), '6 bands and 0 names of classes'),
         (('map', 'maps', '--output', 'm.png'), 'holds grid features'),
+        (('map', 'p.csv', '--output', 'm.png'), 'has no embeddings: name the column'),
         (
             ('map', 'e.parquet', '--output', 'm.png', '--color', 'colour'),
             '--color colour: no such column; there are id, ',
@@ -213,6 +217,7 @@ def test_what_cannot_be_drawn_is_said(
     write_pooled(tmp_path / 'e.parquet')
     write_pooled(tmp_path / 'empty.parquet', count=0)
     write_grid(tmp_path / 'maps')
+    (tmp_path / 'p.csv').write_text('lon,lat,cover\n10,47,water\n')
     monkeypatch.chdir(tmp_path)
     code, _, err = run_cli('plot', *arguments)
     assert code == 2

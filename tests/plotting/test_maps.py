@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -160,6 +161,25 @@ def test_of_many_dates_six_are_shown_and_said() -> None:
     titles = [axes.get_title()[:4] for axes in figure.axes]
     assert titles == ['2020', '2022', '2023', '2025', '2026', '2028']
     assert '6 of 9 dates are shown' in figure.get_supxlabel()
+
+
+def test_holes_and_points_among_polygons_are_seen() -> None:
+    ring = shapely.box(0, 0, 4, 4) - shapely.box(1, 1, 3, 3)
+    shapes = [shapely.Point(2, 2), shapely.box(5, 0, 9, 4), ring]
+    figure = plot_column_map(pd.Series(list('abc'), name='k'), shapes)
+    axes = figure.axes[0]
+    assert axes.collections[1].get_offsets().tolist() == [[2, 2]]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
+    colours = {
+        place: picture[
+            tuple(axes.transData.transform(place)[::-1].astype(int))
+        ].tolist()
+        for place in ((0.5, 2), (1.5, 1.5), (2, 2), (7, 2))
+    }
+    assert colours[1.5, 1.5] == [255, 255, 255]
+    assert len({tuple(colour) for colour in colours.values()}) == 4
 
 
 def test_texts_of_narrow_panels_leave_each_other_free() -> None:
