@@ -80,7 +80,7 @@ NEEDS = {
 LOADS_WEIGHTS = ('timm.md', 'torchgeo.md')
 
 #: Pages whose commands are those of others with more chips or dates.
-LONG = ('change', 'embedding', 'gallery')
+LONG = ('change', 'embedding', 'evaluating', 'gallery', 'pictures', 'similar')
 
 #: Pages that tests of their own run.
 ELSEWHERE = ('study',)
