@@ -75,9 +75,10 @@ def robust_scores(rest: Floats) -> tuple[Floats, str | None]:
     """
     none, known = np.full(len(rest), np.nan), rest[np.isfinite(rest)]
     if len(known) < FEWEST:
+        places = '1 place has' if len(known) == 1 else f'{len(known)} places have'
         return none, (
-            f'only {len(known)} places have a vector at both dates, and what is usual '
-            f'takes {FEWEST}, so that there are distances, but no scores'
+            f'only {places} a vector at both dates, and what is usual takes {FEWEST}, '
+            'so that there are distances, but no scores'
         )
     logs = np.log(np.maximum(rest, _ROUNDING))
     middle = np.nanmedian(logs)

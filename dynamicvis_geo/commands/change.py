@@ -10,7 +10,7 @@ a test of significance.
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from dynamicvis_geo.commands.options import (
     source,
 )
 from dynamicvis_geo.errors import OutputError, SpecError
-from dynamicvis_geo.paths import check_picture_path
+from dynamicvis_geo.paths import Place, check_picture_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,6 +136,7 @@ def run(arguments: Namespace) -> None:
 
 def _check_paths(arguments: Namespace) -> None:
     given = [arguments.first, arguments.second or arguments.first]
+    written: dict[Path, str] = {}
     for path, suffixes, option in (
         (arguments.output, _FILES, '--output'),
         (arguments.map, _FIGURES, '--map'),
@@ -143,8 +144,11 @@ def _check_paths(arguments: Namespace) -> None:
     ):
         if path is None:
             continue
+        if other := written.get(path.resolve()):
+            raise OutputError(f'{other} and {option} are both {path}: name two files')
+        written[path.resolve()] = option
         if option == '--output' and (path.is_dir() or not path.suffix):
-            _check_folder(path, arguments.overwrite)
+            _check_folder(path, arguments.overwrite, given)
             continue
         for one in given:
             check_picture_path(path, suffixes, arguments.overwrite, one, option)
@@ -152,9 +156,17 @@ def _check_paths(arguments: Namespace) -> None:
         raise SpecError('--images are drawn on a sheet: give --sheet FILE, too')
 
 
-def _check_folder(path: Path, overwrite: bool) -> None:
+def _check_folder(path: Path, overwrite: bool, inputs: Sequence[Place]) -> None:
     from dynamicvis_geo.provenance import refuse_others
 
+    target = path.resolve()
+    for one in inputs:
+        if isinstance(one, Path) and (
+            target.is_relative_to(one.resolve()) or target == one.resolve().parent
+        ):
+            raise OutputError(
+                f'--output {path} is where the input {one} is: choose another folder'
+            )
     if path.is_file():
         raise OutputError(f'--output {path} is a file: give a folder, or add .parquet')
     there = sorted(path.glob('*')) if path.is_dir() else []

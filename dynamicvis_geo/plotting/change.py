@@ -89,7 +89,8 @@ def plot_change_sheet(
         after: The same at the later date.
 
     Returns:
-        The figure: under each pair stand the name of the place, dates and score.
+        The figure: under each pair stand the name of the place, of a cell also its row
+        and column in its chip, dates and score.
 
     Raises:
         SpecError: If no place has a distance.
@@ -105,11 +106,15 @@ def plot_change_sheet(
     names = chip_names(earlier.drop(columns=['start', 'end']))
     for i, number in enumerate(numbers):
         box = None if change.cell is None else _box(later.iloc[i], change.cell[number])
+        name = chip_label(names[i])
+        if change.cell is not None:
+            row, column = divmod(change.cell[number], int(later['width'].iloc[i]))
+            name += f'\ncell row {row}, column {column}'
         score = f'distance {change.distance[number]:.4f}'
         if not change.reason:
             score = f'change {change.change[number]:.1f}, {score}'
         for side, image_of, text in (
-            (earlier, before, chip_label(names[i])),
+            (earlier, before, name),
             (later, after, score),
         ):
             chip = side.iloc[i]
@@ -186,7 +191,10 @@ def _cells(
         draw_scale_bar(axes, metres)
     draw_north(axes)
     figure.suptitle(title, fontsize=11, wrap=True, parse_math=False)
-    figure.supxlabel(extent_words(crs, bounds), fontsize=8, wrap=True, parse_math=False)
+    words = extent_words(crs, bounds)
+    if np.isnan(values).any():
+        words = f'Grey: no vector at one of the dates, or no chip\n{words}'
+    figure.supxlabel(words, fontsize=8, wrap=True, parse_math=False)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, extend=key.beyond, pad=0.02)
     bar.set_label(key.title, fontsize=9)
     bar.ax.tick_params(labelsize=8)

@@ -11,6 +11,7 @@ from dynamicvis_geo import read_provenance
 from dynamicvis_geo.change import Change, find_change
 from dynamicvis_geo.datasets.chips import ChipDataset
 from dynamicvis_geo.errors import SpecError
+from dynamicvis_geo.plotting import plot_change_sheet
 from dynamicvis_geo.samplers import GridSampler
 from tests.formats.conftest import DatedImages
 from tests.outputs import PROVENANCE, write_grid
@@ -68,6 +69,10 @@ def test_a_cell_is_that_of_the_chip_with_the_nearest_centre(
     overlapping: tuple[Change, np.ndarray], tmp_path: Path
 ) -> None:
     change, distance = overlapping
+    captions = [axes.get_xlabel() for axes in plot_change_sheet(change, 2).axes]
+    for number, caption in zip(change.order(2), captions[::2], strict=True):
+        row, column = divmod(change.cell[number], CELLS)
+        assert caption.endswith(f'\ncell row {row}, column {column}')
     # Of the three maps: the first three, the middle two, the last three columns.
     expected = np.concatenate(
         [distance[0][:, :3], distance[1][:, 1:3], distance[2][:, 1:]], axis=1

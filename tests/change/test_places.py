@@ -201,7 +201,9 @@ def test_without_a_measure_of_what_is_usual_there_are_distances_only(
     one, other, distance = two_dates(tmp_path, 9)
     few = find_change(one, other)
     assert np.isnan(few.change).all()
-    assert 'Only 9 places' in few.summary()
+    assert 'Only 9 places have a vector' in few.summary()
+    alone = [write(tmp_path / f'{y}', vectors(1, 12), y) for y in (2022, 2023)]
+    assert 'Only 1 place has a vector' in find_change(*alone).summary()
     assert few.order(9).tolist() == np.argsort(-distance).tolist()
     vector = vectors(COUNT, 12)
     twice = [write(tmp_path / f'{year}.parquet', vector, year) for year in (2022, 2023)]

@@ -110,6 +110,10 @@ def test_cells_are_outlined_in_images_of_both_dates(
             ('one.parquet', 'other.parquet', '--output', 'full', '--overwrite'),
             'which dynamicvis_geo did not write',
         ),
+        (
+            ('one.parquet', 'other.parquet', '--map', 'a.png', '--sheet', './a.png'),
+            '--map and --sheet are both a.png: name two files',
+        ),
         (('one.parquet', 'other.parquet', '--images', '.'), 'give --sheet FILE, too'),
         (
             ('one.parquet', 'other.parquet', '--images', 'a,b,c'),
@@ -131,6 +135,23 @@ def test_what_cannot_be_compared_is_said(
     code, _, err = run_cli('change', *arguments)
     assert (code, err.count('\n')) == (2, 1)
     assert message in err
+
+
+@pytest.mark.parametrize('output', ['after', 'before', 'after/change', '.'])
+def test_maps_are_not_written_into_those_that_are_compared(
+    run_cli: Cli, tmp_path: Path, output: str
+) -> None:
+    for name in ('before', 'after'):
+        write_grid(tmp_path / name)
+    files = sorted((tmp_path / 'after').rglob('*'))
+    content = [file.read_bytes() for file in files]
+    code, _, err = run_cli(
+        *('change', tmp_path / 'before', tmp_path / 'after'),
+        *('--output', tmp_path / output, '--overwrite'),
+    )
+    assert (code, 'choose another folder' in err) == (2, True)
+    assert sorted((tmp_path / 'after').rglob('*')) == files
+    assert [file.read_bytes() for file in files] == content
 
 
 def test_comparing_needs_no_pytorch(tmp_path: Path) -> None:
