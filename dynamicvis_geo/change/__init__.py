@@ -12,12 +12,14 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
+import pandas as pd
 
 from dynamicvis_geo.change.pairs import (
     CellPairs,
     PooledPairs,
     match_places,
     own_cells,
+    window_text,
     windows_of,
 )
 from dynamicvis_geo.change.result import Change, describe
@@ -87,8 +89,8 @@ def find_change(
             f'{one.dimensions}: compare those of one model'
         )
     rows = match_places(one, other)
-    _refuse_order(one, other)
     chips = describe(one.chips.iloc[rows[0]], other.chips.iloc[rows[1]])
+    _refuse_order(one, other, chips)
     pairs: PooledPairs | CellPairs
     cell = None
     if one.kind == 'pooled':
@@ -216,12 +218,14 @@ def _some(output: Output, chosen: np.ndarray) -> Output:
     return replace(output, chips=output.chips[chosen], total=int(chosen.sum()))
 
 
-def _refuse_order(before: Output, after: Output) -> None:
-    earliest, latest = before.chips['start'].min(), after.chips['start'].max()
-    if earliest > latest:
+def _refuse_order(before: Output, after: Output, chips: pd.DataFrame) -> None:
+    if (chips['before_start'] > chips['start']).all():
+        chip = chips.iloc[0]
+        one = window_text(chip['before_start'], chip['before_end'])
+        other = window_text(chip['start'], chip['end'])
         raise SpecError(
-            f'{before.path} ({windows_of(before.chips)[0]}) is later than {after.path} '
-            f'({windows_of(after.chips)[-1]}): give the earlier one first'
+            f'{before.path} ({one}) is later than {after.path} ({other}): give the '
+            'earlier one first'
         )
     if before.path == after.path and (
         windows_of(before.chips) == windows_of(after.chips)

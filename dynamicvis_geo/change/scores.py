@@ -86,8 +86,8 @@ def robust_scores(rest: Floats) -> tuple[Floats, str | None]:
     if spread < np.sqrt(_ROUNDING):
         return none, (
             'the distances of most places are equal, so that there is no measure of '
-            'what is usual: there are distances, but no scores. Are both of the same '
-            'images?'
+            'what is usual: there are distances, but no scores; perhaps both are of '
+            'the same images'
         )
     return (logs - middle) / spread, None
 

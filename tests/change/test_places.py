@@ -237,6 +237,21 @@ def test_files_hold_all_places_and_say_how_they_were_made(tmp_path: Path) -> Non
     assert 'MAD' in made['change']['method']
 
 
+def test_later_dates_are_refused_as_the_earlier_ones_place_by_place(
+    tmp_path: Path,
+) -> None:
+    outputs = []
+    for first in (2022, 2021):
+        start = pd.to_datetime(
+            [f'{first + i % 2}-06-01' for i in range(COUNT)], utc=True
+        )
+        path, end = tmp_path / f'{first}.parquet', start + pd.Timedelta('90D')
+        outputs.append(write(path, vectors(COUNT, 12, first), start=start, end=end))
+    with pytest.raises(SpecError, match='give the earlier one first'):
+        find_change(*outputs)
+    assert len(find_change(*outputs[::-1]).chip) == COUNT
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     one, other, _ = two_dates(tmp_path)
     with pytest.raises(SpecError, match='is named twice'):
