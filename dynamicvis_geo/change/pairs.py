@@ -41,7 +41,7 @@ def match_places(before: Output, after: Output) -> tuple[Ints, Ints]:
     Where one does not know its bounds, they have the same point, or else the same id.
 
     Args:
-        before: An output in which each place occurs once.
+        before: An output; places that it has several times are paired in their order.
         after: Another.
 
     Returns:
@@ -53,6 +53,8 @@ def match_places(before: Output, after: Output) -> tuple[Ints, Ints]:
     tables = _keys(before.chips, after.chips)
     for output, keys in zip((before, after), tables, strict=True):
         _refuse_dates(output, keys)
+        # What is there several times is paired in its order, not each with each.
+        keys.insert(0, 'repeat', keys.groupby([*keys.columns[:-1]]).cumcount())
     both = tables[0].merge(tables[1], on=[*tables[0].columns[:-1]], sort=False)
     both = both.sort_values(['row_x', 'row_y'])
     if not len(both):

@@ -23,6 +23,7 @@ from dynamicvis_geo.change.scores import THRESHOLD
 from dynamicvis_geo.datasets.footprints import footprints, to_lonlat
 from dynamicvis_geo.errors import SpecError
 from dynamicvis_geo.provenance import PROVENANCE_KEY, to_json
+from dynamicvis_geo.store import Store
 from dynamicvis_geo.terms import random_weights
 
 Floats = NDArray[np.float64]
@@ -213,7 +214,8 @@ class Change:
         """
         suffix = path.suffix.lower()
         if suffix == '.csv':
-            self.table.drop(columns='geometry').to_csv(path, index=False)
+            flat = self.table.drop(columns='geometry')
+            Store(str(path.parent)).put(path.name, flat.to_csv(index=False).encode())
         elif suffix in ('.parquet', '.geoparquet'):
             self._write_parquet(path)
         elif self.cell is None:
@@ -229,7 +231,9 @@ class Change:
         table = pq.read_table(pa.BufferReader(content.getvalue()))
         told = {PROVENANCE_KEY: to_json(self.provenance)}
         table = table.replace_schema_metadata({**table.schema.metadata, **told})
-        pq.write_table(table, path, compression='zstd')
+        file = pa.BufferOutputStream()
+        pq.write_table(table, file, compression='zstd')
+        Store(str(path.parent)).put(path.name, file.getvalue().to_pybytes())
 
     def _windows(self, before: bool) -> list[str]:
         prefix = 'before_' if before else ''

@@ -289,3 +289,15 @@ def test_other_settings_are_refused(
     other = write(tmp_path / 'other.parquet', vectors(COUNT, 12), 2023)
     with pytest.raises(SpecError, match=r'different settings(.|\n)*(beef|LANDSAT)'):
         find_change(one, other)
+
+
+def test_repeated_places_are_compared_once_each(tmp_path: Path) -> None:
+    one, other, distance = two_dates(tmp_path, 12)
+    # Plot 3 is listed three times before, and twice after.
+    for path, rows in ((one, [*range(12), 3, 3]), (other, [*range(12), 3])):
+        year = 2022 if path == one else 2023
+        table = np.stack(gpd.read_parquet(path)['embedding'])
+        write(path, table, year, order=rows)
+    found = find_change(one, other)
+    np.testing.assert_allclose(found.distance, distance[[*range(12), 3]], atol=1e-6)
+    assert found.unmatched == (1, 0)
