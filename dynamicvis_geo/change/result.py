@@ -152,7 +152,7 @@ class Change:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What made this: both outputs, and how."""
+        """Both outputs, and how this was made of them."""
         sides = {}
         for name, path, made in zip(
             ('before', 'after'), self.paths, self.made, strict=True
@@ -243,7 +243,7 @@ class Change:
 
     @property
     def title(self) -> str:
-        """What is compared, in words."""
+        """The two that are compared, in words."""
         one, other = (PurePath(path).name for path in self.paths)
         times = []
         for before in (True, False):

@@ -60,7 +60,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a probe found.
+    """The findings of a probe.
 
     Attributes:
         target: Column of the labels.
