@@ -209,7 +209,7 @@ CASES = [
     (('plot', 'map', 'none.parquet', '--output', 'm.png'), r'none\.parquet holds no'),
     (
         ('plot', 'map', 'table.parquet', '--output', 'm.png'),
-        r'table\.parquet: no col',
+        r'table\.parquet has no embeddings: name the column',
     ),
     (('plot', 'map', 'maps', '--output', 'm.png'), r'INPUT: maps holds grid'),
     # Runs that are described by a file.
