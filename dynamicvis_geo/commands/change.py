@@ -23,6 +23,7 @@ from dynamicvis_geo.commands.options import (
     positive,
     source,
 )
+from dynamicvis_geo.commands.writing import FIGURES, write_file
 from dynamicvis_geo.errors import OutputError, SpecError
 from dynamicvis_geo.paths import Place, check_picture_path
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from dynamicvis_geo.change import Change
 
 _FILES = ('.parquet', '.geoparquet', '.csv', '.tif', '.tiff')
-_FIGURES = ('.png', '.pdf', '.svg')
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -139,8 +139,8 @@ def _check_paths(arguments: Namespace) -> None:
     written: dict[Path, str] = {}
     for path, suffixes, option in (
         (arguments.output, _FILES, '--output'),
-        (arguments.map, _FIGURES, '--map'),
-        (arguments.sheet, _FIGURES, '--sheet'),
+        (arguments.map, FIGURES, '--map'),
+        (arguments.sheet, FIGURES, '--sheet'),
     ):
         if path is None:
             continue
@@ -229,11 +229,5 @@ def _saver(figure: Figure) -> Callable[[Path], None]:
 
 
 def _write(path: Path, option: str, write: Callable[[Path], None]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-    except OSError as error:
-        raise OutputError(
-            f'cannot write {path}: {error}; choose another {option}'
-        ) from error
+    write_file(path, write, option)
     print(f'Wrote {path}.')

@@ -26,6 +26,7 @@ from dynamicvis_geo.commands.options import (
     read_colors,
     source,
 )
+from dynamicvis_geo.commands.writing import FIGURES, write_file
 from dynamicvis_geo.errors import OutputError, SourceError, SpecError
 from dynamicvis_geo.paths import Place, check_picture_path, kind_of
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from dynamicvis_geo.outputs import Output
 
-FIGURES = ('.png', '.pdf', '.svg')
 _FIGURE = 'file that ends in .png, .pdf or .svg'
 _SHEET = 24
 
@@ -436,11 +436,5 @@ def _save(figure: Figure, path: Path, provenance: Mapping[str, Any]) -> None:
     from dynamicvis_geo.plotting.marks import mark_random_weights
 
     mark_random_weights(figure, provenance)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise OutputError(
-            f'cannot write {path}: {error}; choose another --output'
-        ) from error
+    write_file(path, lambda file: figure.savefig(file, dpi=150))
     print(f'Wrote {path}.')

@@ -9,8 +9,6 @@ equals are in the order of their rows. Examples are left out of what is found.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynamicvis_geo.commands.options import (
@@ -21,7 +19,7 @@ from dynamicvis_geo.commands.options import (
     positive,
     source,
 )
-from dynamicvis_geo.errors import OutputError
+from dynamicvis_geo.commands.writing import FIGURES, write_file
 from dynamicvis_geo.paths import check_picture_path
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from dynamicvis_geo.similarity import Similar
 
 _TABLES = ('.parquet', '.geoparquet', '.csv')
-_FIGURES = ('.png', '.pdf', '.svg')
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -108,7 +105,7 @@ def run(arguments: Namespace) -> None:
 
     for path, suffixes, option in (
         (arguments.output, _TABLES, '--output'),
-        (arguments.sheet, _FIGURES, '--sheet'),
+        (arguments.sheet, FIGURES, '--sheet'),
     ):
         for given in arguments.embeddings if path is not None else ():
             check_picture_path(path, suffixes, arguments.overwrite, given, option)
@@ -122,11 +119,11 @@ def run(arguments: Namespace) -> None:
     if arguments.output is None:
         print(_text(found.table))
     else:
-        _write(arguments.output, '--output', found.write)
+        write_file(arguments.output, found.write)
         kind = 'cells' if 'cell_row' in found.table else 'chips'
         print(f'Wrote {arguments.output}: {len(found.table)} {kind}.')
     if arguments.sheet is not None:
-        _write(arguments.sheet, '--sheet', _sheet(arguments, found).savefig)
+        write_file(arguments.sheet, _sheet(arguments, found).savefig, '--sheet')
         print(f'Wrote {arguments.sheet}.')
 
 
@@ -150,13 +147,3 @@ def _sheet(arguments: Namespace, found: Similar) -> Figure:
         return plot_similar(found)
     bands = arguments.bands or recorded_bands(dict(found.provenance))
     return plot_similar(found, Quicklooks(arguments.images, bands))
-
-
-def _write(path: Path, option: str, write: Callable[[Path], None]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-    except OSError as error:
-        raise OutputError(
-            f'cannot write {path}: {error}; choose another {option}'
-        ) from error

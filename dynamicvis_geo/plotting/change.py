@@ -1,7 +1,5 @@
 """Change between two dates: its map, and the places that changed most."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 from matplotlib.cm import ScalarMappable
@@ -14,21 +12,12 @@ from dynamicvis_geo.change.rasters import Bounds, mosaic
 from dynamicvis_geo.change.result import Change
 from dynamicvis_geo.change.scores import THRESHOLD
 from dynamicvis_geo.errors import SpecError
-from dynamicvis_geo.plotting.cartography import (
-    draw_north,
-    draw_scale_bar,
-    extent_words,
-    metres_per_degree,
-)
 from dynamicvis_geo.plotting.columns import Key
 from dynamicvis_geo.plotting.features import chip_label, chip_names, dates_of
 from dynamicvis_geo.plotting.maps import plot_footprints
-from dynamicvis_geo.plotting.marks import mark_random_weights
-from dynamicvis_geo.plotting.neighbours import Box, plot_chips
+from dynamicvis_geo.plotting.marks import mark_ground, mark_random_weights
+from dynamicvis_geo.plotting.neighbours import Box, ImageOfChip, plot_chips
 from dynamicvis_geo.plotting.palette import MISSING, SEQUENTIAL
-
-#: The image ``[3, H, W]`` of a chip; None where there is none.
-ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
 
 #: Score with the last colour.
 _HIGHEST = 2 * THRESHOLD
@@ -62,7 +51,7 @@ def plot_change_map(change: Change) -> Figure:
     if cells is None:
         figure = _chips(change, values, scale, key, title)
     else:
-        crs = CRS.from_user_input(change.chips['crs'].iloc[0])
+        crs = str(change.chips['crs'].iloc[0])
         figure = _cells(cells[0][band], cells[1], crs, norm, key, title)
     if not change.reason:
         bar = figure.axes[-1]
@@ -162,39 +151,27 @@ def _chips(
 def _cells(
     values: NDArray[np.float32],
     bounds: Bounds,
-    crs: CRS,
+    crs: str,
     norm: Normalize,
     key: Key,
     title: str,
 ) -> Figure:
     west, south, east, north = bounds
-    metres: float | None = crs.axis_info[0].unit_conversion_factor
     shrink = 1.0
-    if crs.is_geographic:
-        metres = metres_per_degree(south, north)
+    if CRS.from_user_input(crs).is_geographic:
         shrink = max(float(np.cos(np.radians((south + north) / 2))), 0.05)
     ratio = min(max((north - south) / (shrink * (east - west)), 0.3), 2.0)
     width, height = _LONG_SIDE / max(ratio, 1), _LONG_SIDE * min(ratio, 1)
     figure = Figure(figsize=(max(width, 4) + 1.4, height + 1), layout='compressed')
     axes = figure.subplots()
     axes.set_facecolor(MISSING)
-    image = axes.imshow(
-        values,
-        cmap=SEQUENTIAL,
-        norm=norm,
-        extent=(west, east, south, north),
-        interpolation='nearest',
-        aspect=1 / shrink,
-    )
+    image = axes.imshow(values, cmap=SEQUENTIAL, norm=norm, interpolation='nearest')
     axes.set(xticks=[], yticks=[])
-    if metres is not None:
-        draw_scale_bar(axes, metres)
-    draw_north(axes)
+    mark_ground(axes, crs, bounds)
     figure.suptitle(title, fontsize=11, wrap=True, parse_math=False)
-    words = extent_words(crs, bounds)
     if np.isnan(values).any():
-        words = f'Grey: no vector at one of the dates, or no chip\n{words}'
-    figure.supxlabel(words, fontsize=8, wrap=True, parse_math=False)
+        words = 'Grey: no vector at one of the dates, or no chip'
+        figure.supxlabel(words, fontsize=8, wrap=True)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, extend=key.beyond, pad=0.02)
     bar.set_label(key.title, fontsize=9)
     bar.ax.tick_params(labelsize=8)

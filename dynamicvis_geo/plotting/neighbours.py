@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 import shapely
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,9 @@ from dynamicvis_geo.plotting.maps import LonLat
 
 #: The image ``[3, H, W]`` of a row; None where there is none.
 ImageOf = Callable[[int], NDArray[np.generic] | None]
+
+#: The same of a chip.
+ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
 
 #: Left, top, width and height, as shares of an image.
 Box = tuple[float, float, float, float]

@@ -1,19 +1,12 @@
 """A contact sheet of places that were found to be like examples."""
 
-from collections.abc import Callable
-
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from dynamicvis_geo.plotting.features import chip_label, chip_names
 from dynamicvis_geo.plotting.marks import mark_random_weights
-from dynamicvis_geo.plotting.neighbours import Box, plot_chips
+from dynamicvis_geo.plotting.neighbours import Box, ImageOfChip, plot_chips
 from dynamicvis_geo.similarity import Similar
-
-#: The image ``[3, H, W]`` of a chip; None where there is none.
-ImageOfChip = Callable[[pd.Series], NDArray[np.generic] | None]
 
 #: Examples that are drawn, and counter-examples.
 _EXAMPLES = 5
